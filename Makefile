@@ -1,0 +1,50 @@
+# The two commands of the README, and lint. Each makes .venv first if needed.
+#
+#   make demo                          synthetic slides -> out/demo/report
+#   make demo SLIDES=folder OUT=folder the same on your own slides
+#   make test                          all tests
+#   make lint                          ruff: rules and format
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+OUT ?= out/demo
+SLIDES ?=
+# Arguments for pytest, e.g. make test TESTS="-m 'not slow'".
+TESTS ?=
+
+slides := $(or $(SLIDES),$(OUT)/slides)
+run := $(PY) main.py --config=configs/videomae.py:demo \
+  --config.workdir=$(OUT)/run --config.data.path=$(OUT)/prep/shards
+
+.PHONY: demo test lint
+
+demo: $(INSTALLED)
+	$(if $(SLIDES),,$(PY) -m data_prep.synthetic --out=$(OUT)/slides --slides=6)
+	@# Exit code 3: finished, some slides were refused; the report lists them.
+	$(PY) -m data_prep --config=configs/prep_wsi.py:demo \
+	  --config.slides=$(slides) --config.out=$(OUT)/prep || [ $$? -eq 3 ]
+	$(run)
+	$(run) --config.job=evaluate
+	$(run) --config.job=embed
+	$(run) --config.job=report --config.report.prep=$(OUT)/prep \
+	  --config.report.out=$(OUT)/report
+	@echo "Open $(OUT)/report/index.html in a browser."
+
+test: $(INSTALLED)
+	$(PY) -m pytest -n 2 $(TESTS)
+
+lint: $(INSTALLED)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
+	  "wsiseq_jax needs Python 3.11 or newer, $(PYTHON) is %d.%d: try \
+	make PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check \
+	  -c constraints.txt -e ".[dev]"
+	@touch $@

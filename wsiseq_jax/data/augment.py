@@ -1,0 +1,312 @@
+"""Cuts clips out of stored panels on the device, inside the jitted step.
+
+The host sends whole uint8 panels and the boxes of all stored frames. Choosing
+frames, cropping, resizing and normalising happen here, for three reasons: they
+are matrix products, hence nearly free on an accelerator; they depend on
+`(key, step)` alone, hence a resumed run repeats them exactly; and several
+differently cropped copies of one sequence cost no second JPEG decoding.
+
+A crop is one source rectangle a frame, in panel pixels, and one resize. Frames
+of a drift sequence overlap in their panel, so a pixel of tissue has the same
+panel coordinate in every frame that shows it. `Clips.shift_px` hands this
+coordinate on (scaled to output pixels), and `models.masking` uses it to make
+masks that follow the tissue.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Corners, centre, edge middles and quarter points, in quarters of the room
+# that a crop leaves: (y, x). From the multi-scale crop of the VideoMAE recipe.
+_ANCHORS = (
+  (0, 0), (0, 4), (4, 0), (4, 4), (2, 2), (2, 0), (2, 4), (4, 2), (0, 2),
+  (1, 1), (1, 3), (3, 1), (3, 3),
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipSpec:
+  """What clips to cut: static numbers, all known when the step is compiled.
+
+  Attributes:
+    frames: Frames in a clip (t).
+    frame_step: Stored frames between two frames of the clip.
+    image_px: Output (height, width) in pixels.
+    frame_px: Largest stored frame (height, width) in panel pixels; from the
+      data set's metadata.
+    crop_scales: Crop sides as parts of the largest crop that fits.
+    repeats: Independently cropped copies of each sequence in a batch.
+    mean: Channel means subtracted after scaling to [0, 1].
+    std: Channel standard deviations divided by.
+  """
+
+  frames: int = 16
+  frame_step: int = 4
+  image_px: tuple[int, int] = (224, 224)
+  frame_px: tuple[int, int] = (336, 336)
+  crop_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+  repeats: int = 1
+  mean: tuple[float, ...] = IMAGENET_MEAN
+  std: tuple[float, ...] = IMAGENET_STD
+
+  def __post_init__(self):
+    for key in ("frames", "frame_step", "repeats"):
+      if getattr(self, key) < 1:
+        raise ValueError(
+          f"data.{key} = {getattr(self, key)}: must be at least 1"
+        )
+    bad = [s for s in self.crop_scales if not 0 < s <= 1]
+    if bad or not self.crop_scales:
+      raise ValueError(
+        f"data.crop_scales = {self.crop_scales}: needs numbers in (0, 1]"
+      )
+    if min(self.image_px) < 1 or min(self.frame_px) < 1:
+      raise ValueError(
+        f"data.image_px = {self.image_px} of frames of {self.frame_px} px: "
+        "sides must be at least 1"
+      )
+
+  @property
+  def span(self) -> int:
+    """Stored frames from the first to the last frame of a clip."""
+    return (self.frames - 1) * self.frame_step + 1
+
+
+class Clips(NamedTuple):
+  """A batch of clips on the device.
+
+  Attributes:
+    pixels: [b, t, h, w, c], normalised by the spec's mean and std.
+    shift_px: [b, t, 2], x and y of the frame's upper left corner in its panel,
+      in output pixels. Equal tissue has equal `shift + position in frame`.
+    panel: [b, t], the panel a frame was cut from; frames of different panels
+      share no coordinate.
+    time: [b, t], in the unit of the data set.
+    level0_xy: [b, t, 2], centres of the stored frames in level-0 pixels.
+    frames: [b, t], indices of the chosen stored frames.
+  """
+
+  pixels: Float[Array, "b t h w c"]
+  shift_px: Float[Array, "b t 2"]
+  panel: Int[Array, "b t"]
+  time: Float[Array, "b t"]
+  level0_xy: Float[Array, "b t 2"]
+  frames: Int[Array, "b t"]
+
+
+def resize_weights(
+  start: Float[Array, ""],
+  length: Float[Array, ""],
+  source: int,
+  target: int,
+) -> Float[Array, "target source"]:
+  """Weights of an antialiased bilinear resize along one axis.
+
+  Output pixel i looks at position `start + (i + 1/2) length / target` through
+  a triangle as wide as one output pixel, at least as wide as one input pixel:
+  the convention of Pillow's bilinear filter. Rows sum to one.
+
+  Args:
+    start: First coordinate of the source interval, in pixels; pixel j covers
+      [j, j + 1).
+    length: Length of the source interval, in pixels.
+    source: Number of source pixels.
+    target: Number of output pixels.
+
+  Returns:
+    The matrix to multiply the source axis with.
+
+  Example:
+    >>> w = resize_weights(jnp.float32(0), jnp.float32(4), 4, 2)
+    >>> [[round(float(v), 3) for v in row] for row in w]
+    [[0.429, 0.429, 0.143, 0.0], [0.0, 0.143, 0.429, 0.429]]
+  """
+  scale = length / target
+  centre = start + (jnp.arange(target, dtype=jnp.float32) + 0.5) * scale
+  pixel = jnp.arange(source, dtype=jnp.float32) + 0.5
+  reach = jnp.maximum(scale, 1.0)
+  distance = jnp.abs(pixel[None, :] - centre[:, None])
+  weight = jnp.maximum(1.0 - distance / reach, 0.0)
+  return weight / jnp.maximum(weight.sum(axis=1, keepdims=True), 1e-6)
+
+
+def crop_sizes(spec: ClipSpec) -> tuple[tuple[float, float], ...]:
+  """Crop (height, width) as parts of the frame, one for each scale.
+
+  The largest crop has the aspect ratio of the output and fits the frame. A
+  crop that comes within three pixels of the output size snaps to it, so that
+  it is copied rather than resampled.
+
+  Example:
+    >>> sizes = crop_sizes(ClipSpec())
+    >>> [round(336 * h, 1) for h, _ in sizes]
+    [336.0, 294.0, 252.0, 224.0]
+  """
+  fit = min(f / i for f, i in zip(spec.frame_px, spec.image_px, strict=True))
+
+  def side(scale: float, axis: int) -> float:
+    px = float(int(spec.image_px[axis] * fit * scale))
+    if abs(px - spec.image_px[axis]) < 3.5:
+      px = min(spec.image_px[axis], spec.frame_px[axis])
+    return px / spec.frame_px[axis]
+
+  return tuple((side(s, 0), side(s, 1)) for s in spec.crop_scales)
+
+
+def _cut_frames(
+  panels: UInt8[Array, "p h w c"],
+  frame_panel: Int[Array, "t"],
+  rectangle: Float[Array, "t 4"],
+  spec: ClipSpec,
+) -> Float[Array, "t i j c"]:
+  """Resamples one rectangle (x, y, w, h in panel pixels) a frame, to [0, 1]."""
+  _, panel_h, panel_w, channels = panels.shape
+  # The slice is as large as the largest frame, plus one pixel on each side for
+  # the filter; the resize then touches no other part of the panel.
+  slice_h = min(spec.frame_px[0] + 2, panel_h)
+  slice_w = min(spec.frame_px[1] + 2, panel_w)
+
+  def cut(panel, box):
+    left = jnp.clip(
+      jnp.floor(box[0]).astype(jnp.int32) - 1, 0, panel_w - slice_w
+    )
+    top = jnp.clip(
+      jnp.floor(box[1]).astype(jnp.int32) - 1, 0, panel_h - slice_h
+    )
+    patch = jax.lax.dynamic_slice(
+      panels, (panel, top, left, 0), (1, slice_h, slice_w, channels)
+    )[0]
+    rows = resize_weights(box[1] - top, box[3], slice_h, spec.image_px[0])
+    columns = resize_weights(box[0] - left, box[2], slice_w, spec.image_px[1])
+    # Grey levels are exact in bfloat16, the weights are not: three passes.
+    return jnp.einsum(
+      "ih,hwc,jw->ijc",
+      rows,
+      patch.astype(jnp.float32),
+      columns,
+      precision=jax.lax.Precision.HIGH,
+    )
+
+  return jax.vmap(cut)(frame_panel, rectangle) / 255.0
+
+
+def _channel_statistics(spec: ClipSpec, ndim: int) -> tuple[Array, Array]:
+  shape = (1,) * (ndim - 1) + (-1,)
+  mean = jnp.asarray(spec.mean, jnp.float32).reshape(shape)
+  return mean, jnp.asarray(spec.std, jnp.float32).reshape(shape)
+
+
+def _clip(
+  record: Mapping[str, Array],
+  start: Int[Array, ""],
+  size: Float[Array, "2"],
+  offset: Float[Array, "2"],
+  spec: ClipSpec,
+) -> Clips:
+  """One clip of one record; size and offset (y, x) are parts of the frame."""
+  stored = record["frame_box"].shape[0]
+  # A sequence shorter than the clip repeats its last frame.
+  frames = jnp.minimum(
+    start + jnp.arange(spec.frames) * spec.frame_step, stored - 1
+  )
+  box = jnp.take(record["frame_box"], frames, axis=0)
+  panel = jnp.take(record["frame_panel"], frames, axis=0)
+  corner = box[:, :2] + offset[None, ::-1] * box[:, 2:]
+  extent = size[None, ::-1] * box[:, 2:]
+  rectangle = jnp.concatenate([corner, extent], axis=1)
+  pixels = _cut_frames(record["panels"], panel, rectangle, spec)
+  mean, std = _channel_statistics(spec, pixels.ndim)
+  out_wh = jnp.asarray([spec.image_px[::-1]], jnp.float32)
+  return Clips(
+    pixels=(pixels - mean) / std,
+    shift_px=corner * out_wh / extent,
+    panel=panel,
+    time=jnp.take(record["time"], frames, axis=0),
+    level0_xy=jnp.take(record["frame_level0_xy"], frames, axis=0),
+    frames=frames,
+  )
+
+
+_DEVICE_FIELDS = (
+  "panels", "frame_panel", "frame_box", "time", "frame_level0_xy",
+)  # fmt: skip
+
+
+def sample_clips(
+  batch: Mapping[str, Array], key: Key[Array, ""], spec: ClipSpec
+) -> Clips:
+  """Cuts `repeats` random clips from each sequence of a batch (training).
+
+  The first frame is uniform over the starts that fit. All frames of a clip
+  share one crop, drawn as in the VideoMAE recipe: height and width scales are
+  neighbours in `crop_scales`, the corner is one of 13 anchors. No flips and no
+  colour changes: each region is stored with all its headings.
+
+  Args:
+    batch: The loader's arrays: panels uint8 [b, p, h, w, c], frame_panel
+      [b, T], frame_box [b, T, 4], time [b, T], frame_level0_xy [b, T, 2].
+    key: The key of this step; copies and sequences get their own from it.
+    spec: What to cut.
+
+  Returns:
+    Clips with leading axis b · repeats, the copies of a sequence side by side.
+  """
+  record = {name: batch[name] for name in _DEVICE_FIELDS}
+  b, stored = record["frame_box"].shape[:2]
+  sizes = jnp.asarray(crop_sizes(spec), jnp.float32)
+  anchors = jnp.asarray(_ANCHORS, jnp.float32) / 4.0
+  scales = len(spec.crop_scales)
+  pairs = jnp.asarray(
+    [(i, j) for i in range(scales) for j in range(scales) if abs(i - j) <= 1]
+  )
+
+  def one(record, key):
+    start_key, size_key, anchor_key = jax.random.split(key, 3)
+    start = jax.random.randint(start_key, (), 0, max(stored - spec.span, 0) + 1)
+    pair = jax.random.choice(size_key, pairs)
+    size = jnp.stack([sizes[pair[0], 0], sizes[pair[1], 1]])
+    offset = jax.random.choice(anchor_key, anchors) * (1.0 - size)
+    return _clip(record, start, size, offset, spec)
+
+  copies = jax.vmap(one, in_axes=(None, 0))
+  clips = jax.vmap(copies)(record, jax.random.split(key, (b, spec.repeats)))
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), clips)
+
+
+def centre_clips(batch: Mapping[str, Array], spec: ClipSpec) -> Clips:
+  """Cuts the middle clip of each sequence, whole frames (evaluation).
+
+  Args:
+    batch: As for `sample_clips`.
+    spec: What to cut; `repeats` and `crop_scales` are not used.
+
+  Returns:
+    One clip a sequence; the same for the same input, whatever the batch.
+  """
+  record = {name: batch[name] for name in _DEVICE_FIELDS}
+  stored = record["frame_box"].shape[1]
+  whole = dataclasses.replace(spec, crop_scales=(1.0,))
+  size = jnp.asarray(crop_sizes(whole)[0], jnp.float32)
+  start = jnp.asarray(max(stored - spec.span, 0) // 2)
+
+  def one(record):
+    return _clip(record, start, size, (1.0 - size) / 2.0, whole)
+
+  return jax.vmap(one)(record)
+
+
+def to_uint8(
+  pixels: Float[Array, "*b h w c"], spec: ClipSpec
+) -> UInt8[Array, "*b h w c"]:
+  """Undoes the normalisation, for pictures."""
+  mean, std = _channel_statistics(spec, pixels.ndim)
+  grey = (pixels * std + mean) * 255.0
+  return jnp.clip(jnp.round(grey), 0, 255).astype(jnp.uint8)
