@@ -1,0 +1,128 @@
+"""The picture by which a person checks what was taken from a slide."""
+
+import functools
+import os
+
+import cv2
+import matplotlib
+import numpy as np
+from jaxtyping import Bool, Shaped, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+_OUTLINE = (0, 150, 60)
+_CENTRE = (255, 200, 0)
+_INK = (20, 20, 20)
+
+
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+  # The font Pillow brings lacks the micro sign; Matplotlib brings a full one.
+  folder = os.path.join(matplotlib.get_data_path(), "fonts", "ttf")
+  return ImageFont.truetype(os.path.join(folder, "DejaVuSans.ttf"), size)
+
+
+def _bar_um(width_um: float) -> float:
+  """Returns a round length of about a fifth of the picture.
+
+  Args:
+    width_um: width of the picture, um.
+
+  Returns:
+    1, 2 or 5 times a power of ten, um.
+
+  Example:
+    >>> _bar_um(5300.0)
+    1000.0
+  """
+  ten = 10.0 ** np.floor(np.log10(width_um / 5))
+  return float(max(m * ten for m in (1, 2, 5) if m * ten <= width_um / 5))
+
+
+def qc_picture(
+  thumbnail: UInt8[np.ndarray, "h w 3"],
+  mask: Bool[np.ndarray, "h w"],
+  *,
+  downsample: float | int,
+  mpp: float | int,
+  title: str = "",
+  mpp_origin: str = "",
+  centres_level0: Shaped[np.ndarray, "m 2"] | None = None,
+  region_px: float | int = 0,
+) -> UInt8[np.ndarray, "h2 w 3"]:
+  """Draws the tissue outline and the region centres on the thumbnail.
+
+  What is not tissue is paled, so that both "too much" and "too little" show. A
+  caption below gives slide, scale and where it is from, area, and regions; a
+  bar gives the size.
+
+  Args:
+    thumbnail: RGB picture of the slide.
+    mask: True where there is tissue.
+    downsample: level-0 pixels per thumbnail pixel.
+    mpp: um per level-0 pixel.
+    title: slide id.
+    mpp_origin: 'override', 'vendor', 'tiff' or 'default'.
+    centres_level0: x, y of region centres, level-0 pixels.
+    region_px: side of a region in level-0 pixels; drawn as a square if given.
+
+  Returns:
+    RGB picture, the caption included.
+  """
+  height, width = mask.shape
+  picture = thumbnail.copy()
+  outside = ~mask
+  picture[outside] = (picture[outside] * 0.6 + 255 * 0.4).astype(np.uint8)
+  thick = max(1, round(max(height, width) / 700))
+  contours, _ = cv2.findContours(
+    mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
+  )
+  cv2.drawContours(picture, contours, -1, _OUTLINE, thick, cv2.LINE_AA)
+  centres = np.zeros((0, 2)) if centres_level0 is None else centres_level0
+  half = region_px / downsample / 2
+  radius = max(2, round(max(height, width) / 300))
+  for x, y in np.asarray(centres, float) / downsample:
+    if half:
+      corners = [round(v) for v in (x - half, y - half, x + half, y + half)]
+      cv2.rectangle(
+        picture, tuple(corners[:2]), tuple(corners[2:]), (90, 90, 90), 1
+      )
+    at = round(x), round(y)
+    cv2.circle(picture, at, radius + 1, _INK, -1, cv2.LINE_AA)
+    cv2.circle(picture, at, radius, _CENTRE, -1, cv2.LINE_AA)
+  mm2 = mask.sum() * (mpp * downsample / 1000) ** 2
+  origin = f" ({mpp_origin})" if mpp_origin else ""
+  facts = f"{mpp:.4g} µm/px{origin} · tissue {mm2:.3g} mm²"
+  if mm2 == 0:
+    facts = f"{mpp:.4g} µm/px{origin} · no tissue found"
+  if centres_level0 is not None:
+    facts += f" · {len(centres)} regions"
+  return np.concatenate(
+    [picture, _caption(width, title, facts, mpp * downsample)]
+  )
+
+
+def _caption(
+  width: int, title: str, facts: str, mpp: float
+) -> UInt8[np.ndarray, "h w 3"]:
+  size = int(np.clip(width / 45, 11, 22))
+  image = Image.new("RGB", (width, round(4.2 * size)), "white")
+  draw = ImageDraw.Draw(image)
+  font = _font(size)
+  # The bar sits at the right of the lower line; long facts are drawn smaller.
+  bar_um = _bar_um(width * mpp)
+  bar = bar_um / mpp
+  label = f"{bar_um / 1000:g} mm" if bar_um >= 1000 else f"{bar_um:g} µm"
+  right, y = width - size, round(3.1 * size)
+  room = right - bar - draw.textlength(label, font) - 3 * size
+  while draw.textlength(facts, font) > room and font.size > 8:
+    font = _font(font.size - 1)
+  draw.text((size, 2.3 * size), facts, fill=_INK, font=font)
+  font = _font(size)
+  draw.line((right - bar, y, right, y), fill=_INK, width=max(2, size // 5))
+  draw.text(
+    (right - bar - size / 2, y), label, fill=_INK, font=font, anchor="rm"
+  )
+  while draw.textlength(title, font) > width - 2 * size and font.size > 8:
+    font = _font(font.size - 1)
+  draw.text((size, 0.6 * size), title, fill=_INK, font=font)
+  return np.asarray(image)

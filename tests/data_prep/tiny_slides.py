@@ -1,0 +1,109 @@
+"""Small tiled pyramids written with tifffile, and ways to damage them."""
+
+import pathlib
+
+import cv2
+import numpy as np
+import tifffile
+
+TILE = 128
+
+
+def picture(width: int = 700, height: int = 500, seed: int = 0) -> np.ndarray:
+  """A smooth random RGB picture, so that JPEG changes it little."""
+  noise = np.random.default_rng(seed).integers(
+    0, 256, (height, width, 3), np.uint8
+  )
+  return cv2.normalize(
+    cv2.GaussianBlur(noise, (0, 0), 6), None, 60, 230, cv2.NORM_MINMAX
+  )
+
+
+def write(
+  path: pathlib.Path,
+  pixels: np.ndarray,
+  mpp: float | tuple[float, float] | None = 0.5,
+  levels: int = 2,
+  compression: str = "jpeg",
+  unit: str = "CENTIMETER",
+  **options,
+) -> pathlib.Path:
+  """Writes a tiled pyramid with factor 4 between the levels."""
+  x, y = mpp if isinstance(mpp, tuple) else (mpp, mpp)
+  common = {
+    "tile": (TILE, TILE),
+    "compression": compression,
+    "photometric": "rgb",
+    **options,
+  }
+  if mpp is not None:
+    common["resolution"] = (10_000 / x, 10_000 / y)
+    common["resolutionunit"] = unit
+  with tifffile.TiffWriter(path) as file:
+    for level in range(levels):
+      if level:
+        # Floor, as slide scanners do.
+        height, width = (side // 4 for side in pixels.shape[:2])
+        pixels = cv2.resize(
+          pixels[: 4 * height, : 4 * width],
+          (width, height),
+          interpolation=cv2.INTER_AREA,
+        )
+      file.write(pixels, subfiletype=int(level > 0), **common)
+  return path
+
+
+def tile_at(path: pathlib.Path, level: int, column: int, row: int):
+  """Returns (offset, length) of a stored tile."""
+  with tifffile.TiffFile(path) as file:
+    page = file.pages[level]
+    index = row * -(-page.imagewidth // page.tilewidth) + column
+    return page.dataoffsets[index], page.databytecounts[index]
+
+
+def overwrite(path: pathlib.Path, offset: int, data: bytes) -> None:
+  """Replaces bytes inside a file."""
+  with open(path, "r+b") as file:
+    file.seek(offset)
+    file.write(data)
+
+
+def damage(path, kind: str, level: int = 0, column: int = 1, row: int = 1):
+  """Damages one tile in one of the ways files really get damaged."""
+  offset, length = tile_at(path, level, column, row)
+  half = length // 2
+  other, _ = tile_at(path, level, 0, 0)
+  stored = path.read_bytes()
+  new = {
+    "zeroed": (offset, bytes(length)),
+    "half zeroed": (offset + half, bytes(length - half)),
+    "half random": (
+      offset + half,
+      np.random.default_rng(0).bytes(length - half),
+    ),
+    # The end marker survives, only the picture between does not.
+    "middle random": (
+      offset + half,
+      np.random.default_rng(0).bytes(length - half - 2),
+    ),
+    "half of another": (
+      offset + half,
+      stored[other + half : other + half + length - half - 2],
+    ),
+    "first half zeroed": (offset, bytes(half)),
+  }[kind]
+  overwrite(path, *new)
+
+
+def unlist_tile(path, level: int, column: int, row: int) -> None:
+  """Makes a tile one that was never stored (no bytes in the directory)."""
+  with tifffile.TiffFile(path) as file:
+    page = file.pages[level]
+    index = row * -(-page.imagewidth // page.tilewidth) + column
+    places = []
+    for name in ("TileOffsets", "TileByteCounts"):
+      tag = page.tags[name]
+      size = {3: 2, 4: 4, 16: 8}[tag.dtype]
+      places.append((tag.valueoffset + index * size, size))
+  for offset, size in places:
+    overwrite(path, offset, bytes(size))
