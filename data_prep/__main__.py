@@ -1,0 +1,78 @@
+"""The command `python -m data_prep`; its manual is `configs/prep_wsi.py`."""
+
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from data_prep import prepare
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", "configs/prep_wsi.py", "Preparation settings.", lock_config=True
+)
+
+
+def main(arguments: list[str]) -> int:
+  """Parses the command line and runs preparation.
+
+  Args:
+    arguments: `sys.argv`.
+
+  Returns:
+    The exit code; see `configs/prep_wsi.py`.
+  """
+  try:
+    rest = flags.FLAGS(arguments)[1:]
+    if rest:
+      raise ValueError(
+        f"unexpected argument {rest[0]!r}: slides are named by --config.slides"
+      )
+    config = _CONFIG.value.to_dict()
+  except (
+    flags.Error,
+    OSError,
+    ValueError,
+    AttributeError,
+    KeyError,
+    TypeError,
+  ) as error:
+    return _usage(_readable(error))
+  try:
+    summary = prepare.prepare(config)
+  except ValueError as error:
+    return _usage(str(error))
+  except OSError as error:
+    print(f"data_prep: stopped: {error}", file=sys.stderr)
+    return prepare.EXIT_NOTHING
+  except KeyboardInterrupt:
+    print(
+      "\ndata_prep: stopped; the same command goes on from here",
+      file=sys.stderr,
+    )
+    return 130
+  print(summary.text)
+  return summary.exit_code
+
+
+def _readable(error: Exception) -> str:
+  """Returns what is meant by an error of the flag and config libraries.
+
+  They pass on a whole traceback of the config file, whose last line counts, or
+  a quoted text in which line ends are spelled out.
+  """
+  text = str(error)
+  if text[:1] == text[-1:] and text[:1] in ("'", '"'):
+    text = text[1:-1]
+  text = text.replace("\\n", "\n").replace("\\", "").strip()
+  if "Traceback" in text:
+    return text.splitlines()[-1]
+  return "; ".join(line.strip() for line in text.splitlines())
+
+
+def _usage(message: str) -> int:
+  print(f"data_prep: {message}", file=sys.stderr)
+  return prepare.EXIT_USAGE
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv))

@@ -1,0 +1,469 @@
+"""Writes shards that any TFDS reader opens, one file for each slide.
+
+`<out>/shards` is an ordinary TFDS data set in ArrayRecord format:
+
+  import tensorflow_datasets as tfds
+  source = tfds.builder_from_directory("<out>/shards").as_data_source("train")
+
+reads it with no code of ours and without TensorFlow. The features, split table
+and metadata are written through TFDS itself; TensorFlow is not needed because
+images are handed over already encoded.
+
+Two properties carry the rest of preparation:
+
+- *One slide = one file.* A worker writes `<out>/parts/<slide_id>/` and nobody
+  else does. Putting the data set together means hard-linking those files under
+  their TFDS names, so adding a slide rewrites no pixel.
+- *Bytes are a function of the input.* No time stamp, path or process id goes
+  into a file, protocol buffers are serialised in sorted order, and files appear
+  complete under their final name (temporary file, fsync, rename). A run that
+  was killed and started again leaves the same bytes as one that was not.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import filecmp
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from tensorflow_datasets.core import dataset_info as tfds_info
+from tensorflow_datasets.core import example_serializer, naming
+from tensorflow_datasets.core.utils import version as tfds_version
+
+from data_prep import records
+
+NAME = "wsiseq"
+VERSION = "1.0.0"
+SPLITS = ("train", "val", "test")
+FORMAT = "array_record"
+# Marks what a killed run may leave behind; nothing else in `out` has it.
+TEMPORARY = ".tmp-"
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """The shapes all sequences of a data set share.
+
+  Attributes:
+    frames: frames in a sequence.
+    panels: stored images in a sequence.
+    panel_px: (h, w) of a stored image.
+    targets: number of labels.
+  """
+
+  frames: int
+  panels: int
+  panel_px: tuple[int, int]
+  targets: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """The finished file of one slide.
+
+  Attributes:
+    path: the ArrayRecord file.
+    slide_id: the slide; parts are put in order by it.
+    split: 'train', 'val' or 'test'.
+    sequences: number of records in the file.
+    num_bytes: bytes of serialised records in the file.
+  """
+
+  path: pathlib.Path
+  slide_id: str
+  split: str
+  sequences: int
+  num_bytes: int
+
+
+def features(layout: Layout) -> tfds.features.FeaturesDict:
+  """Describes a record to TFDS.
+
+  Args:
+    layout: the shapes.
+
+  Returns:
+    The TFDS features; every sequence has the same shapes, so a reader can
+    batch without looking.
+  """
+  t = layout.frames
+  tensor = tfds.features.Tensor
+  image = tfds.features.Image(
+    shape=(*layout.panel_px, 3), dtype=np.uint8, encoding_format="jpeg"
+  )
+  return tfds.features.FeaturesDict(
+    {
+      "sequence_id": tfds.features.Text(),
+      "slide_id": tfds.features.Text(),
+      "patient_id": tfds.features.Text(),
+      "panels": tfds.features.Sequence(image, length=layout.panels),
+      "frame_panel": tensor(shape=(t,), dtype=np.int32),
+      "frame_box": tensor(shape=(t, 4), dtype=np.float32),
+      "frame_level0_xy": tensor(shape=(t, 2), dtype=np.float32),
+      "time": tensor(shape=(t,), dtype=np.float32),
+      "mpp": tfds.features.Scalar(dtype=np.float32),
+      "heading_deg": tfds.features.Scalar(dtype=np.float32),
+      "targets": tensor(shape=(layout.targets,), dtype=np.float32),
+    }
+  )
+
+
+def fingerprint(config: Mapping[str, Any]) -> str:
+  """Names what shapes the pixels of a data set.
+
+  Training compares it, so that two data sets are mixed only on purpose.
+
+  Args:
+    config: the preparation settings that shape pixels, JSON-able.
+
+  Returns:
+    sha256 of the schema version and the settings, hexadecimal.
+
+  Example:
+    >>> fingerprint({"mpp": 0.25}) == fingerprint({"mpp": 0.25})
+    True
+    >>> fingerprint({"mpp": 0.25}) == fingerprint({"mpp": 0.5})
+    False
+  """
+  text = canonical_json({"schema": records.SCHEMA_VERSION, "config": config})
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+  """Serialises a value so that equal values give equal text.
+
+  Args:
+    value: anything JSON can hold.
+
+  Returns:
+    JSON with sorted keys.
+
+  Example:
+    >>> canonical_json({"b": (1, 2), "a": None})
+    '{"a": null, "b": [1, 2]}'
+  """
+  return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def write_part(
+  path: pathlib.Path,
+  sequences: Iterable[records.SequenceRecord],
+  layout: Layout,
+) -> tuple[int, int]:
+  """Writes the records of one slide to one ArrayRecord file, atomically.
+
+  Args:
+    path: the file; it appears complete or not at all.
+    sequences: the records, consumed as they are written, so that a slide never
+      has to fit in memory.
+    layout: their shapes.
+
+  Returns:
+    The number of records and the bytes of their serialised examples.
+
+  Raises:
+    ValueError: a record does not validate or does not have the layout.
+    OSError: the disk is full or not writable; no file is left behind.
+  """
+  spec = features(layout)
+  serializer = example_serializer.ExampleSerializer(spec.get_serialized_info())
+  temporary = temporary_path(path)
+  count = num_bytes = 0
+  try:
+    # group_size:1 gives random access to single records. JPEG does not
+    # compress further, so the file is stored, not squeezed.
+    writer = array_record_module.ArrayRecordWriter(
+      os.fspath(temporary), "group_size:1,uncompressed"
+    )
+    try:
+      for record in sequences:
+        records.validate(record)
+        _check_layout(record, layout)
+        example = spec.encode_example(records.to_example(record))
+        # The features of an example are a map: without `deterministic` their
+        # order, and so the bytes, may differ from one process to the next.
+        data = serializer.get_tf_example(example).SerializeToString(
+          deterministic=True
+        )
+        with _as_os_error():
+          writer.write(data)
+        count += 1
+        num_bytes += len(data)
+    finally:
+      with _as_os_error():
+        writer.close()
+    _check_complete(temporary, count)
+    _sync(temporary)
+    os.replace(temporary, path)
+  except BaseException:
+    temporary.unlink(missing_ok=True)
+    raise
+  _sync(path.parent)
+  return count, num_bytes
+
+
+@contextlib.contextmanager
+def _as_os_error() -> Iterator[None]:
+  """Turns ArrayRecord's one kind of error into what Python calls it."""
+  try:
+    yield
+  except RuntimeError as error:
+    full = os.strerror(errno.ENOSPC) in str(error)
+    number = errno.ENOSPC if full else errno.EIO
+    raise OSError(number, os.strerror(number)) from error
+
+
+def _check_layout(record: records.SequenceRecord, layout: Layout) -> None:
+  found = Layout(
+    frames=record.frames,
+    panels=len(record.panels),
+    panel_px=records.panel_size(record.panels[0]),
+    targets=len(record.targets),
+  )
+  if found != layout:
+    raise ValueError(
+      f"sequence {record.sequence_id!r} is {found}, the data set is {layout}"
+    )
+
+
+def _check_complete(path: pathlib.Path, count: int) -> None:
+  """Reads the index of a file back: the writer may hide a full disk."""
+  try:
+    reader = array_record_module.ArrayRecordReader(os.fspath(path))
+    try:
+      found = reader.num_records()
+    finally:
+      reader.close()
+  except (RuntimeError, ValueError) as error:
+    found = error
+  if found != count:
+    free = shutil.disk_usage(path.parent).free
+    number = errno.ENOSPC if free < 1 << 20 else errno.EIO
+    raise OSError(
+      number, f"{os.strerror(number)}: {count} records written, read: {found}"
+    )
+
+
+def assemble(
+  folder: pathlib.Path,
+  parts: Sequence[Part],
+  layout: Layout,
+  metadata: Mapping[str, Any],
+) -> bool:
+  """Makes `folder` the TFDS data set of the given parts.
+
+  It is built next to `folder` and then takes its place, so a reader never sees
+  half of it.
+
+  Args:
+    folder: the data set; replaced when its content differs.
+    parts: the finished slides, in any order; those without records are left
+      out, and so are splits without parts.
+    layout: the shapes.
+    metadata: what `metadata.json` shall hold.
+
+  Returns:
+    Whether anything was written: False if `folder` was already right.
+
+  Raises:
+    ValueError: there is nothing to put together.
+  """
+  by_split = {
+    split: sorted(
+      (part for part in parts if part.split == split and part.sequences),
+      key=lambda part: part.slide_id,
+    )
+    for split in SPLITS
+  }
+  by_split = {split: items for split, items in by_split.items() if items}
+  if not by_split:
+    raise ValueError(f"no slide gave a sequence: no shards for {folder}")
+  links = {
+    _shard_name(split, index, len(items)): part.path
+    for split, items in by_split.items()
+    for index, part in enumerate(items)
+  }
+  building = temporary_path(folder)
+  remove_tree(building)
+  building.mkdir(parents=True)
+  try:
+    _write_info(building, by_split, layout, metadata)
+    if _same(folder, building, links):
+      return False
+    for name, source in links.items():
+      _link(source, building / name)
+    for item in building.iterdir():
+      _sync(item)
+    _sync(building)
+    # A directory cannot be replaced in one step; the old one steps aside.
+    old = folder.with_name(folder.name + TEMPORARY + "old")
+    remove_tree(old)
+    if folder.exists():
+      os.rename(folder, old)
+    os.rename(building, folder)
+    _sync(folder.parent)
+    remove_tree(old)
+  finally:
+    remove_tree(building)
+  return True
+
+
+def _shard_name(split: str, index: int, count: int) -> str:
+  return f"{NAME}-{split}.{FORMAT}-{index:05d}-of-{count:05d}"
+
+
+def _write_info(
+  folder: pathlib.Path,
+  by_split: Mapping[str, Sequence[Part]],
+  layout: Layout,
+  metadata: Mapping[str, Any],
+) -> None:
+  """Writes features.json, dataset_info.json and metadata.json through TFDS."""
+  info = tfds.core.DatasetInfo(
+    # `data_dir` and `module_name` stay empty: the data set may move.
+    builder=tfds_info.DatasetIdentity(
+      name=NAME,
+      version=tfds_version.Version(VERSION),
+      data_dir=os.fspath(folder),
+      module_name="",
+    ),
+    description="Sequences of histology image frames.",
+    features=features(layout),
+    disable_shuffling=True,
+    # Through JSON, so that a tuple reads back as what is compared: a list.
+    metadata=tfds.core.MetadataDict(json.loads(canonical_json(metadata))),
+  )
+  info.set_file_format(FORMAT)
+  info.set_splits(
+    tfds.core.SplitDict(
+      [
+        tfds.core.SplitInfo(
+          name=split,
+          shard_lengths=[part.sequences for part in parts],
+          num_bytes=sum(part.num_bytes for part in parts),
+          filename_template=naming.ShardedFileTemplate(
+            dataset_name=NAME,
+            data_dir=folder,
+            split=split,
+            filetype_suffix=FORMAT,
+          ),
+        )
+        for split, parts in by_split.items()
+      ]
+    )
+  )
+  info.write_to_directory(folder)
+
+
+def _same(
+  folder: pathlib.Path,
+  building: pathlib.Path,
+  links: Mapping[str, pathlib.Path],
+) -> bool:
+  """Whether `folder` already is what `building` and `links` would make it."""
+  if not folder.is_dir():
+    return False
+  small = {item.name for item in building.iterdir()}
+  if {item.name for item in folder.iterdir()} != small | set(links):
+    return False
+  if not all(
+    filecmp.cmp(folder / name, building / name, shallow=False) for name in small
+  ):
+    return False
+  # Size and time of change stand for the pixels: they survive a copy too.
+  return all(
+    filecmp.cmp(folder / name, source, shallow=True)
+    for name, source in links.items()
+  )
+
+
+def _link(source: pathlib.Path, target: pathlib.Path) -> None:
+  try:
+    os.link(source, target)
+  except OSError as error:
+    # Some network and FAT file systems know no hard links.
+    if error.errno not in (errno.EPERM, errno.EXDEV, errno.ENOTSUP):
+      raise
+    shutil.copy2(source, target)
+
+
+def temporary_path(path: pathlib.Path) -> pathlib.Path:
+  """Returns where to write before renaming to `path`.
+
+  Args:
+    path: the final name.
+
+  Returns:
+    A name beside it, private to this process.
+  """
+  return path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
+
+
+def write_atomic(path: pathlib.Path, data: str | bytes) -> bool:
+  """Writes a small file so that it is there complete or not at all.
+
+  Args:
+    path: the file.
+    data: its content; text is written as UTF-8.
+
+  Returns:
+    Whether it was written: False if it already had this content.
+
+  Raises:
+    OSError: the disk is full or not writable; the old file is still there.
+  """
+  data = data.encode() if isinstance(data, str) else data
+  if path.is_file() and path.read_bytes() == data:
+    return False
+  temporary = temporary_path(path)
+  try:
+    with open(temporary, "wb") as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except BaseException:
+    temporary.unlink(missing_ok=True)
+    raise
+  return True
+
+
+def remove_temporaries(folder: pathlib.Path) -> None:
+  """Removes what a killed run left behind in a folder and its sub-folders.
+
+  Args:
+    folder: the output folder of a run; nothing is done if there is none.
+  """
+  for item in sorted(folder.rglob(f"*{TEMPORARY}*")):
+    if item.is_dir():
+      remove_tree(item)
+    else:
+      item.unlink(missing_ok=True)
+
+
+def remove_tree(folder: pathlib.Path) -> None:
+  """Removes a folder and all in it, if there is one.
+
+  Args:
+    folder: the folder.
+  """
+  if folder.is_dir():
+    shutil.rmtree(folder)
+
+
+def _sync(path: pathlib.Path) -> None:
+  """Asks the system to put a file, or the entries of a folder, on disk."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)

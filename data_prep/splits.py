@@ -1,0 +1,183 @@
+"""Train, validation and test splits by patient, kept in a file.
+
+Two slides of one patient never end up in different splits: near-duplicate
+tissue on both sides makes any result look better than it is. The assignment is
+saved; a later run with more slides extends it and never moves a patient, so a
+test set stays a test set.
+"""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterable, Mapping
+
+from data_prep import shards
+
+NAMES = shards.SPLITS
+
+
+def check_fractions(fractions: Mapping[str, float]) -> None:
+  """Checks the shares of patients.
+
+  Args:
+    fractions: split name to share.
+
+  Raises:
+    ValueError: an unknown split, a negative share, or a sum other than 1.
+  """
+  unknown = sorted(set(fractions) - set(NAMES))
+  if unknown:
+    raise ValueError(f"config.splits has {unknown}, allowed: {NAMES}")
+  if min(fractions.values()) < 0 or abs(sum(fractions.values()) - 1) > 1e-6:
+    raise ValueError(
+      f"config.splits is {dict(fractions)}: shares must be 0 or more and add "
+      "up to 1"
+    )
+
+
+def pinned(slides: Iterable[tuple[str, str, str | None]]) -> dict[str, str]:
+  """Collects the splits that the user gave slide by slide.
+
+  Args:
+    slides: (slide id, patient id, split or None) of each slide.
+
+  Returns:
+    Patient to split, for patients with at least one given.
+
+  Raises:
+    ValueError: an unknown split, or one patient in two; both are named.
+
+  Example:
+    >>> pinned([("a", "p1", "test"), ("b", "p1", None), ("c", "p2", None)])
+    {'p1': 'test'}
+  """
+  given: dict[str, tuple[str, str]] = {}
+  for slide_id, patient, split in slides:
+    if split is None:
+      continue
+    if split not in NAMES:
+      raise ValueError(
+        f"slide {slide_id!r}: column split is {split!r}, allowed: {NAMES}"
+      )
+    other_split, other_slide = given.setdefault(patient, (split, slide_id))
+    if other_split != split:
+      raise ValueError(
+        f"patient {patient!r} is in two splits by column split: slide "
+        f"{other_slide!r} in {other_split!r}, slide {slide_id!r} in {split!r}"
+      )
+  return {patient: split for patient, (split, _) in given.items()}
+
+
+def assign(
+  patients: Iterable[str],
+  fractions: Mapping[str, float],
+  seed: int,
+  given: Mapping[str, str],
+  existing: Mapping[str, str],
+) -> dict[str, str]:
+  """Gives every patient a split.
+
+  Patients that have one keep it. The others, in an order drawn from the seed
+  and their names, go one by one to the split that is furthest below its share.
+  Splits asked for but empty are served first, train before val before test, so
+  that three patients already fill three splits.
+
+  Args:
+    patients: all patients with at least one sequence.
+    fractions: share of patients in each split.
+    seed: `config.seed`.
+    given: splits set by the user, which win over shares.
+    existing: the saved assignment.
+
+  Returns:
+    Patient to split: the existing assignment, extended.
+
+  Raises:
+    ValueError: the user's split of a patient differs from the saved one.
+
+  Example:
+    >>> share = {"train": 0.8, "val": 0.1, "test": 0.1}
+    >>> sorted(assign(["a", "b", "c"], share, 0, {}, {}).values())
+    ['test', 'train', 'val']
+  """
+  check_fractions(fractions)
+  for patient, split in given.items():
+    if existing.get(patient, split) != split:
+      raise ValueError(
+        f"patient {patient!r} is in split {existing[patient]!r} in "
+        f"splits.json and in {split!r} by column split: change one of them"
+      )
+  everyone = sorted(set(patients) | set(existing))
+  result = dict(existing)
+  result.update({p: given[p] for p in everyone if p in given})
+  new = sorted(
+    (patient for patient in everyone if patient not in result),
+    key=lambda p: hashlib.sha256(f"{seed}/{p}".encode()).digest(),
+  )
+  wanted = [split for split in NAMES if fractions.get(split, 0) > 0]
+  count = {split: 0 for split in NAMES}
+  for split in result.values():
+    count[split] += 1
+  for patient in new:
+    empty = [split for split in wanted if count[split] == 0]
+    choice = (
+      empty[0]
+      if empty
+      else max(wanted, key=lambda s: fractions[s] * len(everyone) - count[s])
+    )
+    result[patient] = choice
+    count[choice] += 1
+  return result
+
+
+def load(path: pathlib.Path) -> dict[str, str]:
+  """Reads a saved assignment.
+
+  Args:
+    path: splits.json; need not exist.
+
+  Returns:
+    Patient to split; empty without a file.
+
+  Raises:
+    ValueError: the file is not what `save` writes.
+  """
+  if not path.is_file():
+    return {}
+  try:
+    patients = json.loads(path.read_text())["patients"]
+    wrong = {p: s for p, s in patients.items() if s not in NAMES}
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(
+      f"{path} is not a splits file (want {{'patients': {{name: split}}}}): "
+      f"{error!r}"
+    ) from error
+  if wrong:
+    raise ValueError(f"{path}: {wrong} are no splits, allowed: {NAMES}")
+  return patients
+
+
+def save(
+  path: pathlib.Path,
+  assignment: Mapping[str, str],
+  fractions: Mapping[str, float],
+  seed: int,
+) -> bool:
+  """Writes an assignment.
+
+  Args:
+    path: splits.json.
+    assignment: patient to split.
+    fractions: the shares asked for, for the reader.
+    seed: the seed, for the reader.
+
+  Returns:
+    Whether the file changed.
+  """
+  content = {
+    "seed": seed,
+    "fractions": dict(fractions),
+    "patients": dict(assignment),
+  }
+  text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False)
+  return shards.write_atomic(path, text + "\n")
