@@ -1,0 +1,82 @@
+import logging
+
+import numpy as np
+import pytest
+
+from wsiseq_jax.models import posemb
+
+
+def test_sinusoid_by_hand():
+  table = posemb.sinusoid_1d(3, 4)
+  for p in range(3):
+    # Channels 0 and 1 have wavelength 1, channels 2 and 3 have 10000^(2/4).
+    want = [np.sin(p), np.cos(p), np.sin(p / 100), np.cos(p / 100)]
+    np.testing.assert_allclose(table[p], want, atol=1e-7)
+  assert table.dtype == np.float32
+
+
+def test_sinusoid_is_exact_at_the_far_end():
+  table = posemb.sinusoid_1d(1568, 768)
+  assert table[1567, 0] == np.float32(np.sin(1567.0))
+  assert table[1567, 767] == np.float32(np.cos(1567.0 / 10000 ** (766 / 768)))
+
+
+def test_sinusoid_of_odd_width_ends_in_a_sine():
+  table = posemb.sinusoid_1d(5, 3)
+  np.testing.assert_allclose(
+    table[4], [np.sin(4), np.cos(4), np.sin(4 / 10000 ** (2 / 3))], atol=1e-7
+  )
+
+
+def test_table_is_shared_and_therefore_read_only():
+  with pytest.raises(ValueError, match="read-only"):
+    posemb.sinusoid_1d(4, 4)[0, 0] = 7
+
+
+def test_resample_to_the_same_grid_changes_nothing():
+  table = posemb.sinusoid_1d(24, 6)
+  np.testing.assert_array_equal(
+    posemb.resample(table, (2, 3, 4), (2, 3, 4)), table
+  )
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_resample_is_linear_along_each_axis(axis):
+  # A table that holds its own coordinate along one axis.
+  ramp = np.zeros((4, 4, 4))
+  ramp += np.arange(4).reshape([-1 if a == axis else 1 for a in range(3)])
+  table = ramp.reshape(64, 1).astype(np.float32)
+  grid = [4, 4, 4]
+  grid[axis] = 8
+  new = posemb.resample(table, (4, 4, 4), tuple(grid)).reshape(grid)
+  line = np.moveaxis(new, axis, 0)[:, 1, 2]
+  # Half-pixel centres of 8 cells in units of 4, held at both edges.
+  want = [0.0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3.0]
+  np.testing.assert_allclose(line, want, atol=1e-6)
+  np.testing.assert_allclose(np.moveaxis(new, axis, 0).std(axis=(1, 2)), 0)
+
+
+def test_resample_down_and_several_axes_at_once():
+  table = np.arange(16, dtype=np.float32).reshape(16, 1)
+  new = posemb.resample(table, (1, 4, 4), (2, 2, 2)).reshape(2, 2, 2)
+  # Means of 2 x 2 cells, repeated over time.
+  np.testing.assert_allclose(new[0], [[2.5, 4.5], [10.5, 12.5]])
+  np.testing.assert_array_equal(new[0], new[1])
+
+
+def test_resample_refuses_a_table_of_another_grid():
+  with pytest.raises(ValueError, match=r"24 rows.*trained_grid=\(2, 3, 5\)"):
+    posemb.resample(posemb.sinusoid_1d(24, 4), (2, 3, 5), (4, 3, 5))
+
+
+def test_position_table_says_that_it_resamples(caplog):
+  with caplog.at_level(logging.INFO, logger="absl"):
+    table = posemb.position_table((4, 2, 3), 6, (2, 2, 3))
+  assert "resampled from trained grid (2, 2, 3) to (4, 2, 3)" in caplog.text
+  np.testing.assert_allclose(
+    table, posemb.resample(posemb.sinusoid_1d(12, 6), (2, 2, 3), (4, 2, 3))
+  )
+  caplog.clear()
+  plain = posemb.position_table((4, 2, 3), 6)
+  assert not caplog.text
+  np.testing.assert_array_equal(plain, posemb.sinusoid_1d(24, 6))

@@ -1,0 +1,140 @@
+"""Position tables: fixed sinusoids over the flattened token index.
+
+Tokens of a clip are numbered time-major, then by row, then by column. VideoMAE
+does not encode the three axes separately: it takes the flat number `p` as the
+only coordinate. The tables are computed, never stored: no parameter, no entry
+in a checkpoint. They are NumPy arrays in float32, worked out in float64,
+because an angle of 1568 radians in float32 is already off by 1e-4.
+
+A model that is used on another grid than the one it was trained on (more
+frames, larger images) must keep the meaning of "top left, early". `resample`
+does that, explicitly and with a line in the log.
+"""
+
+import functools
+import math
+
+import numpy as np
+from absl import logging
+from jaxtyping import Float
+
+
+@functools.lru_cache(maxsize=32)
+def sinusoid_1d(tokens: int, width: int) -> Float[np.ndarray, "n d"]:
+  """Computes the sinusoid of a flat token index.
+
+  Neighbouring channels share a wavelength; wavelengths grow geometrically from
+  2 pi to 10000 * 2 pi:
+
+    angle[p, j] = p / 10000 ** (2 * (j // 2) / width)
+    table[p, j] = sin(angle) for even j, cos(angle) for odd j
+
+  Args:
+    tokens: Number of positions `n`.
+    width: Number of channels `d`.
+
+  Returns:
+    The table `[n, d]`, float32, read-only.
+
+  Example:
+    >>> sinusoid_1d(2, 4).round(4).tolist()[0]
+    [0.0, 1.0, 0.0, 1.0]
+    >>> round(float(sinusoid_1d(2, 4)[1, 3]), 6)  # cos(1 / 100)
+    0.99995
+
+  Reference: Vaswani et al., Attention is all you need, 2017; its use on the
+  flattened index: Tong et al., VideoMAE, 2022.
+  """
+  channel = np.arange(width)
+  wavelength = 10000.0 ** (2 * (channel // 2) / width)
+  angle = np.arange(tokens)[:, None] / wavelength[None, :]
+  table = np.where(channel[None, :] % 2 == 0, np.sin(angle), np.cos(angle))
+  table = table.astype(np.float32)
+  table.flags.writeable = False
+  return table
+
+
+def resample(
+  table: Float[np.ndarray, "n d"],
+  trained_grid: tuple[int, int, int],
+  grid: tuple[int, int, int],
+) -> Float[np.ndarray, "m d"]:
+  """Interpolates a position table from one token grid to another.
+
+  Why not a longer sinusoid: the flat index of "one row down" is the number of
+  columns, so on a wider grid every position but those of the first row would
+  change its meaning. Interpolation keeps it: linear along each of the three
+  axes, cell centres aligned (half-pixel rule), edges held.
+
+  Args:
+    table: Position table of the trained grid, `n = t * h * w` rows.
+    trained_grid: `(t, h, w)` tokens of the trained model.
+    grid: `(t, h, w)` tokens wanted.
+
+  Returns:
+    The table of the new grid, float32; the same values if the grids are equal.
+
+  Raises:
+    ValueError: If the table does not have the rows of `trained_grid`.
+
+  Example:
+    >>> table = np.array([[0.0], [4.0]], np.float32)
+    >>> resample(table, (1, 1, 2), (1, 1, 4)).ravel().tolist()
+    [0.0, 1.0, 3.0, 4.0]
+  """
+  if table.shape[0] != math.prod(trained_grid):
+    raise ValueError(
+      f"position table has {table.shape[0]} rows, but model.trained_grid="
+      f"{trained_grid} (t, h, w) has {math.prod(trained_grid)} tokens"
+    )
+  if trained_grid == grid:
+    return table
+  values = table.astype(np.float64).reshape(*trained_grid, -1)
+  for axis, (old, new) in enumerate(zip(trained_grid, grid, strict=True)):
+    values = np.moveaxis(
+      np.tensordot(_linear_weights(old, new), values, axes=(1, axis)), 0, axis
+    )
+  return values.reshape(math.prod(grid), -1).astype(np.float32)
+
+
+def _linear_weights(old: int, new: int) -> np.ndarray:
+  """Weights `[new, old]` of linear interpolation with cell centres aligned."""
+  centre = (np.arange(new) + 0.5) * old / new - 0.5
+  centre = np.clip(centre, 0, old - 1)
+  return np.maximum(0.0, 1.0 - np.abs(centre[:, None] - np.arange(old)[None]))
+
+
+@functools.lru_cache(maxsize=32)
+def position_table(
+  grid: tuple[int, int, int],
+  width: int,
+  trained_grid: tuple[int, int, int] | None = None,
+) -> Float[np.ndarray, "n d"]:
+  """Computes the position table of a token grid, resampled if need be.
+
+  Cached, so that the log line about resampling is written once.
+
+  Args:
+    grid: `(t, h, w)` tokens of the clips at hand.
+    width: Channels.
+    trained_grid: `(t, h, w)` tokens the weights were trained with; None means
+      `grid`.
+
+  Returns:
+    The table, float32.
+
+  Example:
+    >>> position_table((2, 3, 3), 8).shape
+    (18, 8)
+  """
+  if trained_grid is None or trained_grid == grid:
+    return sinusoid_1d(math.prod(grid), width)
+  logging.info(
+    "position table of width %d resampled from trained grid %s to %s (t, h, w)",
+    width,
+    trained_grid,
+    grid,
+  )
+  return resample(
+    sinusoid_1d(math.prod(trained_grid), width), trained_grid, grid
+  )

@@ -1,0 +1,102 @@
+"""Clips as tokens: cut into patches and back, pick some, average them.
+
+Nothing here has parameters. Token order is fixed for the whole repository:
+time-major, then row, then column; within a patch frame, row, column, channel.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def patchify(
+  pixels: Float[Array, "b t h w c"], patch: tuple[int, int, int]
+) -> Float[Array, "b n p"]:
+  """Cuts a clip into cubes, each flattened pixel by pixel, channels last.
+
+  Args:
+    pixels: Clips.
+    patch: Frames, height and width of a cube; must divide the clip.
+
+  Returns:
+    Patches in token order (time-major, row, column); `p` runs over frame, row,
+    column and channel within the cube.
+
+  Example:
+    >>> clip = jnp.arange(16.0).reshape(1, 1, 4, 4, 1)
+    >>> patchify(clip, (1, 2, 2))[0, 1].tolist()  # the upper right corner
+    [2.0, 3.0, 6.0, 7.0]
+  """
+  b, t, h, w, c = pixels.shape
+  pt, ph, pw = patch
+  x = pixels.reshape(b, t // pt, pt, h // ph, ph, w // pw, pw, c)
+  x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7)
+  return x.reshape(b, (t // pt) * (h // ph) * (w // pw), pt * ph * pw * c)
+
+
+def unpatchify(
+  patches: Float[Array, "b n p"],
+  patch: tuple[int, int, int],
+  grid: tuple[int, int, int],
+) -> Float[Array, "b t h w c"]:
+  """Puts cubes back into a clip: the inverse of `patchify`.
+
+  Args:
+    patches: All patches of the clip, in token order.
+    patch: Frames, height and width of a cube.
+    grid: Tokens along (t, h, w).
+
+  Returns:
+    Clips.
+
+  Example:
+    >>> clip = jnp.arange(16.0).reshape(1, 1, 4, 4, 1)
+    >>> back = unpatchify(patchify(clip, (1, 2, 2)), (1, 2, 2), (1, 2, 2))
+    >>> bool((back == clip).all())
+    True
+  """
+  b = patches.shape[0]
+  (gt, gh, gw), (pt, ph, pw) = grid, patch
+  x = patches.reshape(b, gt, gh, gw, pt, ph, pw, -1)
+  x = x.transpose(0, 1, 4, 2, 5, 3, 6, 7)
+  return x.reshape(b, gt * pt, gh * ph, gw * pw, -1)
+
+
+def take_tokens(
+  x: Float[Array, "b n d"], index: Int[Array, "b k"]
+) -> Float[Array, "b k d"]:
+  """Picks tokens of each sample without any traffic between devices.
+
+  Args:
+    x: Tokens.
+    index: Token numbers per sample.
+
+  Returns:
+    `x[i, index[i]]` for each sample i.
+
+  Example:
+    >>> take_tokens(jnp.array([[[5.0], [6.0], [7.0]]]), jnp.array([[2, 0]]))
+    Array([[[7.],
+            [5.]]], dtype=float32)
+  """
+  return jnp.take_along_axis(x, index[..., None], axis=1)
+
+
+def pool_features(tokens: Float[Array, "b n d"]) -> Float[Array, "b d"]:
+  """Averages the encoder's tokens into one feature vector a clip.
+
+  Deviation: fine-tuning code (and the sequence encoder this follows) averages
+  first and normalises the mean with a LayerNorm. Here each token is normalised,
+  as in pretraining, and the mean is left alone, so that features come from the
+  network exactly as it was trained.
+
+  Args:
+    tokens: What `VideoMAE.encode` returned.
+
+  Returns:
+    The mean over tokens.
+
+  Example:
+    >>> pool_features(jnp.array([[[1.0], [3.0]]])).tolist()
+    [[2.0]]
+  """
+  return jnp.mean(tokens, axis=1)

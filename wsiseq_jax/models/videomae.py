@@ -1,0 +1,430 @@
+"""VideoMAE: an encoder of visible tokens, a light decoder of the hidden ones.
+
+    pixels [b,t,h,w,c] --patchify--> patches [b,n,p]     n = all tokens
+      --gather visible--> [b,k,p] --linear + position--> encoder [b,k,d]
+      --linear, + position--> [b,k,e] | mask token + position [b,m,e]
+      --decoder--> its last m outputs --linear--> prediction [b,m,p]
+
+The encoder never sees a hidden pixel and costs only k tokens. `visible` lists
+the k tokens the encoder sees; `decode` lists the m positions the decoder is
+asked for. In VideoMAE (V1) these are all other tokens. In V2's dual masking
+they are a cell pattern that may overlap `visible`; such a position gets a mask
+token like any other, and the loss leaves it out by its weight.
+
+Tokens are numbered time-major, then row, then column. Every list is an index
+array used with `take_along_axis`: masks as booleans, or `x[rows, index]`, would
+make the compiler gather the batch from all devices.
+
+References: Tong et al., VideoMAE, NeurIPS 2022. Wang et al., VideoMAE V2, CVPR
+2023. He et al., Masked autoencoders are scalable vision learners, CVPR 2022.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from wsiseq_jax.models import posemb, vit
+from wsiseq_jax.models.tokens import (
+  patchify,
+  pool_features,
+  take_tokens,
+  unpatchify,
+)
+
+__all__ = [
+  "SIZES",
+  "VideoMAE",
+  "VideoMAEConfig",
+  "patchify",
+  "pool_features",
+  "take_tokens",
+  "unpatchify",
+]
+
+DTYPES = ("float32", "bfloat16")
+
+
+def _size(width, depth, heads, decoder_width, decoder_heads, **more):
+  """One row of `SIZES`; the MLPs are four times as wide unless said."""
+  row = dict(
+    width=width,
+    depth=depth,
+    heads=heads,
+    mlp_width=4 * width,
+    decoder_width=decoder_width,
+    decoder_depth=4,
+    decoder_heads=decoder_heads,
+    decoder_mlp_width=4 * decoder_width,
+  )
+  return row | more
+
+
+# Widths are VideoMAE V1's; V2 differs in the decoder of huge (512 wide). V1
+# used 12 decoder blocks for large and huge, V2 uses 4 for every size, and so do
+# we: set model.decoder_depth=12 for V1's. Deviation: V2 applies giant's MLP
+# ratio of 48/11 to the decoder as well (2234 channels, no multiple of eight);
+# here the decoder's is 4.
+SIZES: dict[str, dict[str, Any]] = {
+  "tiny": _size(32, 2, 2, 16, 1, decoder_depth=1),
+  "demo": _size(192, 6, 3, 96, 3, decoder_depth=2),
+  "small": _size(384, 12, 6, 192, 3),
+  "base": _size(768, 12, 12, 384, 6),
+  "large": _size(1024, 24, 16, 512, 8),
+  "huge": _size(1280, 32, 16, 640, 8),
+  # Made for model.patch=(2, 14, 14).
+  "giant": _size(1408, 40, 16, 512, 8, mlp_width=6144),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoMAEConfig:
+  """Shape of a VideoMAE; fields are keys of `config.model` or `config.data`.
+
+  Attributes:
+    frames: Frames of a clip.
+    image_px: Height and width of a frame in pixels.
+    patch: Frames, height and width of a cube, in frames and pixels.
+    channels: Image channels.
+    width: Encoder channels.
+    depth: Encoder blocks.
+    heads: Encoder attention heads.
+    mlp_width: Hidden channels of the encoder MLP.
+    decoder_width: Decoder channels.
+    decoder_depth: Decoder blocks.
+    decoder_heads: Decoder attention heads.
+    decoder_mlp_width: Hidden channels of the decoder MLP.
+    final_norm: Whether the encoder ends in a LayerNorm. Pretraining needs it;
+      fine-tuned checkpoints of Hugging Face normalise after pooling instead.
+    normalise_target: Whether predictions are in units of each patch's mean and
+      deviation (`losses.normalised_patch_target`) or plain pixels.
+    trained_grid: Tokens (t, h, w) the weights were trained with, if they differ
+      from `grid`: position tables are resampled from it. None means `grid`.
+    norm_eps: LayerNorm epsilon.
+    decoder_norm_eps: Epsilon of the decoder's last LayerNorm, which Hugging
+      Face keeps apart.
+    dtype: Compute dtype of matrix products, 'float32' or 'bfloat16'.
+    remat: 'none', 'dots' or 'full', see `vit.BlockSpec`.
+    attention_kernel: 'auto', 'xla', 'cudnn' or 'chunked', see `vit.attend`.
+
+  Raises:
+    ValueError: At construction, naming the config key that cannot be.
+
+  Example:
+    >>> config = VideoMAEConfig(**SIZES["base"])
+    >>> config.grid, config.tokens, config.patch_values
+    ((8, 14, 14), 1568, 1536)
+  """
+
+  frames: int = 16
+  image_px: Sequence[int] = (224, 224)
+  patch: Sequence[int] = (2, 16, 16)
+  channels: int = 3
+  width: int = 384
+  depth: int = 12
+  heads: int = 6
+  mlp_width: int = 1536
+  decoder_width: int = 192
+  decoder_depth: int = 4
+  decoder_heads: int = 3
+  decoder_mlp_width: int = 768
+  final_norm: bool = True
+  normalise_target: bool = True
+  trained_grid: Sequence[int] | None = None
+  norm_eps: float = 1e-6
+  decoder_norm_eps: float = 1e-6
+  dtype: str = "float32"
+  remat: str = "none"
+  attention_kernel: str = "auto"
+
+  def __post_init__(self):
+    for name in ("image_px", "patch", "trained_grid"):
+      # Lists come from config files; hashing needs tuples.
+      value = getattr(self, name)
+      if value is not None:
+        object.__setattr__(self, name, tuple(int(v) for v in value))
+    _check_config(self)
+
+  @property
+  def grid(self) -> tuple[int, int, int]:
+    """Tokens along (t, h, w)."""
+    return (
+      self.frames // self.patch[0],
+      self.image_px[0] // self.patch[1],
+      self.image_px[1] // self.patch[2],
+    )
+
+  @property
+  def tokens(self) -> int:
+    """Tokens of a whole clip."""
+    return math.prod(self.grid)
+
+  @property
+  def patch_values(self) -> int:
+    """Values of one cube: its pixels times its channels."""
+    return math.prod(self.patch) * self.channels
+
+  @property
+  def encoder_spec(self) -> vit.BlockSpec:
+    """The encoder's blocks."""
+    return vit.BlockSpec(
+      width=self.width,
+      depth=self.depth,
+      heads=self.heads,
+      mlp_width=self.mlp_width,
+      norm_eps=self.norm_eps,
+      dtype=self.dtype,
+      remat=self.remat,
+      attention_kernel=self.attention_kernel,
+    )
+
+  @property
+  def decoder_spec(self) -> vit.BlockSpec:
+    """The decoder's blocks."""
+    return dataclasses.replace(
+      self.encoder_spec,
+      width=self.decoder_width,
+      depth=self.decoder_depth,
+      heads=self.decoder_heads,
+      mlp_width=self.decoder_mlp_width,
+    )
+
+
+def _check_config(config: VideoMAEConfig) -> None:
+  """Raises ValueError, naming the key, for a model that cannot be built."""
+  for name, length in (("image_px", 2), ("patch", 3), ("trained_grid", 3)):
+    value = getattr(config, name)
+    if value is not None and (len(value) != length or min(value) < 1):
+      raise ValueError(
+        f"{_key(name)}={value} must be {length} positive integers"
+      )
+  for name in (
+    "frames",
+    "channels",
+    "width",
+    "depth",
+    "heads",
+    "mlp_width",
+    "decoder_width",
+    "decoder_depth",
+    "decoder_heads",
+    "decoder_mlp_width",
+  ):
+    if getattr(config, name) < 1:
+      raise ValueError(
+        f"{_key(name)}={getattr(config, name)} must be at least 1"
+      )
+  for axis, name, size, cell in (
+    ("t", "frames", config.frames, config.patch[0]),
+    ("h", "image_px", config.image_px[0], config.patch[1]),
+    ("w", "image_px", config.image_px[1], config.patch[2]),
+  ):
+    if size % cell:
+      raise ValueError(
+        f"model.patch={config.patch} (t, h, w) does not divide the clip along "
+        f"{axis}: {_key(name)} gives {size}, which is no multiple of {cell}"
+      )
+  for prefix in ("", "decoder_"):
+    width = getattr(config, f"{prefix}width")
+    heads = getattr(config, f"{prefix}heads")
+    if width % heads:
+      raise ValueError(
+        f"model.{prefix}width={width} is not divisible by "
+        f"model.{prefix}heads={heads}"
+      )
+  for name, allowed in (
+    ("dtype", DTYPES),
+    ("remat", vit.REMAT),
+    ("attention_kernel", vit.ATTENTION_KERNELS),
+  ):
+    if getattr(config, name) not in allowed:
+      raise ValueError(
+        f"{_key(name)}={getattr(config, name)!r} is not one of {allowed}"
+      )
+
+
+def _key(field: str) -> str:
+  """The config key a field of `VideoMAEConfig` is set by."""
+  return (
+    f"data.{field}" if field in ("frames", "image_px") else f"model.{field}"
+  )
+
+
+def _uniform_by_fan_in(fan_in: int):
+  """Uniform on +-1/sqrt(fan_in): the framework default the recipe keeps."""
+  bound = fan_in**-0.5
+
+  def init(key, shape, dtype=jnp.float32, out_sharding=None):
+    del out_sharding
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return init
+
+
+def _positions(config, width, index, dtype) -> Float[Array, "b k d"]:
+  """Position vectors of the listed tokens; of all tokens, `b` 1, if None."""
+  table = posemb.position_table(config.grid, width, config.trained_grid)
+  table = jnp.asarray(table, dtype)
+  return table[None] if index is None else jnp.take(table, index, axis=0)
+
+
+class Encoder(nnx.Module):
+  """Patch embedding, blocks, final LayerNorm."""
+
+  def __init__(self, config: VideoMAEConfig, rngs: nnx.Rngs):
+    init = _uniform_by_fan_in(config.patch_values)
+    self.patch = nnx.Linear(
+      config.patch_values,
+      config.width,
+      kernel_init=init,
+      bias_init=init,
+      dtype=jnp.dtype(config.dtype),
+      rngs=rngs,
+    )
+    self.blocks = vit.make_blocks(config.encoder_spec, rngs)
+    if config.final_norm:
+      self.norm = vit.make_norm(config.width, config.norm_eps, "float32", rngs)
+    self.config = config
+
+  def __call__(
+    self, patches: Float[Array, "b n p"], visible: Int[Array, "b k"] | None
+  ) -> tuple[Float[Array, "b k d"], dict[str, Array]]:
+    """Encodes the visible patches; see `VideoMAE.encode`."""
+    config = self.config
+    if visible is not None:
+      patches = take_tokens(patches, visible)
+    x = self.patch(patches)
+    embedded = x + _positions(config, config.width, visible, x.dtype)
+    x = vit.run_blocks(self.blocks, embedded, config.remat)
+    x = (self.norm(x) if config.final_norm else x).astype(jnp.float32)
+    return x, {"encoder/embedded": embedded, "encoder/tokens": x}
+
+
+class Decoder(nnx.Module):
+  """Projection from the encoder, mask token, blocks, pixel head."""
+
+  def __init__(self, config: VideoMAEConfig, rngs: nnx.Rngs):
+    dtype = jnp.dtype(config.dtype)
+    width = config.decoder_width
+    self.project = nnx.Linear(
+      config.width,
+      width,
+      use_bias=False,
+      kernel_init=_uniform_by_fan_in(config.width),
+      dtype=dtype,
+      rngs=rngs,
+    )
+    # Normal of deviation 0.02, cut at one deviation.
+    self.mask_token = nnx.Param(
+      0.02 * jax.random.truncated_normal(rngs.params(), -1.0, 1.0, (width,))
+    )
+    self.blocks = vit.make_blocks(config.decoder_spec, rngs)
+    self.norm = vit.make_norm(
+      width, config.decoder_norm_eps, config.dtype, rngs
+    )
+    self.head = nnx.Linear(
+      width,
+      config.patch_values,
+      kernel_init=nnx.initializers.xavier_uniform(),
+      dtype=dtype,
+      preferred_element_type=jnp.float32,
+      rngs=rngs,
+    )
+    self.config = config
+
+  def __call__(
+    self,
+    tokens: Float[Array, "b k d"],
+    visible: Int[Array, "b k"],
+    decode: Int[Array, "b m"],
+  ) -> tuple[Float[Array, "b m p"], dict[str, Array]]:
+    """Predicts the patches at `decode`; see `VideoMAE.__call__`."""
+    width = self.config.decoder_width
+    seen = self.project(tokens)
+    seen += _positions(self.config, width, visible, seen.dtype)
+    hidden = self.mask_token[...].astype(seen.dtype)[None, None]
+    hidden += _positions(self.config, width, decode, seen.dtype)
+    x = jnp.concatenate([seen, hidden], axis=1)
+    x = vit.run_blocks(self.blocks, x, self.config.remat)
+    x = x[:, -decode.shape[1] :]
+    return self.head(self.norm(x)), {"decoder/tokens": x}
+
+
+class VideoMAE(nnx.Module):
+  """Masked autoencoder of clips.
+
+  Args:
+    config: Shape and numerics.
+    rngs: Source of the initial parameters, stream `params`.
+
+  Example:
+    >>> config = VideoMAEConfig(
+    ...   **SIZES["tiny"], frames=4, image_px=(32, 48)
+    ... )
+    >>> model = VideoMAE(config, nnx.Rngs(0))
+    >>> visible = jnp.array([[0, 5, 7]])
+    >>> decode = jnp.array([[1, 2, 3, 4]])
+    >>> clip = jnp.zeros((1, 4, 32, 48, 3))
+    >>> prediction, out = model(clip, visible, decode)
+    >>> prediction.shape, out["encoder/tokens"].shape
+    ((1, 4, 1536), (1, 3, 32))
+  """
+
+  def __init__(self, config: VideoMAEConfig, rngs: nnx.Rngs):
+    self.encoder = Encoder(config, rngs)
+    self.decoder = Decoder(config, rngs)
+    self.config = config
+
+  def encode(
+    self,
+    pixels: Float[Array, "b t h w c"],
+    visible: Int[Array, "b k"] | None = None,
+  ) -> tuple[Float[Array, "b k d"], dict[str, Array]]:
+    """Encodes visible tokens, or all of them.
+
+    Args:
+      pixels: Normalised clips.
+      visible: Token numbers the encoder sees, ascending; None means all.
+
+    Returns:
+      Tokens after the final LayerNorm (if the model has one), float32, and the
+      named intermediates.
+
+    Raises:
+      ValueError: If the clips are not those of the configuration.
+    """
+    config = self.config
+    expected = (config.frames, *config.image_px, config.channels)
+    if pixels.shape[1:] != expected:
+      raise ValueError(
+        f"clips of shape (t, h, w, c)={pixels.shape[1:]} given to a model of "
+        f"data.frames={config.frames}, data.image_px={config.image_px}, "
+        f"model.channels={config.channels}"
+      )
+    return self.encoder(patchify(pixels, config.patch), visible)
+
+  def __call__(
+    self,
+    pixels: Float[Array, "b t h w c"],
+    visible: Int[Array, "b k"],
+    decode: Int[Array, "b m"],
+  ) -> tuple[Float[Array, "b m p"], dict[str, Array]]:
+    """Predicts the patches at `decode` from the patches at `visible`.
+
+    Args:
+      pixels: Normalised clips.
+      visible: Token numbers the encoder sees, ascending.
+      decode: Token numbers to predict.
+
+    Returns:
+      Predicted patches, float32, in the order of `decode`, and the named
+      intermediates of encoder and decoder.
+    """
+    tokens, encoded = self.encode(pixels, visible)
+    prediction, decoded = self.decoder(tokens, visible, decode)
+    return prediction, encoded | decoded
