@@ -15,7 +15,7 @@ Presets, after a colon (`--config=configs/prep_wsi.py:walk`):
   (none)  the reference recipe: drift at 0.25 um/px, a window of 84 um that
           moves 2 um a frame for 96 frames along 8 headings, 128 centres a
           slide. Needs slides scanned at 0.255 um/px or finer (40x).
-  demo    drift at 1.06 um/px with a window of 85 um, 24 frames: suits the
+  demo    drift at 1.06 um/px with a window of 51 um, 24 frames: suits the
           synthetic slides and 10x exports, and a model that two CPU cores
           train in minutes.
   walk    16 neighbouring windows of 112 um along a heading, no overlap, 0.5
@@ -128,7 +128,7 @@ def _reference(
 
 def _demo(config: config_dict.ConfigDict) -> None:
   config.mpp = 1.06
-  config.sequence.window_um = (84.8, 84.8)  # 80 px
+  config.sequence.window_um = (50.88, 50.88)  # 48 px
   config.sequence.step_um = 4.24  # 4 px
   config.sequence.frames = 24
   config.sequence.spacing_um = 130.0

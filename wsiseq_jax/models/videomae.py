@@ -72,7 +72,7 @@ def _size(width, depth, heads, decoder_width, decoder_heads, **more):
 # here the decoder's is 4.
 SIZES: dict[str, dict[str, Any]] = {
   "tiny": _size(32, 2, 2, 16, 1, decoder_depth=1),
-  "demo": _size(192, 6, 3, 96, 3, decoder_depth=2),
+  "demo": _size(128, 4, 4, 64, 2, decoder_depth=2),
   "small": _size(384, 12, 6, 192, 3),
   "base": _size(768, 12, 12, 384, 6),
   "large": _size(1024, 24, 16, 512, 8),

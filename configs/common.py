@@ -1,0 +1,85 @@
+"""Blocks that all experiments share, and how a config reads its argument.
+
+`--config=configs/videomae.py:small` calls `get_config("small")`. Every value
+may then be overridden on the command line: `--config.optim.lr_per_256=6e-4`.
+"""
+
+import difflib
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+
+def choose(arg: str, presets: Sequence[str]) -> str:
+  """The preset named after the colon.
+
+  Args:
+    arg: What stood after the colon; '' means the first preset.
+    presets: Their names.
+
+  Raises:
+    ValueError: There is no such preset.
+
+  Example:
+    >>> choose("", ["base", "smoke"])
+    'base'
+  """
+  if not arg:
+    return presets[0]
+  if arg not in presets:
+    near = difflib.get_close_matches(arg, presets, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"preset {arg!r}: must be one of {list(presets)}{hint}")
+  return arg
+
+
+def base_config(task: str) -> ConfigDict:
+  """What every experiment has; a task adds `model` and its own keys."""
+  return ConfigDict(
+    {
+      "job": "train",
+      "task": task,
+      "workdir": "",
+      "seed": 0,
+      "data": {
+        "path": "",
+        "train_split": "train",
+        "eval_split": "val",
+        # Sequences loaded in a step, on all devices of all hosts together.
+        "batch_size": 256,
+        "threads": 8,
+        "worker_processes": 0,
+      },
+      "optim": {
+        # Rates for 256 sequences a step; see wsiseq_jax/optim.py.
+        "lr_per_256": 1e-3,
+        "min_lr_per_256": 1e-5,
+        # Of each pair below one is 0.
+        "warmup_epochs": 0.0,
+        "warmup_steps": 0,
+        "total_epochs": 0.0,
+        "total_steps": 0,
+        "weight_decay": 0.05,
+        "b1": 0.9,
+        "b2": 0.95,
+        "eps": 1e-8,
+        "clip_norm": 0.0,  # 0 switches clipping off
+      },
+      "mesh": {"fsdp": 1, "sharding_rules": ()},
+      "checkpoint": {
+        "path": "",  # '' is <workdir>/checkpoints
+        "every_steps": 0,  # 0 is never
+        "every_minutes": 10.0,  # 0 is never
+        "keep": 2,
+      },
+      "log_every_steps": 50,
+      "eval_every_steps": 0,  # 0 is never
+      "report": {
+        "prep": "",  # what data_prep wrote; '' is the folder of data.path
+        "out": "",  # '' is <workdir>/report
+        "clusters": 16,
+        "queries": 4,
+        "mask_ratios": (0.5, 0.75, 0.9),
+      },
+    }
+  )

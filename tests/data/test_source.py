@@ -1,0 +1,70 @@
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from data_prep import records
+from tests import small_run
+from wsiseq_jax.data import source as sources
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  path = tmp_path_factory.mktemp("source")
+  small_run.shards(path)
+  return path
+
+
+def test_reads_what_was_written(folder):
+  from configs import smoke_data
+
+  train = sources.RecordSource(folder, "train")
+  assert len(train) == 32
+  got = train.record(17)  # slide_b begins at 16
+  want = smoke_data.drift_record("slide_b", 1, 12, 40, 4)
+  assert got.sequence_id == want.sequence_id
+  assert got.slide_id == "slide_b" and got.patient_id == want.patient_id
+  assert got.panels == want.panels
+  np.testing.assert_array_equal(got.frame_box, want.frame_box)
+  np.testing.assert_array_equal(got.frame_level0_xy, want.frame_level0_xy)
+  assert records.decode_panels(got).shape == (1, 40, 84, 3)
+
+
+def test_spec(folder):
+  spec = sources.read_spec(folder / "shards")
+  assert (spec.geometry, spec.frames, spec.panels) == ("drift", 12, 1)
+  assert (spec.panel_px, spec.frame_px) == ((40, 84), (40, 40))
+  assert spec.time_unit == "um" and len(spec.fingerprint) == 64
+  assert sources.split_names(folder) == ("train", "val")
+
+
+def test_survives_pickling(folder):
+  train = pickle.loads(pickle.dumps(sources.RecordSource(folder, "train")))
+  assert train.record(0).slide_id == "slide_a"
+
+
+def test_no_shards(tmp_path):
+  with pytest.raises(ValueError, match="config.data.path = .*no shards there"):
+    sources.read_spec(tmp_path)
+  with pytest.raises(ValueError, match="config.data.path = ''"):
+    sources.read_spec("")
+
+
+def test_missing_split_names_those_there_are(folder):
+  with pytest.raises(
+    ValueError, match=r"config.data.eval_split = 'test'.*train \(32\), val"
+  ):
+    sources.RecordSource(folder, "test", "data.eval_split")
+
+
+@pytest.mark.parametrize(
+  ("key", "value"), [("schema_version", 99), ("fingerprint", "")]
+)
+def test_unknown_schema_is_refused(tmp_path, key, value):
+  path = small_run.shards(tmp_path) / "metadata.json"
+  metadata = json.loads(path.read_text())
+  metadata[key] = value
+  path.write_text(json.dumps(metadata))
+  with pytest.raises(ValueError, match="this code reads version 1"):
+    sources.RecordSource(tmp_path, "train")

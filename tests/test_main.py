@@ -1,0 +1,115 @@
+"""The real main.py, in processes of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from wsiseq_jax import launch
+
+
+def command(repo_root, workdir, *more):
+  return [
+    sys.executable,
+    str(repo_root / "main.py"),
+    f"--config={repo_root}/configs/videomae.py:smoke",
+    f"--config.workdir={workdir}",
+    *more,
+  ]
+
+
+def run(repo_root, workdir, *more):
+  return subprocess.run(
+    command(repo_root, workdir, *more),
+    cwd=repo_root,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+
+
+@pytest.mark.slow
+def test_train_evaluate_embed(repo_root, tmp_path):
+  trained = run(repo_root, tmp_path)
+  assert trained.returncode == 0, trained.stderr
+  assert "finished at step 12" in trained.stderr
+  # Quiet by default: nothing but our own lines.
+  assert "orbax" not in trained.stderr.lower()
+  evaluated = run(repo_root, tmp_path, "--config.job=evaluate")
+  assert evaluated.returncode == 0, evaluated.stderr
+  result = json.loads((tmp_path / "evaluation.json").read_text())
+  assert result["step"] == 12 and set(result["loss"]) == {"0.5", "0.75", "0.9"}
+  embedded = run(repo_root, tmp_path, "--config.job=embed")
+  assert embedded.returncode == 0, embedded.stderr
+  with np.load(tmp_path / "embeddings" / "val.npz") as arrays:
+    assert arrays["features"].shape == (16, 32)
+  again = run(repo_root, tmp_path)
+  assert again.returncode == 0
+  assert "training is complete: step 12" in again.stderr
+
+
+@pytest.mark.slow
+def test_sigterm_ends_with_exit_code_0(repo_root, tmp_path):
+  process = subprocess.Popen(
+    command(
+      repo_root,
+      tmp_path,
+      "--config.optim.total_steps=1000000",
+      "--config.eval_every_steps=0",
+    ),
+    cwd=repo_root,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  metrics = tmp_path / "metrics.jsonl"
+  deadline = time.monotonic() + 200
+  while process.poll() is None and time.monotonic() < deadline:
+    if metrics.exists() and metrics.read_text().count("\n") >= 3:
+      break
+    time.sleep(0.1)
+  process.send_signal(signal.SIGTERM)
+  _, text = process.communicate(timeout=100)
+  assert process.returncode == 0, text
+  assert "SIGTERM: saving, then stopping" in text and "stopped at step" in text
+  assert [p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
+
+
+def test_a_bad_value_is_one_readable_message(repo_root, tmp_path):
+  result = run(repo_root, tmp_path, "--config.mask.ratio=2.0")
+  assert result.returncode == 1
+  assert result.stderr.strip().endswith(
+    "config.mask.ratio = 2.0: must be a number from 0.01 to 0.99"
+  )
+  assert "Traceback" not in result.stderr
+
+
+def test_an_unknown_key_names_the_nearest(repo_root, tmp_path):
+  result = run(repo_root, tmp_path, "--config.data.bach_size=2")
+  assert result.returncode != 0
+  assert 'Did you mean "batch_size"' in result.stderr
+
+
+def test_several_processes_are_recognised():
+  assert not launch.is_distributed({})
+  assert not launch.is_distributed({"SLURM_NTASKS": "4"})  # sbatch, no srun
+  assert not launch.is_distributed(
+    {"SLURM_NTASKS": "4", "SLURM_STEP_ID": "batch"}
+  )
+  assert launch.is_distributed({"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"})
+  assert launch.is_distributed({"JAX_COORDINATOR_ADDRESS": "localhost:1234"})
+  assert launch.is_distributed({"TPU_WORKER_HOSTNAMES": "a,b"})
+  assert not launch.is_distributed({"TPU_WORKER_HOSTNAMES": "a"})
+
+
+def test_second_signal_is_not_caught():
+  before = signal.getsignal(signal.SIGINT)
+  with launch.Preemption() as preemption:
+    assert not preemption.tick()
+    os.kill(os.getpid(), signal.SIGINT)
+    assert preemption.tick()
+    assert signal.getsignal(signal.SIGINT) == before

@@ -1,0 +1,412 @@
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from tests import small_run
+from wsiseq_jax import evaluate, launch, parallel, train, writers
+from wsiseq_jax.data import loader
+from wsiseq_jax.data import source as sources
+from wsiseq_jax.tasks import videomae
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(tmp_path_factory):
+  """Runs of this file share programs; compiling them is most of the time."""
+  folder = str(tmp_path_factory.mktemp("compiled"))
+  names = (
+    ("jax_compilation_cache_dir", folder),
+    ("jax_persistent_cache_min_compile_time_secs", 0.2),
+    ("jax_persistent_cache_min_entry_size_bytes", -1),
+  )
+  before = [(name, getattr(jax.config, name)) for name, _ in names]
+  for name, value in names:
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+  yield
+  for name, value in before:
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  return small_run.shards(tmp_path_factory.mktemp("train_data"))
+
+
+def params_of(state):
+  return jax.tree.map(np.asarray, state.params)
+
+
+def same(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+class StopAt(launch.Preemption):
+  """A preemption that asks to stop at the n-th tick."""
+
+  def __init__(self, ticks):
+    super().__init__()
+    self._left = ticks
+
+  def tick(self):
+    self._left -= 1
+    return self._left < 0
+
+
+def stop_after(monkeypatch, steps):
+  monkeypatch.setattr(launch, "Preemption", lambda: StopAt(steps))
+
+
+def rows_without_clock(workdir):
+  rows = writers.read_metrics(pathlib.Path(workdir) / "metrics.jsonl")
+  return [
+    {k: v for k, v in row.items() if k != "train/clips_per_second"}
+    for row in rows
+  ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory):
+  """Parameters and metrics of a run on one device that nothing disturbs."""
+  workdir = tmp_path_factory.mktemp("undisturbed")
+  config = small_run.small_config(workdir, data)
+  config.eval_every_steps = 3
+  config.checkpoint.every_steps = 3
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    small_run.use_devices(monkeypatch, 1)
+    state = train.train(config)
+  return params_of(state), rows_without_clock(workdir), workdir
+
+
+def test_what_a_run_writes(undisturbed):
+  _, rows, workdir = undisturbed
+  order = [(row["step"], "val/loss" in row) for row in rows]
+  # Evaluation of state s comes after the line of the steps that led to it.
+  assert order == [
+    (0, True),
+    (2, False),
+    (3, True),
+    (4, False),
+    (6, False),
+    (6, True),
+  ]
+  line = rows[1]
+  assert {"train/loss", "train/lr", "train/grad_norm"} < line.keys()
+  # Peak 0.03 · 8 / 256 after two steps of warm-up: the mean of 0 and a half.
+  assert line["train/lr"] == pytest.approx(0.03 * 8 / 256 / 4)
+  assert (workdir / "loss.png").exists()
+  saved = json.loads((workdir / "config.json").read_text())
+  assert saved["optim"]["total_steps"] == 6
+  assert {p.name for p in (workdir / "checkpoints").iterdir()} >= {"3", "6"}
+
+
+@pytest.mark.parametrize(
+  ("at", "threads"),
+  [
+    (3, 2),  # at a checkpoint, between two log lines
+    pytest.param(4, 5, id="with five threads"),
+  ],
+)
+def test_resume_is_bit_for_bit(
+  data, tmp_path, monkeypatch, undisturbed, at, threads
+):
+  params, rows, _ = undisturbed
+  small_run.use_devices(monkeypatch, 1)
+  config = small_run.small_config(tmp_path, data)
+  config.eval_every_steps = 3
+  # The ticks of the two evaluations (of two batches) count too.
+  ticks = at + 2 * (1 + at // 3)
+  with monkeypatch.context() as stopping:
+    stop_after(stopping, ticks)
+    stopped = train.train(config)
+  assert int(stopped.step) == at
+  config.data.threads = threads
+  resumed = train.train(config)
+  assert int(resumed.step) == 6
+  same(params_of(resumed), params)
+  assert rows_without_clock(tmp_path) == rows
+
+
+@pytest.mark.multiprocess
+def test_resume_with_worker_processes_is_bit_for_bit(
+  data, tmp_path, monkeypatch, undisturbed
+):
+  small_run.use_devices(monkeypatch, 1)
+  config = small_run.small_config(tmp_path, data)
+  config.data.worker_processes = 1
+  with monkeypatch.context() as stopping:
+    stop_after(stopping, 3)
+    train.train(config)
+  config.data.worker_processes = 2
+  same(params_of(train.train(config)), undisturbed[0])
+
+
+def test_a_complete_run_is_left_alone(undisturbed, data, monkeypatch, capsys):
+  params, rows, workdir = undisturbed
+  small_run.use_devices(monkeypatch, 1)
+  config = small_run.small_config(workdir, data)
+  config.checkpoint.every_steps = 3
+  config.eval_every_steps = 3
+  same(params_of(train.train(config)), params)
+  assert "training is complete: step 6" in capsys.readouterr().err
+  assert rows_without_clock(workdir) == rows
+
+
+@pytest.mark.parametrize(
+  "fsdp",
+  [
+    1,
+    pytest.param(2, marks=pytest.mark.slow),
+    pytest.param(4, marks=pytest.mark.slow),
+    8,
+  ],
+)
+def test_eight_devices_agree_with_one(
+  data, tmp_path, monkeypatch, undisturbed, fsdp
+):
+  # Small enough that this model's parameters are cut at all.
+  monkeypatch.setattr(parallel, "FSDP_MIN_ELEMENTS", 256)
+  config = small_run.small_config(tmp_path, data)
+  config.mesh.fsdp = fsdp
+  state = train.train(config)
+  head = state.params["decoder"]["head"]["kernel"]
+  assert head.sharding.mesh.shape["fsdp"] == fsdp
+  assert head.sharding.is_fully_replicated == (fsdp == 1)
+  # Float32 sums in another order: 6 Adam steps of 1e-3 may part by some 1e-5.
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-5),
+    params_of(state),
+    undisturbed[0],
+  )
+  losses = [
+    [row["train/loss"] for row in rows if "train/loss" in row]
+    for rows in (rows_without_clock(tmp_path), undisturbed[1])
+  ]
+  np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_one_compilation_in_six_steps(data, tmp_path, monkeypatch):
+  traces = []
+  loss = videomae._loss
+
+  def counting(*args):
+    traces.append(1)
+    return loss(*args)
+
+  monkeypatch.setattr(videomae, "_loss", counting)
+  config = small_run.small_config(tmp_path, data)
+  config.mesh.fsdp = 2
+  small_run.use_devices(monkeypatch, 2)
+  with monkeypatch.context() as stopping:
+    stop_after(stopping, 3)
+    train.train(config)
+  assert len(traces) == 1
+  train.train(config)  # and one more in the resumed run
+  assert len(traces) == 2
+
+
+def test_loss_that_is_no_number_names_step_and_records(
+  data, tmp_path, monkeypatch
+):
+  small_run.use_devices(monkeypatch, 1)
+  config = small_run.small_config(tmp_path, data)
+  config.optim.lr_per_256 = 1e25
+  with pytest.raises(FloatingPointError) as caught:
+    train.train(config)
+  text = str(caught.value)
+  # Step 0 has learning rate 0; the first update that can go wrong is the
+  # second, and the loss shows it in the third.
+  assert "in the update from step 2 to 3 the loss is" in text
+  source = sources.RecordSource(data, "train")
+  indices = loader.batch_indices(32, config.seed, 8, 2)
+  names = [source.record(int(i)).sequence_id for i in indices]
+  assert ", ".join(names) in text
+  # Nothing of it was saved.
+  assert not [
+    p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()
+  ]
+
+
+def test_another_experiment_is_refused(undisturbed, data, monkeypatch):
+  _, _, workdir = undisturbed
+  small_run.use_devices(monkeypatch, 1)
+  config = small_run.small_config(workdir, data)
+  config.optim.weight_decay = 0.5
+  config.mask.ratio = 0.5
+  config.data.threads = 1
+  with pytest.raises(ValueError) as caught:
+    train.train(config)
+  text = str(caught.value)
+  assert "config.optim.weight_decay: 0.05 in the checkpoint, now 0.5" in text
+  assert "config.mask.ratio" in text and "threads" not in text
+
+
+def test_other_shards_are_refused(undisturbed, tmp_path, monkeypatch):
+  from configs import smoke_data
+
+  small_run.use_devices(monkeypatch, 1)
+  other = smoke_data.make_shards(tmp_path, sequences=8)
+  config = small_run.small_config(undisturbed[2], other)
+  with pytest.raises(ValueError, match="fingerprint of the shards was"):
+    train.train(config)
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "match"),
+  [
+    ("data.frames", 16, "span 16 stored frames, the data has 12"),
+    ("data.eval_split", "test", "config.data.eval_split = 'test'"),
+    ("data.batch_size", 9, "multiple of the 8 devices"),
+    ("optim.warmup_steps", 6, "the warm-up of 6 steps must be shorter"),
+    ("mesh.fsdp", 3, "config.mesh.fsdp = 3"),
+  ],
+)
+def test_what_does_not_fit_is_said_before_training(
+  data, tmp_path, key, value, match
+):
+  config = small_run.small_config(tmp_path, data)
+  config.eval_every_steps = 3
+  block, name = key.split(".")
+  config[block][name] = value
+  with pytest.raises(ValueError, match=match):
+    train.prepare(config)
+
+
+def test_sigterm_saves_and_ends(data, tmp_path, monkeypatch):
+  small_run.use_devices(monkeypatch, 1)
+  config = small_run.small_config(tmp_path, data)
+  config.optim.total_steps = 100_000
+  config.log_every_steps = 1
+  before = signal.getsignal(signal.SIGTERM)
+
+  def kill_when_running():
+    metrics = tmp_path / "metrics.jsonl"
+    with contextlib.suppress(TimeoutError):
+      deadline = time.monotonic() + 60
+      while time.monotonic() < deadline:
+        if metrics.exists() and metrics.read_text().count("\n") > 2:
+          break
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  killer = threading.Thread(target=kill_when_running)
+  killer.start()
+  state = train.train(config)
+  killer.join()
+  step = int(state.step)
+  assert 0 < step < 100_000
+  assert (tmp_path / "checkpoints" / str(step)).is_dir()
+  assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_evaluation_does_not_depend_on_the_batch(
+  undisturbed, data, tmp_path, monkeypatch
+):
+  small_run.use_devices(monkeypatch, 1)
+  config = small_run.small_config(undisturbed[2], data)
+  config.report.mask_ratios = (0.5,)
+  losses = []
+  for size in (8, 6):  # 6: the last rows are padding
+    config.data.batch_size = size
+    config.workdir = str(tmp_path / str(size))
+    config.checkpoint.path = str(undisturbed[2])
+    losses.append(evaluate.run_evaluate(config)["loss"])
+  assert set(losses[0]) == {"0.5", "0.75"}
+  for other in losses[1:]:
+    for ratio, loss in losses[0].items():
+      assert other[ratio] == pytest.approx(loss, rel=1e-5)
+  # The loop's own evaluation at the end is the same number.
+  last = [row for row in undisturbed[1] if "val/loss" in row][-1]
+  assert losses[0]["0.75"] == pytest.approx(last["val/loss"], rel=1e-5)
+
+
+def test_evaluation_uses_the_checkpoints_config(undisturbed, data, tmp_path):
+  config = small_run.small_config(tmp_path, data)
+  config.checkpoint.path = str(undisturbed[2] / "checkpoints")
+  # The command line's model is another one; the checkpoint's counts.
+  config.model.size = "small"
+  config.mask.kind = "tube"
+  run = evaluate.load(config)
+  assert run.config.model.size == "tiny"
+  assert run.task.setup.mask.kind == "tissue"
+  assert run.step == 6
+  same(jax.tree.map(np.asarray, run.params), undisturbed[0])
+
+
+def test_embeddings(undisturbed, data, tmp_path, monkeypatch):
+  small_run.use_devices(monkeypatch, 1)
+  config = small_run.small_config(tmp_path, data)
+  config.checkpoint.path = str(undisturbed[2])
+  paths = evaluate.run_embed(config)
+  assert [p.name for p in paths] == ["train.npz", "val.npz"]
+  with np.load(paths[1]) as file:
+    arrays = dict(file)
+  assert arrays["features"].shape == (16, 32)
+  assert np.isfinite(arrays["features"]).all()
+  assert list(arrays["index"]) == list(range(16))
+  assert set(arrays["slide_id"]) == {"slide_c"}
+  assert arrays["checkpoint_step"] == 6
+  record = sources.RecordSource(data, "val").record(5)
+  assert arrays["sequence_id"][5] == record.sequence_id
+  frames = arrays["frames"][5]
+  assert list(frames) == list(range(2, 10))  # the middle 8 of 12
+  centres = record.frame_level0_xy[frames]
+  np.testing.assert_allclose(arrays["frame_level0_xy"][5], centres)
+  np.testing.assert_allclose(arrays["level0_xy"][5], centres.mean(axis=0))
+  table = (tmp_path / "embeddings" / "val.csv").read_text().splitlines()
+  assert len(table) == 17 and record.sequence_id in table[6]
+
+
+def test_jobs_that_are_done_say_so(
+  undisturbed, data, tmp_path, capsys, monkeypatch
+):
+  small_run.use_devices(monkeypatch, 1)
+  config = small_run.small_config(tmp_path, data)
+  config.checkpoint.path = str(undisturbed[2])
+  first = evaluate.run_evaluate(config)
+  paths = evaluate.run_embed(config)
+  times = [p.stat().st_mtime_ns for p in paths]
+  capsys.readouterr()
+  assert evaluate.run_evaluate(config) == first
+  evaluate.run_embed(config)
+  text = capsys.readouterr().err
+  assert "evaluation of step 6 is done" in text
+  assert "val: embeddings of step 6 are done" in text
+  assert [p.stat().st_mtime_ns for p in paths] == times
+
+
+@pytest.mark.parametrize("is_normalised", [True, False])
+def test_reconstruction(undisturbed, data, tmp_path, is_normalised):
+  config = small_run.small_config(tmp_path, data)
+  config.checkpoint.path = str(undisturbed[2])
+  run = evaluate.load(config)
+  setup = run.task.setup
+  if not is_normalised:
+    model = dataclasses.replace(setup.model, normalise_target=False)
+    setup = dataclasses.replace(setup, model=model)
+    run = dataclasses.replace(
+      run, task=dataclasses.replace(run.task, setup=setup)
+    )
+  source = sources.RecordSource(data, "val")
+  batch = loader.stack([loader.load(source, i) for i in range(3)])
+  result = evaluate.reconstruct(run, batch, ratio=0.5, kind="tube")
+  assert result.true_statistics == is_normalised
+  assert result.original.shape == (3, 8, 32, 32, 3)
+  is_grey = (result.masked == 128).all(axis=-1)
+  # A tube hides whole patches of 8 px, half of the 16, in all frames alike.
+  patches = is_grey.reshape(3, 8, 4, 8, 4, 8).all(axis=(3, 5))
+  np.testing.assert_array_equal(patches.sum(axis=(2, 3)), 8)
+  hidden = patches.repeat(8, axis=2).repeat(8, axis=3)
+  same_seen = (result.original == result.reconstructed).all(axis=-1) | hidden
+  assert same_seen.all()
+  assert result.loss.shape == (3,) and np.isfinite(result.loss).all()

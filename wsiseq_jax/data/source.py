@@ -1,0 +1,155 @@
+"""Opens shards: records by index, and what the data set says of itself.
+
+Shards are a TFDS directory. Files are opened with Grain's ArrayRecord source
+and parsed with TFDS's NumPy example parser, both without TensorFlow. TFDS's own
+decoder is not used: it decodes images one by one in Python, at half the rate.
+
+A data set names the version of its schema. One that this code does not know is
+refused here, before anything is computed from it.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import grain
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import example_parser
+
+from data_prep import records
+
+KNOWN_SCHEMAS = (records.SCHEMA_VERSION,)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSpec:
+  """What all records of a data set share.
+
+  Attributes:
+    fingerprint: names schema and preparation settings; equal means mixable.
+    geometry: 'drift', 'walk', 'zoom' or 'series'.
+    frames: stored frames of a sequence (T).
+    panels: stored images of a sequence (p).
+    panel_px: (h, w) of a panel.
+    frame_px: (h, w) of a frame in panel pixels.
+    time_unit: unit of `time`: 'um', 's' or 'year'.
+    target_names: names of the labels in `targets`.
+    metadata: the whole `metadata.json`.
+  """
+
+  fingerprint: str
+  geometry: str
+  frames: int
+  panels: int
+  panel_px: tuple[int, int]
+  frame_px: tuple[int, int]
+  time_unit: str
+  target_names: tuple[str, ...]
+  metadata: Mapping[str, Any] = dataclasses.field(repr=False, hash=False)
+
+
+def shard_folder(path: str | os.PathLike) -> pathlib.Path:
+  """The TFDS directory: the path itself, or `shards` in what preparation wrote.
+
+  Raises:
+    ValueError: there are no shards.
+  """
+  folder = pathlib.Path(path)
+  for candidate in (folder, folder / "shards"):
+    if str(path) and (candidate / "features.json").is_file():
+      return candidate
+  raise ValueError(
+    f"config.data.path = {os.fspath(path)!r}: no shards there (no "
+    "features.json); write them with `python -m data_prep`"
+  )
+
+
+def read_spec(path: str | os.PathLike) -> DataSpec:
+  """Reads what a data set says of itself.
+
+  Args:
+    path: the shards, or the folder that preparation wrote.
+
+  Raises:
+    ValueError: no shards, or a schema this code does not know.
+  """
+  folder = shard_folder(path)
+  builder = tfds.builder_from_directory(folder)
+  metadata = dict(builder.info.metadata or {})
+  version = metadata.get("schema_version")
+  if version not in KNOWN_SCHEMAS or not metadata.get("fingerprint"):
+    known = ", ".join(map(str, KNOWN_SCHEMAS))
+    raise ValueError(
+      f"config.data.path = {os.fspath(path)!r}: shards of schema version "
+      f"{version!r} with fingerprint {metadata.get('fingerprint')!r}; this "
+      f"code reads version {known}. Prepare the data again, or use the "
+      "release that wrote it"
+    )
+  return DataSpec(
+    fingerprint=metadata["fingerprint"],
+    geometry=metadata["geometry"],
+    frames=int(metadata["frames"]),
+    panels=int(metadata["panels"]),
+    panel_px=tuple(metadata["panel_px"]),
+    frame_px=tuple(metadata["frame_px"]),
+    time_unit=metadata["time_unit"],
+    target_names=tuple(metadata["target_names"]),
+    metadata=metadata,
+  )
+
+
+def split_names(path: str | os.PathLike) -> tuple[str, ...]:
+  """The splits that have records, in the order train, val, test."""
+  splits = tfds.builder_from_directory(shard_folder(path)).info.splits
+  order = {"train": 0, "val": 1, "test": 2}
+  return tuple(sorted(splits, key=lambda name: (order.get(name, 3), name)))
+
+
+class RecordSource:
+  """The records of one split, by index.
+
+  Picklable: worker processes open the files anew.
+
+  Args:
+    path: the shards, or the folder that preparation wrote.
+    split: name of the split.
+    key: config key of `split`, for the error.
+
+  Raises:
+    ValueError: no shards, an unknown schema, or no such split.
+  """
+
+  def __init__(
+    self, path: str | os.PathLike, split: str, key: str = "data.train_split"
+  ):
+    self.spec = read_spec(path)
+    folder = shard_folder(path)
+    info = tfds.builder_from_directory(folder).info
+    if split not in info.splits or not info.splits[split].num_examples:
+      raise ValueError(
+        f"config.{key} = {split!r}: no records; {folder} has "
+        + ", ".join(f"{k} ({v.num_examples})" for k, v in info.splits.items())
+      )
+    self.split = split
+    self._parser = example_parser.ExampleParserNp(
+      info.features.get_serialized_info()
+    )
+    # Records are read one by one in random order: reading ahead would fetch
+    # neighbours that nobody asked for.
+    self._files = grain.sources.ArrayRecordDataSource(
+      [os.fspath(file) for file in info.splits[split].filepaths]
+    )
+
+  def __len__(self) -> int:
+    return len(self._files)
+
+  def record(self, index: int) -> records.SequenceRecord:
+    """Reads a record; its panels stay JPEG.
+
+    Args:
+      index: from 0, in the order of the shards.
+    """
+    example = self._parser.parse_example(self._files[index])
+    return records.from_example(example)

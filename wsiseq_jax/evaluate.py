@@ -1,0 +1,342 @@
+"""Jobs that start from a checkpoint: `evaluate` and `embed`.
+
+Both need a folder of checkpoints and a data set, nothing else: the model is
+rebuilt by the training code from the config inside the checkpoint. From the
+command line's config they take only where things are and how to run
+(`RUNTIME_KEYS`), so a config that has changed since cannot spoil them.
+
+`evaluate_split` is also what the training loop calls: there is no second
+evaluation.
+"""
+
+import csv
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from wsiseq_jax import checkpoint, launch, parallel, tasks
+from wsiseq_jax import config as configs
+from wsiseq_jax.data import loader
+from wsiseq_jax.data import source as sources
+from wsiseq_jax.state import with_shardings
+from wsiseq_jax.tasks import base, videomae
+
+# Taken from the command line; everything else comes from the checkpoint.
+RUNTIME_KEYS = (
+  "job",
+  "workdir",
+  "data.path",
+  "data.eval_split",
+  "data.batch_size",
+  "data.threads",
+  "data.worker_processes",
+  "model.attention_kernel",
+  "mesh",
+  "checkpoint.path",
+  "report",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+  """A trained model, ready to be used.
+
+  Attributes:
+    task: the task, rebuilt from the checkpoint.
+    params: its parameters, on the mesh.
+    step: the checkpoint's step.
+    config: the config of the training, with the runtime keys of this run.
+    spec: what the data set says of itself.
+    mesh: the devices.
+    meta: the checkpoint's own description.
+    identity: tells the checkpoint from any other.
+  """
+
+  task: base.Task
+  params: Any
+  step: int
+  config: ConfigDict
+  spec: sources.DataSpec
+  mesh: Mesh
+  meta: Mapping[str, Any]
+  identity: str
+
+
+def checkpoint_folder(config: ConfigDict) -> pathlib.Path:
+  """Where checkpoints lie: `checkpoint.path`, or in the workdir."""
+  if config.checkpoint.path:
+    return pathlib.Path(config.checkpoint.path)
+  return pathlib.Path(config.workdir) / "checkpoints"
+
+
+def load(config: ConfigDict, step: int | None = None) -> Loaded:
+  """Rebuilds a trained model from its checkpoint.
+
+  Args:
+    config: the run's config; see `RUNTIME_KEYS` for what is used of it.
+    step: which checkpoint; the newest by default.
+
+  Raises:
+    FileNotFoundError: there is no complete checkpoint.
+    ValueError: no data, or data that the model was not made for.
+  """
+  with checkpoint.Checkpoints(checkpoint_folder(config), read_only=True) as ck:
+    step = ck.latest if step is None else step
+    meta = ck.meta(step)
+    merged = _merge(meta["config"], config)
+    spec = sources.read_spec(config.data.path)
+    if spec.fingerprint != meta["fingerprint"]:
+      launch.log(
+        f"note: {config.data.path} was prepared otherwise than the data of "
+        "training (fingerprints differ)"
+      )
+    task = tasks.get(merged.task).make_task(merged, spec)
+    mesh = parallel.make_mesh(merged.mesh.fsdp)
+    parallel.check_batch_size(merged.data.batch_size, mesh)
+    abstract = jax.eval_shape(task.init, jax.random.key(0))
+    shardings = parallel.param_shardings(
+      abstract, mesh, merged.mesh.sharding_rules
+    )
+    params = ck.restore_params(with_shardings(abstract, shardings), step)
+    identity = ck.identity(step)
+  return Loaded(task, params, step, merged, spec, mesh, meta, identity)
+
+
+def _merge(saved: Mapping[str, Any], config: ConfigDict) -> ConfigDict:
+  """The checkpoint's config with the runtime keys of this run."""
+  merged = configs.from_dict(saved)
+  given = configs.flatten(config)
+  with merged.unlocked():
+    for key, value in given.items():
+      is_runtime = any(
+        key == r or key.startswith(r + ".") for r in RUNTIME_KEYS
+      )
+      if is_runtime:
+        *parents, name = key.split(".")
+        block = functools.reduce(lambda b, p: b[p], parents, merged)
+        with block.ignore_type():
+          block[name] = value
+  configs.validate(merged, tasks.get(merged.task).CHECKS)
+  return merged
+
+
+def make_eval_step(evaluate, mesh: Mesh):
+  """Compiles `Task.evaluate`; metrics come back whole on every device."""
+  return jax.jit(evaluate, out_shardings=parallel.replicated(mesh))
+
+
+def evaluate_split(
+  eval_step,
+  params: Any,
+  source: sources.RecordSource,
+  config: ConfigDict,
+  mesh: Mesh,
+  prefix: str,
+  preemption: launch.Preemption | None = None,
+) -> dict[str, float] | None:
+  """Means over all records of a split.
+
+  Args:
+    eval_step: what `make_eval_step` returned.
+    params: parameters.
+    source: the split.
+    config: for batch size, threads and worker processes.
+    mesh: the devices.
+    prefix: put before the names of the metrics.
+    preemption: asked before every batch, if given.
+
+  Returns:
+    {prefix + name: mean}, or None if it was told to stop.
+  """
+  batches = loader.eval_batches(
+    source,
+    batch_size=config.data.batch_size,
+    rows=parallel.local_rows(mesh, config.data.batch_size),
+    threads=config.data.threads,
+    worker_processes=config.data.worker_processes,
+  )
+  totals = []
+  with loader.closing(batches):
+    for batch in parallel.prefetch(batches, mesh):
+      if preemption is not None and preemption.tick():
+        return None
+      totals.append(eval_step(params, batch))
+  return base.mean_metrics(jax.device_get(totals), prefix)
+
+
+def run_evaluate(config: ConfigDict) -> dict[str, Any]:
+  """The job `evaluate`: loss of the evaluation split at several mask ratios.
+
+  Writes `<workdir>/evaluation.json`: checkpoint, step, split, records, and for
+  each ratio of `report.mask_ratios` (and that of the training) the loss.
+
+  Returns:
+    What was written.
+  """
+  run = load(config)
+  source = sources.RecordSource(
+    config.data.path, config.data.eval_split, "data.eval_split"
+  )
+  setup = run.task.setup
+  ratios = sorted({*config.report.mask_ratios, setup.mask.ratio})
+  result = {
+    "checkpoint": os.fspath(checkpoint_folder(config)),
+    "identity": run.identity,
+    "step": run.step,
+    "data": run.spec.fingerprint,
+    "split": source.split,
+    "records": len(source),
+    "mask_kind": setup.mask.kind,
+    "trained_mask_ratio": setup.mask.ratio,
+    "mask_ratios": ratios,
+  }
+  path = pathlib.Path(config.workdir) / "evaluation.json"
+  done = json.loads(path.read_text()) if path.exists() else {}
+  if all(done.get(key) == value for key, value in result.items()):
+    launch.log(f"evaluation of step {run.step} is done: {path}")
+    return done
+  loss = {}
+  launch.log(f"checkpoint of step {run.step}, {len(source)} records")
+  for ratio in ratios:
+    spec = dataclasses.replace(setup.mask, ratio=ratio)
+    step = make_eval_step(
+      functools.partial(videomae.evaluate, setup, spec), run.mesh
+    )
+    means = evaluate_split(step, run.params, source, run.config, run.mesh, "")
+    loss[f"{ratio:g}"] = means["loss"]
+    launch.log(f"  mask ratio {ratio:<5g} loss {means['loss']:.4f}")
+  result["loss"] = loss
+  if launch.is_main():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    launch.log(f"wrote {path}")
+  return result
+
+
+def embed_split(run: Loaded, source: sources.RecordSource) -> dict[str, Any]:
+  """Features of all records of a split, in their order.
+
+  Args:
+    run: the model.
+    source: the split.
+
+  Returns:
+    Arrays with a leading axis of records: features f32 [N, d]; sequence_id,
+    slide_id, patient_id; frame_level0_xy f32 [N, t, 2], time f32 [N, t] and
+    frames int32 [N, t] of the frames that were looked at; level0_xy f32 [N, 2],
+    their mean; mpp, heading_deg, targets, index. Without an axis:
+    checkpoint_step, checkpoint (its identity) and data (its fingerprint).
+  """
+  embed = jax.jit(
+    run.task.embed, out_shardings=parallel.batch_sharding(run.mesh)
+  )
+  batches = loader.eval_batches(
+    source,
+    batch_size=run.config.data.batch_size,
+    rows=parallel.local_rows(run.mesh, run.config.data.batch_size),
+    threads=run.config.data.threads,
+    worker_processes=run.config.data.worker_processes,
+  )
+  kept = ("mpp", "heading_deg", "targets", "index")
+  parts = []
+  with loader.closing(batches):
+    for batch in parallel.prefetch(batches, run.mesh):
+      out = embed(run.params, batch) | {name: batch[name] for name in kept}
+      is_real = parallel.fetch(batch["mask"]) > 0
+      out = parallel.fetch(out)
+      parts.append({name: array[is_real] for name, array in out.items()})
+  arrays = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+  ids = [source.record(int(index)) for index in arrays["index"]]
+  for name in ("sequence_id", "slide_id", "patient_id"):
+    arrays[name] = np.array([getattr(record, name) for record in ids])
+  arrays["level0_xy"] = arrays["frame_level0_xy"].mean(axis=1)
+  arrays["checkpoint_step"] = np.int64(run.step)
+  arrays["checkpoint"] = np.array(run.identity)
+  arrays["data"] = np.array(run.spec.fingerprint)
+  return arrays
+
+
+def run_embed(config: ConfigDict) -> list[pathlib.Path]:
+  """The job `embed`: features of every split, in `<workdir>/embeddings/`.
+
+  Writes `<split>.npz` (see `embed_split`) and `<split>.csv`, the same without
+  the features, for other programs.
+
+  Returns:
+    The npz files.
+  """
+  run = load(config)
+  folder = pathlib.Path(config.workdir) / "embeddings"
+  written = []
+  for split in sources.split_names(config.data.path):
+    source = sources.RecordSource(config.data.path, split)
+    path = folder / f"{split}.npz"
+    written.append(path)
+    if _is_embedded(path, run, len(source)):
+      launch.log(f"{split}: embeddings of step {run.step} are done: {path}")
+      continue
+    arrays = embed_split(run, source)
+    if launch.is_main():
+      folder.mkdir(parents=True, exist_ok=True)
+      draft = path.with_suffix(".draft.npz")
+      np.savez(draft, **arrays)
+      os.replace(draft, path)
+      _write_table(path.with_suffix(".csv"), arrays)
+    width = arrays["features"].shape[1]
+    launch.log(f"{split}: {len(source)} records × {width} → {path}")
+  return written
+
+
+def _is_embedded(path: pathlib.Path, run: Loaded, records: int) -> bool:
+  if not path.exists():
+    return False
+  with np.load(path) as done:
+    return (
+      str(done["checkpoint"]) == run.identity
+      and str(done["data"]) == run.spec.fingerprint
+      and len(done["index"]) == records
+    )
+
+
+def _write_table(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+  names = ("sequence_id", "slide_id", "patient_id", "mpp", "heading_deg")
+  with path.open("w", newline="") as file:
+    writer = csv.writer(file)
+    writer.writerow([*names, "level0_x", "level0_y"])
+    for row in range(len(arrays["index"])):
+      x, y = arrays["level0_xy"][row].tolist()
+      writer.writerow([*(arrays[name][row] for name in names), x, y])
+
+
+def reconstruct(
+  run: Loaded,
+  batch: Mapping[str, np.ndarray],
+  ratio: float | None = None,
+  kind: str | None = None,
+) -> videomae.Reconstruction:
+  """Pictures of hidden patches and what the model makes of them.
+
+  Args:
+    run: the model.
+    batch: records as the loader gives them (`loader.eval_batches`, or
+      `loader.stack` of `loader.load`).
+    ratio: part to hide; that of the training by default.
+    kind: kind of mask; that of the training by default.
+
+  Returns:
+    The pictures; see `tasks.videomae.Reconstruction`.
+  """
+  # A handful of records for a page need not divide over the devices.
+  batch = {name: np.asarray(array) for name, array in batch.items()}
+  return videomae.reconstruct(
+    run.task.setup, run.params, batch, ratio=ratio, kind=kind
+  )

@@ -1,0 +1,128 @@
+"""AdamW as VideoMAE uses it: schedule, weight-decay mask, clipping.
+
+Learning rates are given per 256 sequences and multiplied by batch / 256. The
+batch is the number of sequences loaded in a step; repeated copies of one
+sequence do not count, which is why a recipe with four repeats states a four
+times higher rate than one without.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from wsiseq_jax import parallel
+
+# Last names of parameters that are never decayed, whatever their shape.
+_NO_DECAY = ("bias", "scale", "mask_token", "cls_token", "pos_embed")
+
+
+def scaled_lr(lr_per_256: float, batch_size: int) -> float:
+  """The linear rule: rate × batch / 256.
+
+  Example:
+    >>> scaled_lr(1e-3, 64)
+    0.00025
+  """
+  return lr_per_256 * batch_size / 256
+
+
+def warmup_cosine(
+  step: Int[Array, ""] | int,
+  peak: float | int,
+  floor: float | int,
+  warmup_steps: int,
+  total_steps: int,
+) -> Float[Array, ""]:
+  """Learning rate of the update that leads from `step` to `step + 1`.
+
+  Linear from 0 to the peak, then half a cosine down to the floor:
+
+      step < warmup:  peak · step / warmup
+      else:           floor + (peak − floor) · (1 + cos(π p)) / 2,
+                      p = (step − warmup) / (total − warmup)
+
+  Args:
+    step: Updates already made.
+    peak: Highest rate.
+    floor: Rate at the end.
+    warmup_steps: Steps of the linear part; 0 for none.
+    total_steps: Steps of the run.
+
+  Returns:
+    The rate.
+
+  Example:
+    >>> [round(float(warmup_cosine(s, 1.0, 0.0, 2, 6)), 3) for s in range(7)]
+    [0.0, 0.5, 1.0, 0.854, 0.5, 0.146, 0.0]
+  """
+  step = jnp.asarray(step, jnp.float32)
+  rise = peak * step / max(warmup_steps, 1)
+  part = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
+  part = jnp.clip(part, 0.0, 1.0)
+  fall = floor + (peak - floor) * 0.5 * (1.0 + jnp.cos(math.pi * part))
+  return jnp.where(step < warmup_steps, rise, fall)
+
+
+def decay_mask(params):
+  """True for the parameters that weight decay shrinks: the matrices.
+
+  Biases, norm scales, tokens and everything one-dimensional are left alone. In
+  stacked blocks the leading axis counts layers, so that a stacked bias has two
+  axes and yet is one-dimensional.
+
+  Example:
+    >>> leaf = jax.ShapeDtypeStruct((12, 768), jnp.float32)
+    >>> decay_mask({"blocks": {"gain": leaf}, "head": {"kernel": leaf}})
+    {'blocks': {'gain': False}, 'head': {'kernel': True}}
+  """
+
+  def is_decayed(path, leaf) -> bool:
+    name = parallel.path_name(path)
+    axes = len(leaf.shape) - parallel.is_stacked(name)
+    return axes >= 2 and name.split("/")[-1] not in _NO_DECAY
+
+  return jax.tree_util.tree_map_with_path(is_decayed, params)
+
+
+def make_schedule(
+  config, batch_size: int, warmup_steps: int, total_steps: int
+) -> optax.Schedule:
+  """The learning rate as a function of the step, from `config.optim`.
+
+  Raises:
+    ValueError: The warm-up is not shorter than the run.
+  """
+  if warmup_steps >= total_steps:
+    raise ValueError(
+      f"config.optim: the warm-up of {warmup_steps} steps must be shorter than "
+      f"the run of {total_steps} steps (set optim.warmup_* or optim.total_*)"
+    )
+  peak = scaled_lr(config.lr_per_256, batch_size)
+  floor = scaled_lr(config.min_lr_per_256, batch_size)
+
+  def schedule(step):
+    return warmup_cosine(step, peak, floor, warmup_steps, total_steps)
+
+  return schedule
+
+
+def make_optimizer(
+  config, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+  """AdamW with decoupled decay (multiplied by the rate), clipping before it.
+
+  Reference: Loshchilov and Hutter, "Decoupled Weight Decay Regularization",
+  ICLR 2019.
+  """
+  parts = []
+  if config.clip_norm > 0:
+    parts.append(optax.clip_by_global_norm(config.clip_norm))
+  parts += [
+    optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+    optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
+    optax.scale_by_learning_rate(schedule),
+  ]
+  return optax.chain(*parts)

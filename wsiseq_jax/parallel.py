@@ -1,0 +1,245 @@
+"""How arrays lie on devices: the mesh, the batch, the parameters.
+
+    mesh (data=2, fsdp=4), eight devices         batch [b, ...]: over both axes,
+                                                 every device its own clips
+        fsdp 0   1   2   3
+    data 0 [ 0 | 1 | 2 | 3 ]                     parameters: large ones cut over
+         1 [ 4 | 5 | 6 | 7 ]                     `fsdp`, repeated over `data`;
+                                                 small ones on every device
+
+One rule places parameters, and one sentence says it: of an array with at least
+2^18 elements, cut the largest axis that `fsdp` divides, but never the axis
+that counts stacked layers (a scan reads one layer at a time, and would fetch
+it from one device); keep everything else whole. Optimiser slots lie like the
+parameter whose name they end in. `mesh.sharding_rules` overrides the rule for
+paths that match a regular expression.
+
+The mesh's axes are `Auto`: the compiler propagates shardings and inserts the
+collectives. That is written out because JAX's default is `Explicit`; sizes and
+names are positional because the keyword was renamed in JAX 0.11.
+"""
+
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+BATCH_AXES = ("data", "fsdp")
+# Below this many elements a parameter costs more to gather than to keep.
+FSDP_MIN_ELEMENTS = 2**18
+# Parameters under a node of this name carry a leading axis of layers.
+STACKED = "blocks"
+
+Rules = Sequence[tuple[str, Sequence[str | None]]]
+
+
+def make_mesh(
+  fsdp: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+  """The ('data', 'fsdp') mesh over all devices, `data` taking what is left.
+
+  Args:
+    fsdp: devices over which large parameters are cut.
+    devices: the devices to use; all by default.
+
+  Raises:
+    ValueError: `fsdp` does not divide the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  if fsdp < 1 or len(devices) % fsdp:
+    raise ValueError(
+      f"config.mesh.fsdp = {fsdp}: must divide the {len(devices)} devices"
+    )
+  return jax.make_mesh(
+    (len(devices) // fsdp, fsdp),
+    BATCH_AXES,
+    (AxisType.Auto,) * 2,
+    devices=devices,
+  )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """The leading axis over all devices, everything else whole."""
+  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The same whole array on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+  """Raises a ValueError if the batch does not divide over the devices."""
+  if batch_size % mesh.size:
+    raise ValueError(
+      f"config.data.batch_size = {batch_size}: must be a multiple of the "
+      f"{mesh.size} devices"
+    )
+
+
+def path_name(path: Sequence[Any]) -> str:
+  """A tree path as text: `encoder/blocks/mlp/up/kernel`."""
+  return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
+def is_stacked(name: str) -> bool:
+  """Whether axis 0 of the parameter of this name counts layers."""
+  return STACKED in name.split("/")
+
+
+def fsdp_spec(name: str, shape: Sequence[int], fsdp: int) -> PartitionSpec:
+  """Where the one rule puts an array.
+
+  Args:
+    name: path of the parameter, see `path_name`.
+    shape: its shape.
+    fsdp: size of the mesh axis `fsdp`.
+
+  Example:
+    >>> fsdp_spec("encoder/blocks/mlp/up/kernel", (12, 768, 3072), 4)
+    PartitionSpec(None, None, 'fsdp')
+    >>> fsdp_spec("head/kernel", (768, 10), 4)
+    PartitionSpec()
+  """
+  if fsdp == 1 or int(np.prod(shape)) < FSDP_MIN_ELEMENTS:
+    return PartitionSpec()
+  first = 1 if is_stacked(name) else 0
+  axes = [i for i in range(first, len(shape)) if shape[i] % fsdp == 0]
+  if not axes:
+    return PartitionSpec()
+  # Of equally long axes the last: matrix products then gather along columns.
+  axis = max(axes, key=lambda i: (shape[i], i))
+  return PartitionSpec(*[None] * axis, "fsdp")
+
+
+def param_shardings(params: Any, mesh: Mesh, rules: Rules = ()) -> Any:
+  """Shardings of a tree of parameters, by the rule or an override.
+
+  Args:
+    params: arrays or `ShapeDtypeStruct`s.
+    mesh: the mesh.
+    rules: (regex, spec): the first whose regex is found in the path wins.
+
+  Returns:
+    A tree of `NamedSharding`.
+
+  Raises:
+    ValueError: a regex matches no parameter, or a spec does not fit one.
+  """
+  used = set()
+
+  def place(path, leaf):
+    name = path_name(path)
+    for pattern, spec in rules:
+      if re.search(pattern, name):
+        used.add(pattern)
+        return NamedSharding(mesh, _override(name, leaf.shape, spec, mesh))
+    return NamedSharding(mesh, fsdp_spec(name, leaf.shape, mesh.shape["fsdp"]))
+
+  shardings = jax.tree_util.tree_map_with_path(place, params)
+  unused = [pattern for pattern, _ in rules if pattern not in used]
+  if unused:
+    names = [path_name(p) for p, _ in jax.tree.leaves_with_path(params)]
+    raise ValueError(
+      f"config.mesh.sharding_rules: no parameter is left for {unused}; "
+      "parameters are " + ", ".join(names)
+    )
+  return shardings
+
+
+def _override(name, shape, spec, mesh) -> PartitionSpec:
+  problem = None
+  if len(spec) > len(shape):
+    problem = f"more axes than the parameter has ({tuple(shape)})"
+  for axis, size in zip(spec, shape, strict=False):
+    if axis is not None and size % mesh.shape[axis]:
+      problem = f"{axis} = {mesh.shape[axis]} does not divide {size}"
+  if problem:
+    raise ValueError(
+      f"config.mesh.sharding_rules: {tuple(spec)} for {name}: {problem}"
+    )
+  return PartitionSpec(*spec)
+
+
+def slot_shardings(slots: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
+  """Shardings of the optimiser state: each slot like its parameter.
+
+  A slot belongs to the parameter whose path its own path ends in and whose
+  shape it has; counters and the like are replicated.
+
+  Args:
+    slots: the optimiser state, arrays or `ShapeDtypeStruct`s.
+    params: the parameters.
+    shardings: their shardings.
+    mesh: the mesh.
+  """
+  known = {
+    path_name(path): (leaf.shape, sharding)
+    for (path, leaf), sharding in zip(
+      jax.tree.leaves_with_path(params), jax.tree.leaves(shardings), strict=True
+    )
+  }
+
+  def place(path, leaf):
+    parts = path_name(path).split("/")
+    for start in range(len(parts)):
+      shape, sharding = known.get("/".join(parts[start:]), (None, None))
+      if shape == leaf.shape:
+        return sharding
+    return replicated(mesh)
+
+  return jax.tree_util.tree_map_with_path(place, slots)
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
+  """Rows of the global batch that live on this process's devices, ascending.
+
+  The loader reads exactly these, so that any number of processes together
+  loads the batch that one process would.
+  """
+  slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+  rows = [np.arange(batch_size)[index] for index in slices.values()]
+  return tuple(np.unique(np.concatenate(rows)).tolist())
+
+
+def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
+  """Puts this process's rows of a batch on its devices, as global arrays."""
+  sharding = batch_sharding(mesh)
+  return {
+    name: jax.make_array_from_process_local_data(sharding, array)
+    for name, array in batch.items()
+  }
+
+
+def prefetch(
+  batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, depth: int = 2
+) -> Iterator[dict[str, Any]]:
+  """Keeps `depth` batches on their way to the devices, ahead of their use.
+
+  Transfers are asynchronous: starting the next one before the current batch is
+  computed upon hides it. Two are enough, and more would cost device memory.
+  """
+  queue: deque[dict[str, Any]] = deque()
+  for batch in batches:
+    queue.append(to_global(batch, mesh))
+    if len(queue) >= depth:
+      yield queue.popleft()
+  while queue:
+    yield queue.popleft()
+
+
+def fetch(tree: Any) -> Any:
+  """Arrays of the devices as NumPy, whole on every process."""
+
+  def get(x):
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+      from jax.experimental import multihost_utils
+
+      return multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x)
+
+  return jax.tree.map(get, tree)

@@ -1,0 +1,87 @@
+"""What the loop knows of a task: a few functions of parameters and a batch.
+
+The loop, the checkpoints and the jobs never look inside. All functions are pure
+and traced by `jax.jit`; a batch is what `data.loader` made, on the devices.
+
+Metrics are pairs (sum, weight), each a sum over the *global* batch. Pairs from
+several batches add up, and one division at the end gives the exact mean, also
+when the last batch is filled up with records of weight 0.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jaxtyping import Array, Key
+
+Batch = Mapping[str, Array]
+# Pairs; lists where they come back from a JSON file.
+Metrics = dict[str, tuple[Any, Any] | list[float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """A learning task.
+
+  Attributes:
+    init: key → parameters, a nested dictionary.
+    loss: (params, batch, key) → the scalar to minimise, and metrics; `loss`
+      must be among them.
+    evaluate: (params, batch) → metrics, the same for the same record whatever
+      batch, key or device it comes with.
+    embed: (params, batch) → arrays with a leading batch axis; `features` [b, d]
+      must be among them.
+    load_params: path → parameters from a file of weights.
+    clips_per_record: clips computed for each record loaded.
+    setup: what the task keeps for itself (model, crops, masks).
+  """
+
+  init: Callable[[Key[Array, ""]], Any]
+  loss: Callable[[Any, Batch, Key[Array, ""]], tuple[Array, Metrics]]
+  evaluate: Callable[[Any, Batch], Metrics]
+  embed: Callable[[Any, Batch], dict[str, Array]]
+  load_params: Callable[[str], Any]
+  clips_per_record: int
+  setup: Any
+
+
+def stream(key: Key[Array, ""], name: str) -> Key[Array, ""]:
+  """The key of a named use of randomness.
+
+  Naming uses, rather than splitting a key in turn, leaves the others unchanged
+  when one is added.
+
+  Args:
+    key: The key of the step.
+    name: What it is for.
+
+  Example:
+    >>> key = jax.random.key(0)
+    >>> bool(stream(key, "mask") == stream(key, "crop"))
+    False
+  """
+  return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def mean_metrics(totals: list[Metrics], prefix: str) -> dict[str, float]:
+  """Sums pairs over steps or batches, and divides.
+
+  Args:
+    totals: Metrics already fetched from the device, one entry a step.
+    prefix: Put before the names: `train/`.
+
+  Returns:
+    {prefix + name: sum of sums / sum of weights}.
+
+  Example:
+    >>> mean_metrics([{"loss": (6.0, 2.0)}, {"loss": (1.0, 1.0)}], "val/")
+    {'val/loss': 2.3333333333333335}
+  """
+  means = {}
+  for name in totals[0]:
+    total = sum(float(row[name][0]) for row in totals)
+    weight = sum(float(row[name][1]) for row in totals)
+    means[prefix + name] = total / weight if weight else float("nan")
+  return means

@@ -1,0 +1,441 @@
+"""THE loop: every task is trained by this file, on one device or many.
+
+The order inside the loop is
+
+    evaluate? → save? → next batch → step → log?
+
+and "state at step s" always means: after s updates. So the checkpoint named s
+holds that state and the position s in the data, an evaluation at s is of it,
+and a log line at s is the mean over the updates that led there. Evaluation and
+save also happen at the end, evaluation also at step 0.
+
+A run that was stopped (SIGTERM: saves first; SIGKILL or power: falls back to
+the last checkpoint) is resumed by the same command. Its final parameters are
+bit for bit those of an undisturbed run, because everything random comes from
+the seed and the step, and the data order is a function of the step.
+
+Metrics stay on the device until they are logged or a checkpoint is due, so
+that steps follow one another without waiting. Then they are checked: a loss
+that is no number stops the run with the step and the records of that batch,
+before it can reach a checkpoint.
+"""
+
+import dataclasses
+import math
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from wsiseq_jax import (
+  checkpoint,
+  evaluate,
+  launch,
+  optim,
+  parallel,
+  tasks,
+  writers,
+)
+from wsiseq_jax import config as configs
+from wsiseq_jax import state as states
+from wsiseq_jax.data import loader
+from wsiseq_jax.data import source as sources
+from wsiseq_jax.state import TrainState
+from wsiseq_jax.tasks import base
+
+
+def make_train_step(
+  task: base.Task,
+  tx: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  seed: int,
+  shardings: TrainState,
+  mesh: jax.sharding.Mesh,
+):
+  """Compiles one update: (state, batch) → (state, metrics).
+
+  The state is donated. Its shardings are given for input and output; without
+  them the first output could differ from the first input, and the second call
+  would compile again.
+  """
+
+  def train_step(state: TrainState, batch: base.Batch):
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    grad = jax.value_and_grad(task.loss, has_aux=True)
+    (_, metrics), grads = grad(state.params, batch, key)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    metrics = {
+      **metrics,
+      "grad_norm": (optax.tree.norm(grads), 1.0),
+      "lr": (schedule(state.step), 1.0),
+    }
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+  return jax.jit(
+    train_step,
+    in_shardings=(shardings, parallel.batch_sharding(mesh)),
+    out_shardings=(shardings, parallel.replicated(mesh)),
+    donate_argnums=0,
+  )
+
+
+@dataclasses.dataclass
+class _Pending:
+  """Metrics of the steps since the last log line.
+
+  Those fetched already are kept as floats in `fetched`; a checkpoint takes them
+  along, so that the line after a resume is the mean over the same steps.
+  """
+
+  first_step: int
+  fetched: list[dict[str, list[float]]] = dataclasses.field(
+    default_factory=list
+  )
+  on_device: list[base.Metrics] = dataclasses.field(default_factory=list)
+
+  def fetch(self) -> list[dict[str, list[float]]]:
+    """Waits for the device; returns the metrics of every step."""
+    for row in jax.device_get(self.on_device):
+      self.fetched.append(
+        {name: [float(s), float(w)] for name, (s, w) in row.items()}
+      )
+    self.on_device = []
+    return self.fetched
+
+  def clear(self, step: int) -> None:
+    self.first_step, self.fetched = step, []
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a training run is made of, before its state exists.
+
+  Attributes:
+    config: the experiment.
+    source: the training records.
+    eval_source: the evaluation records, None if they are never used.
+    task: the task.
+    mesh: the devices.
+    total_steps: updates in all.
+    schedule: learning rate by step.
+    tx: the optimiser.
+    abstract: shapes of the state, with their shardings.
+    shardings: the shardings alone.
+  """
+
+  config: ConfigDict
+  source: sources.RecordSource
+  eval_source: sources.RecordSource | None
+  task: base.Task
+  mesh: jax.sharding.Mesh
+  total_steps: int
+  schedule: optax.Schedule
+  tx: optax.GradientTransformation
+  abstract: TrainState
+  shardings: TrainState
+
+
+def prepare(config: ConfigDict) -> Run:
+  """Checks the config against data and devices, and builds everything static.
+
+  Raises:
+    ValueError: something does not fit; the message names the config key.
+  """
+  module = tasks.get(config.task)
+  configs.validate(config, module.CHECKS)
+  config = module.resolve(config)
+  data = config.data
+  source = sources.RecordSource(data.path, data.train_split)
+  eval_source = None
+  if config.eval_every_steps:
+    eval_source = sources.RecordSource(
+      data.path, data.eval_split, "data.eval_split"
+    )
+  mesh = parallel.make_mesh(config.mesh.fsdp)
+  parallel.check_batch_size(data.batch_size, mesh)
+  task = module.make_task(config, source.spec)
+  sizes = (len(source), data.batch_size)
+  total = configs.duration_steps(config.optim, "total", *sizes)
+  warmup = configs.duration_steps(config.optim, "warmup", *sizes)
+  schedule = optim.make_schedule(config.optim, data.batch_size, warmup, total)
+  tx = optim.make_optimizer(config.optim, schedule)
+  abstract = states.abstract_state(task.init, tx)
+  shardings = states.state_shardings(abstract, mesh, config.mesh.sharding_rules)
+  return Run(
+    config=config,
+    source=source,
+    eval_source=eval_source,
+    task=task,
+    mesh=mesh,
+    total_steps=total,
+    schedule=schedule,
+    tx=tx,
+    abstract=states.with_shardings(abstract, shardings),
+    shardings=shardings,
+  )
+
+
+def describe_run(run: Run) -> dict[str, Any]:
+  """What a checkpoint says of itself (`meta`)."""
+  return {
+    "config": configs.to_dict(run.config),
+    "fingerprint": run.source.spec.fingerprint,
+    "records": len(run.source),
+    "total_steps": run.total_steps,
+    "revision": launch.git_revision(),
+    "jax": jax.__version__,
+  }
+
+
+def check_resume(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+  """Refuses to go on with another experiment than the checkpoint's.
+
+  Args:
+    old: `meta` of the checkpoint.
+    new: `describe_run` of this run.
+
+  Raises:
+    ValueError: which keys differ, and what to do.
+  """
+  lines = [
+    f"config.{key}: {was!r} in the checkpoint, now {now!r}"
+    for key, was, now in configs.differences(old["config"], new["config"])
+  ]
+  for key in ("fingerprint", "records"):
+    if old[key] != new[key]:
+      lines.append(
+        f"config.data.path: {key} of the shards was {old[key]!r}, now "
+        f"{new[key]!r}"
+      )
+  if lines:
+    raise ValueError(
+      "this is not the run in the checkpoint:\n  "
+      + "\n  ".join(lines)
+      + "\nUse another config.workdir, or the old settings."
+    )
+
+
+def first_state(run: Run) -> TrainState:
+  """State at step 0: fresh, or with weights from `model.init_from`."""
+  key = jax.random.key(run.config.seed)
+  state = states.init_state(
+    run.task.init, run.tx, base.stream(key, "init"), run.shardings
+  )
+  path = run.config.model.init_from
+  if path:
+    params = run.task.load_params(path)
+    launch.log(f"weights from {path}")
+    state = states.replace_params(state, params, run.shardings)
+  return state
+
+
+def train(config: ConfigDict) -> TrainState:
+  """The job `train`: trains from wherever the workdir stands to the end.
+
+  Args:
+    config: the experiment.
+
+  Returns:
+    The state at the end, or where it was told to stop.
+
+  Raises:
+    ValueError: bad config, or a workdir that holds another experiment.
+    FloatingPointError: the loss is no longer a number.
+  """
+  run = prepare(config)
+  config = run.config
+  workdir = pathlib.Path(config.workdir)
+  meta = describe_run(run)
+  pending = _Pending(0)
+  with (
+    launch.Preemption() as preemption,
+    checkpoint.Checkpoints(
+      evaluate.checkpoint_folder(config),
+      every_steps=config.checkpoint.every_steps,
+      every_minutes=config.checkpoint.every_minutes,
+      keep=config.checkpoint.keep,
+    ) as checkpoints,
+  ):
+    if checkpoints.latest is None:
+      state = first_state(run)
+    else:
+      check_resume(checkpoints.meta(), meta)
+      if checkpoints.latest == run.total_steps:
+        launch.log(
+          f"training is complete: step {run.total_steps} in "
+          f"{checkpoints.folder}"
+        )
+        return checkpoints.restore(run.abstract)[0]
+      state, data = checkpoints.restore(run.abstract)
+      pending = _Pending(data["first_pending_step"], data["pending"])
+      launch.log(f"resuming at step {int(state.step)}")
+    if launch.is_main():
+      workdir.mkdir(parents=True, exist_ok=True)
+      (workdir / "config.json").write_text(configs.to_json(config))
+    _log_start(run, state)
+    log = _Log(run, int(state.step)) if launch.is_main() else None
+    try:
+      return _loop(run, state, pending, checkpoints, preemption, log, meta)
+    finally:
+      if log is not None:
+        log.close()
+
+
+def _loop(run, state, pending, checkpoints, preemption, log, meta):
+  """The loop itself; see the module's docstring for its order."""
+  config, start = run.config, int(state.step)
+  train_step = make_train_step(
+    run.task, run.tx, run.schedule, config.seed, run.shardings, run.mesh
+  )
+  eval_step = evaluate.make_eval_step(run.task.evaluate, run.mesh)
+  host_batches = loader.train_batches(
+    run.source,
+    seed=config.seed,
+    batch_size=config.data.batch_size,
+    start_step=start,
+    stop_step=run.total_steps,
+    rows=parallel.local_rows(run.mesh, config.data.batch_size),
+    threads=config.data.threads,
+    worker_processes=config.data.worker_processes,
+  )
+  with loader.closing(host_batches):
+    batches = parallel.prefetch(host_batches, run.mesh)
+    step = start
+    while True:
+      is_stopping = preemption.tick()
+      is_last = step == run.total_steps
+      every = config.eval_every_steps
+      if every and (is_last or step % every == 0) and not is_stopping:
+        prefix = f"{run.eval_source.split}/"
+        if log is None or not log.has_evaluation(step, prefix):
+          means = evaluate.evaluate_split(
+            eval_step, state.params, run.eval_source, config, run.mesh,
+            prefix, preemption,
+          )  # fmt: skip
+          is_stopping = means is None
+          if log is not None and means is not None:
+            log.evaluation(step, means)
+      # Asked on all processes alike, whatever else is due.
+      is_due = checkpoints.is_due(step)
+      if is_due or is_last or is_stopping:
+        rows = pending.fetch()
+        check_finite(rows, pending.first_step, run)
+        if log is not None:
+          log.sync()
+        position = {
+          "step": step,
+          "first_pending_step": pending.first_step,
+          "pending": rows,
+        }
+        checkpoints.save(state, position, {**meta, "step": step})
+      if is_last or is_stopping:
+        break
+      state, metrics = train_step(state, next(batches))
+      pending.on_device.append(metrics)
+      step += 1
+      if step % config.log_every_steps == 0 or step == run.total_steps:
+        rows = pending.fetch()
+        check_finite(rows, pending.first_step, run)
+        if log is not None:
+          log.training(step, base.mean_metrics(rows, "train/"))
+        pending.clear(step)
+  checkpoints.wait()
+  word = "finished" if step == run.total_steps else "stopped"
+  launch.log(f"{word} at step {step}; checkpoint in {checkpoints.folder}")
+  return state
+
+
+def check_finite(
+  rows: list[dict[str, list[float]]], first_step: int, run: Run
+) -> None:
+  """Raises if a loss is no number, naming the step and its records.
+
+  Args:
+    rows: metrics of consecutive steps, fetched.
+    first_step: the updates made before the first of them.
+    run: to find the records by the step.
+
+  Raises:
+    FloatingPointError: with the step, the loss and the sequence ids.
+  """
+  for offset, row in enumerate(rows):
+    loss = row["loss"][0]
+    if math.isfinite(loss) and math.isfinite(row["grad_norm"][0]):
+      continue
+    step = first_step + offset
+    config = run.config
+    indices = loader.batch_indices(
+      len(run.source), config.seed, config.data.batch_size, step
+    )
+    names = [run.source.record(int(i)).sequence_id for i in indices]
+    raise FloatingPointError(
+      f"in the update from step {step} to {step + 1} the loss is {loss} and "
+      f"the gradient norm {row['grad_norm'][0]}, at learning rate "
+      f"{row['lr'][0]:.3g}. Records of this batch: {', '.join(names)}. Nothing "
+      "after the last checkpoint is kept; a lower config.optim.lr_per_256 or a "
+      "config.optim.clip_norm may help"
+    )
+
+
+def _log_start(run: Run, state: TrainState) -> None:
+  count = sum(x.size for x in jax.tree.leaves(state.params))
+  data, mesh = run.config.data, dict(run.mesh.shape)
+  launch.log(
+    f"{run.config.task}: {count / 1e6:.2f} M parameters, mesh {mesh}; "
+    f"{len(run.source)} records ({run.source.spec.geometry}), "
+    f"{data.batch_size} a step, {run.task.clips_per_record} clips of each; "
+    f"{run.total_steps} steps "
+    f"({run.total_steps * data.batch_size / len(run.source):.1f} epochs)"
+  )
+
+
+class _Log:
+  """Everything the main process writes while training."""
+
+  def __init__(self, run: Run, start: int):
+    self._run = run
+    self._workdir = pathlib.Path(run.config.workdir)
+    self._writer = writers.MetricWriter(self._workdir, start)
+    self._progress = writers.Progress(run.total_steps)
+    self._step, self._time = start, time.monotonic()
+
+  def training(self, step: int, means: dict[str, float]) -> None:
+    """A log line; the clock leaves out evaluation."""
+    now = time.monotonic()
+    rate = (step - self._step) / max(now - self._time, 1e-9)
+    clips = (
+      rate * self._run.config.data.batch_size * self._run.task.clips_per_record
+    )
+    self._step, self._time = step, now
+    self._writer.scalars(step, {**means, "train/clips_per_second": clips})
+    values = {
+      "loss": f"{means['train/loss']:.4f}",
+      "lr": f"{means['train/lr']:.2e}",
+      "clips/s": f"{clips:.1f}",
+    }
+    self._progress.show(step, rate, values)
+
+  def has_evaluation(self, step: int, prefix: str) -> bool:
+    """Whether this evaluation was written before the run was resumed."""
+    return self._writer.has(step, f"{prefix}loss")
+
+  def evaluation(self, step: int, means: dict[str, float]) -> None:
+    """A line of evaluation."""
+    self._writer.scalars(step, means)
+    text = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
+    self._progress.message(f"step {step}: {text}")
+    self._step, self._time = step, time.monotonic()
+
+  def sync(self) -> None:
+    """Puts all lines on disk and draws the loss."""
+    self._writer.sync()
+    writers.plot_loss(self._writer.rows, self._workdir / "loss.png")
+
+  def close(self) -> None:
+    """Closes the files."""
+    self._writer.close()
