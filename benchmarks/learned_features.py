@@ -56,8 +56,12 @@ def embed(work, kind, seed, steps):
     f"--config.optim.total_steps={max(steps, 1)}",
   ]
   if not steps:
-    # One step of warm-up has a learning rate of 0: weights as initialised.
-    common.append("--config.optim.warmup_steps=1")
+    # One step at a rate of 0 leaves the weights as they were initialised.
+    common += [
+      "--config.optim.warmup_steps=0",
+      "--config.optim.lr_per_256=0.0",
+      "--config.optim.min_lr_per_256=0.0",
+    ]
   call(*common)
   call(*common, "--config.job=embed")
   parts = []

@@ -149,9 +149,7 @@ def _smoke(config: ConfigDict) -> None:
 
 
 def _demo(config: ConfigDict) -> None:
-  config.data.update(
-    {"frame_step": 2, "image_px": (48, 48), "batch_size": 16}
-  )
+  config.data.update({"frame_step": 2, "image_px": (48, 48), "batch_size": 16})
   config.data.crop_scales = (1.0, 0.875, 0.75)
   config.model.update({"patch": (2, 6, 6), "normalise_target": False})
   # Runs of half the window: longer ones leave no room for two in a row.

@@ -10,7 +10,9 @@ from wsiseq_jax import state as states
 META = {"config": {"seed": 0, "names": [], "empty": {}}, "step": 0}
 
 
-def state_at(step, mesh, spec=PartitionSpec("fsdp"), rows=8):
+def state_at(step, mesh, rows=8):
+  spec = PartitionSpec("fsdp")
+
   def put(array, spec):
     return jax.device_put(array, NamedSharding(mesh, spec))
 
@@ -90,9 +92,7 @@ def test_mismatch_names_every_array(tmp_path):
       saved.restore(abstract(other))
   text = str(caught.value)
   assert "step 1 does not fit this model, 3 arrays differ" in text
-  assert (
-    "params/layer/bias: wanted float32[4], not in the checkpoint" in text
-  )
+  assert "params/layer/bias: wanted float32[4], not in the checkpoint" in text
   assert (
     "params/layer/kernel: wanted float32[16,4], the checkpoint has "
     "float32[8,4]" in text

@@ -177,7 +177,8 @@ def run_evaluate(config: ConfigDict) -> dict[str, Any]:
   """The job `evaluate`: loss of the evaluation split at several mask ratios.
 
   Writes `<workdir>/evaluation.json`: checkpoint, step, split, records, and for
-  each ratio of `report.mask_ratios` (and that of the training) the loss.
+  each ratio of `report.mask_ratios` (and that of the training) the loss, beside
+  that of painting the mean colour.
 
   Returns:
     What was written.
@@ -204,7 +205,7 @@ def run_evaluate(config: ConfigDict) -> dict[str, Any]:
   if all(done.get(key) == value for key, value in result.items()):
     launch.log(f"evaluation of step {run.step} is done: {path}")
     return done
-  loss = {}
+  loss, trivial = {}, {}
   launch.log(f"checkpoint of step {run.step}, {len(source)} records")
   for ratio in ratios:
     spec = dataclasses.replace(setup.mask, ratio=ratio)
@@ -213,8 +214,12 @@ def run_evaluate(config: ConfigDict) -> dict[str, Any]:
     )
     means = evaluate_split(step, run.params, source, run.config, run.mesh, "")
     loss[f"{ratio:g}"] = means["loss"]
-    launch.log(f"  mask ratio {ratio:<5g} loss {means['loss']:.4f}")
-  result["loss"] = loss
+    trivial[f"{ratio:g}"] = means["mean_colour_loss"]
+    launch.log(
+      f"  mask ratio {ratio:<5g} loss {means['loss']:.4f} (mean colour: "
+      f"{means['mean_colour_loss']:.4f})"
+    )
+  result |= {"loss": loss, "mean_colour_loss": trivial}
   if launch.is_main():
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")

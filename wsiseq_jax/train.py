@@ -337,6 +337,10 @@ def _loop(run, state, pending, checkpoints, preemption, log, meta):
         break
       state, metrics = train_step(state, next(batches))
       pending.on_device.append(metrics)
+      # Two steps under way keep the device busy. More would only delay a stop:
+      # the state cannot be saved before they are through.
+      if len(pending.on_device) > 2:
+        jax.block_until_ready(pending.on_device[-3])
       step += 1
       if step % config.log_every_steps == 0 or step == run.total_steps:
         rows = pending.fetch()

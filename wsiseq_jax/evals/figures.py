@@ -265,6 +265,9 @@ def line_chart(
 ) -> str:
   """Lines with a legend as SVG text without background.
 
+  The y axis is logarithmic where positive values spread over more than a
+  factor of 20, as a loss does that starts from random weights.
+
   Args:
     series: x and y per name.
     x_label: what runs to the right.
@@ -305,6 +308,10 @@ def line_chart(
         markersize=4,
       )
       number += not thin
+    values = np.concatenate([np.asarray(y) for _, y in series.values()])
+    if values.min() > 0 and values.max() > 20 * values.min():
+      axes.set_yscale("log")
+      y_label = f"{y_label} (logarithmic)"
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(alpha=0.25, color="#808080")

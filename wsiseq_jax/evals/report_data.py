@@ -131,7 +131,7 @@ def read_preparation(folder: pathlib.Path) -> Preparation:
 def read_losses(
   workdir: pathlib.Path,
 ) -> dict[str, tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]]:
-  """Steps and values of every `*/loss` in `<workdir>/metrics.jsonl`.
+  """Steps and values of every `*loss` in `<workdir>/metrics.jsonl`.
 
   Args:
     workdir: folder of the run.
@@ -144,7 +144,7 @@ def read_losses(
   curves: dict[str, dict[float, float]] = {}
   for row in rows:
     for name, value in row.items():
-      if name.endswith("/loss"):
+      if name.endswith("loss"):
         # A step written twice (evaluated again after a resume) counts once.
         curves.setdefault(name, {})[float(row["step"])] = float(value)
   return {

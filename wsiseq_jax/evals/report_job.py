@@ -171,7 +171,7 @@ def _model_facts(run: evaluate.Loaded) -> dict[str, Any]:
     "masks in training": f"{mask.kind}, ratio {mask.ratio:g}",
     "target": "normalised patches" if model.normalise_target else "pixels",
     "step": f"{run.step} of {run.meta['total_steps']}",
-    "code revision": run.meta["revision"] or "unknown",
+    "code revision": (run.meta["revision"] or "unknown")[:10],
   }
 
 
@@ -181,11 +181,13 @@ def _measures(workdir: pathlib.Path) -> list[report.Measure]:
   if not file.is_file():
     return []
   result = json.loads(file.read_text())
+  trivial = result["mean_colour_loss"]
   return [
     report.Measure(
       f"loss on {result['split']}, mask ratio {ratio}",
       f"{loss:.4f}",
-      f"mean over {result['records']} sequences, step {result['step']}",
+      f"mean over {result['records']} sequences, step {result['step']}; "
+      f"painting the mean colour costs {trivial[ratio]:.4f}",
     )
     for ratio, loss in result["loss"].items()
   ]

@@ -221,15 +221,55 @@ def _loss(setup: Setup, params: Any, batch: base.Batch, key: Key[Array, ""]):
   return total / weight, {"loss": (total, weight)}
 
 
+def mean_colour_loss(
+  setup: Setup,
+  clips: augment.Clips,
+  mask: masking.TokenMask,
+  record_weight: Float[Array, "b"],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+  """Loss of painting hidden patches in the mean colour of the visible ones.
+
+  What a model must beat to have understood anything. Of normalised patches the
+  mean is 0, and the loss (n - 1) / n for n pixels of a patch.
+
+  Args:
+    setup: The task.
+    clips: Clips.
+    mask: What is visible and what is rebuilt.
+    record_weight: 0 for clips that only fill up a batch, else 1.
+
+  Returns:
+    (sum, weight), as `masked_loss`.
+  """
+  patches = true_patches(setup, clips)
+  hidden = tokens.take_tokens(patches, mask.decode)
+  target = losses.patch_target(hidden, setup.model.normalise_target)
+  guess = jnp.zeros_like(target)
+  if not setup.model.normalise_target:
+    seen = tokens.take_tokens(patches, mask.visible)
+    b, _, values = seen.shape
+    channels = setup.model.channels
+    colour = seen.reshape(b, -1, channels).mean(axis=1)
+    guess += jnp.tile(colour, (1, values // channels))[:, None]
+  weight = mask.weight * record_weight[:, None]
+  return losses.masked_mse(guess, target, weight)
+
+
 def evaluate(
   setup: Setup, spec: masking.MaskSpec, params: Any, batch: base.Batch
 ) -> base.Metrics:
-  """Loss of all hidden tokens under fixed masks of `spec`."""
+  """Loss of all hidden tokens under fixed masks of `spec`, and the trivial one.
+
+  Returns:
+    `loss` of the model and `mean_colour_loss`, on the same tokens.
+  """
   spec = dataclasses.replace(spec, decoder="all")
   clips = augment.centre_clips(batch, setup.clips)
   mask = fixed_masks(setup, batch, clips, spec)
-  loss = masked_loss(setup, params, clips, mask, batch["mask"])
-  return {"loss": loss}
+  return {
+    "loss": masked_loss(setup, params, clips, mask, batch["mask"]),
+    "mean_colour_loss": mean_colour_loss(setup, clips, mask, batch["mask"]),
+  }
 
 
 def _embed(setup: Setup, params: Any, batch: base.Batch) -> dict[str, Array]:
