@@ -119,5 +119,5 @@ def test_panels_of_another_size_name_the_sequence(train, monkeypatch):
 
   record = smoke_data.drift_record("slide_a", 0, 12, 48, 4)
   monkeypatch.setattr(train, "record", lambda index: record)
-  with pytest.raises(ValueError, match=r"slide_a/0_.*\(1, 48, 92, 3\)"):
+  with pytest.raises(ValueError, match=r"slide_a/0_.*does not decode"):
     loader.load(train, 0)

@@ -49,6 +49,11 @@ class DataSpec:
   target_names: tuple[str, ...]
   metadata: Mapping[str, Any] = dataclasses.field(repr=False, hash=False)
 
+  @property
+  def panels_shape(self) -> tuple[int, int, int, int]:
+    """Shape of a record's pixels, (p, h, w, c)."""
+    return (self.panels, *self.panel_px, 3)
+
 
 def shard_folder(path: str | os.PathLike) -> pathlib.Path:
   """The TFDS directory: the path itself, or `shards` in what preparation wrote.

@@ -48,6 +48,8 @@ __all__ = [
 ]
 
 DTYPES = ("float32", "bfloat16")
+# Where predictions of plain pixels in [0, 1] start.
+_TISSUE_GREY = 0.7
 
 
 def _size(width, depth, heads, decoder_width, decoder_heads, **more):
@@ -327,10 +329,21 @@ class Decoder(nnx.Module):
     self.norm = vit.make_norm(
       width, config.decoder_norm_eps, config.dtype, rngs
     )
+    kernel_init = nnx.initializers.xavier_uniform()
+    bias_init = nnx.initializers.zeros_init()
+    if not config.normalise_target:
+      # Pixels of tissue scatter little around a bright colour. A head made for
+      # targets of mean 0 and deviation 1 would take hundreds of steps to find
+      # that out: start there.
+      kernel_init = nnx.initializers.variance_scaling(
+        0.01, "fan_avg", "uniform"
+      )
+      bias_init = nnx.initializers.constant(_TISSUE_GREY)
     self.head = nnx.Linear(
       width,
       config.patch_values,
-      kernel_init=nnx.initializers.xavier_uniform(),
+      kernel_init=kernel_init,
+      bias_init=bias_init,
       dtype=dtype,
       preferred_element_type=jnp.float32,
       rngs=rngs,
