@@ -100,10 +100,10 @@ def fsdp_spec(name: str, shape: Sequence[int], fsdp: int) -> PartitionSpec:
     fsdp: size of the mesh axis `fsdp`.
 
   Example:
-    >>> fsdp_spec("encoder/blocks/mlp/up/kernel", (12, 768, 3072), 4)
-    PartitionSpec(None, None, 'fsdp')
-    >>> fsdp_spec("head/kernel", (768, 10), 4)
-    PartitionSpec()
+    >>> tuple(fsdp_spec("encoder/blocks/mlp/up/kernel", (12, 768, 3072), 4))
+    (None, None, 'fsdp')
+    >>> tuple(fsdp_spec("head/kernel", (768, 10), 4))
+    ()
   """
   if fsdp == 1 or int(np.prod(shape)) < FSDP_MIN_ELEMENTS:
     return PartitionSpec()

@@ -1,0 +1,81 @@
+"""The commands of the README, run as they stand but at smoke size."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+_SMOKE = {
+  "configs/prep_wsi.py": "configs/prep_wsi.py:smoke",
+  "configs/videomae.py:base": "configs/videomae.py:smoke",
+}
+
+
+def blocks(readme, language=""):
+  return re.findall(rf"^```{language}\n(.*?)^```", readme, re.S | re.M)
+
+
+def job_commands(readme):
+  """Python commands of the README, one list of words each."""
+  commands = []
+  for block in blocks(readme):
+    lines = block.replace("\\\n", " ").splitlines()
+    commands += [shlex.split(x) for x in lines if x.startswith("python ")]
+  # Slides are needed first; the README tells of them last.
+  return sorted(commands, key=lambda words: "data_prep.synthetic" not in words)
+
+
+@pytest.mark.slow
+def test_every_command_of_the_readme_runs(repo_root, tmp_path):
+  readme = (repo_root / "README.md").read_text()
+  folders = {
+    name: tmp_path / name.lower() for name in ("SLIDES", "DATA", "RUN")
+  }
+  commands = job_commands(readme)
+  assert len(commands) == 6
+  for words in commands:
+    for short, smoke in _SMOKE.items():
+      words = [
+        w.replace(f"--config={short}", f"--config={smoke}") for w in words
+      ]
+    for name, folder in folders.items():
+      words = [re.sub(rf"={name}$", f"={folder}", word) for word in words]
+    done = subprocess.run(
+      [sys.executable, *words[1:]],
+      cwd=repo_root,
+      capture_output=True,
+      text=True,
+      timeout=600,
+    )
+    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+  page = (folders["RUN"] / "report" / "index.html").read_text()
+  for word in ("Reconstructions", "Nearest neighbours", "syn_00"):
+    assert word in page
+  snippet = blocks(readme, "python")[0].replace("DATA", str(folders["DATA"]))
+  check = "import sys; assert len(source) > 0 and 'panels' in source[0]"
+  check += "; assert 'tensorflow' not in sys.modules"
+  check += "; assert 'data_prep' not in sys.modules"
+  subprocess.run(
+    [sys.executable, "-c", f"{snippet}\n{check}"], cwd=tmp_path, check=True
+  )
+
+
+def test_every_file_the_readme_names_exists(repo_root):
+  readme = (repo_root / "README.md").read_text()
+  names = re.findall(
+    r"`((?:wsiseq_jax|data_prep|configs|benchmarks)/[\w/.]*)`", readme
+  )
+  assert len(names) > 10
+  missing = [name for name in names if not (repo_root / name).exists()]
+  assert not missing
+
+
+def test_make_targets_of_the_readme_exist(repo_root):
+  readme = (repo_root / "README.md").read_text()
+  makefile = (repo_root / "Makefile").read_text()
+  targets = set(re.findall(r"\bmake (?:[A-Z]+=\S+ )*([a-z]+)\b", readme))
+  assert {"demo", "test", "lint"} <= targets
+  for target in targets:
+    assert re.search(rf"^{target}:", makefile, re.M), target
