@@ -87,8 +87,8 @@ def test_defaults_are_the_reference_recipe():
 
 def test_demo_suits_the_demo_model():
   spec = geometry.spec_from_config(prep_wsi.get_config("demo").to_dict())
-  assert (spec.window_px, spec.step_px, spec.frames) == ((80, 80), 4.0, 24)
-  assert spec.panel_px == (80, 172)
+  assert (spec.window_px, spec.step_px, spec.frames) == ((48, 48), 4.0, 24)
+  assert spec.panel_px == (48, 140)
 
 
 def test_centres_by_hand():

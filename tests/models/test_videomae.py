@@ -238,6 +238,21 @@ def test_final_norm_leaves_tokens_centred_with_unit_variance():
   np.testing.assert_allclose(tokens.var(-1), 1.0, atol=1e-3)
 
 
+def test_a_head_for_plain_pixels_starts_at_a_bright_grey():
+  config = videomae.VideoMAEConfig(
+    **videomae.SIZES["tiny"],
+    frames=4,
+    image_px=(32, 48),
+    normalise_target=False,
+  )
+  graphdef, params = make_params(config)
+  visible, decode = jnp.array([[0, 1]]), jnp.array([[2, 3]])
+  model = nnx.merge(graphdef, params)
+  prediction, _ = model(random_clip(config)[:1], visible, decode)
+  assert abs(float(prediction.mean()) - 0.7) < 0.05
+  assert float(prediction.std()) < 0.25
+
+
 def test_initialisation_follows_the_recipe():
   _, params = make_params(
     videomae.VideoMAEConfig(
@@ -248,8 +263,8 @@ def test_initialisation_follows_the_recipe():
   for leaf, bound in (
     (encoder["patch"]["kernel"], 1536**-0.5),
     (encoder["patch"]["bias"], 1536**-0.5),
-    (decoder["project"]["kernel"], 192**-0.5),
-    (decoder["head"]["kernel"], (6 / (96 + 1536)) ** 0.5),
+    (decoder["project"]["kernel"], 128**-0.5),
+    (decoder["head"]["kernel"], (6 / (64 + 1536)) ** 0.5),
     (decoder["mask_token"], 0.02),
   ):
     largest = float(jnp.abs(leaf).max())
