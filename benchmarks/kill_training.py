@@ -122,7 +122,7 @@ def main() -> None:
       "metrics_equal": metrics(calm) == metrics(rough),
       "machine": {
         "cpu_count": os.cpu_count(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
       },
     }

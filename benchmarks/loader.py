@@ -168,7 +168,7 @@ def main() -> None:
     "load_average_at_end": [round(v, 2) for v in os.getloadavg()],
     "machine": {
       "cpu_count": os.cpu_count(),
-      "platform": platform.platform(),
+      "platform": f"{platform.system()} {platform.machine()}",
       "python": platform.python_version(),
     },
   }
