@@ -70,7 +70,6 @@ def report_job(config: ConfigDict) -> pathlib.Path:
     settings=report.ReportSettings(
       clusters=min(config.report.clusters, len(arrays["features"])),
       queries=config.report.queries,
-      frames=run.task.setup.clips.frames,
     ),
     config_text=configs.to_json(run.config),
   )

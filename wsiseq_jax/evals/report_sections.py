@@ -260,9 +260,10 @@ class Sections:
     )
     return page.figure(
       chart,
-      "Loss over the training. For masked reconstruction with normalised "
-      "patches, 1.0 means: no better than painting every hidden patch in its "
-      "own average colour. Losses at different mask ratios or mask kinds "
+      "Loss over the training. mean_colour_loss is what painting all hidden "
+      "patches in the mean colour of the visible ones would cost (with "
+      "normalised patches: each in its own mean colour); a model above it has "
+      "understood nothing yet. Losses at different mask ratios or mask kinds "
       "cannot be compared: what a mask leaves visible nearby can simply be "
       "copied. A low loss is no proof of useful features; look at clusters and "
       "neighbours.",

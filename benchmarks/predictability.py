@@ -1,0 +1,112 @@
+"""How much of what a mask hides can be told from what it shows: no model.
+
+Visible pixels are laid out in tissue coordinates and smoothed with a Gaussian
+(the best of a few widths); hidden pixels are read off. Its error, against that
+of painting each clip's mean colour, is a floor for what easy learning can win:
+where it is near 1, a short training cannot do better than the mean colour.
+
+    python benchmarks/predictability.py --data=DATA --split=val
+
+Writes `benchmarks/results/predictability.json`.
+"""
+
+import argparse
+import json
+import pathlib
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wsiseq_jax.data import augment, loader
+from wsiseq_jax.data import source as sources
+from wsiseq_jax.models import masking
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SIGMAS_PX = (1.0, 2.0, 4.0, 8.0)
+
+
+def errors(pixels, shift_px, visible, patch):
+  """Squared error of each width of smoothing, and of the mean colour."""
+  frames, height, width, _ = pixels.shape
+  left = np.round(shift_px[:, 0] - shift_px[0, 0]).astype(int)
+  shown = visible.repeat(patch[0], 0).repeat(patch[1], 1).repeat(patch[2], 2)
+  total = np.zeros((height, width + left[-1], 3), np.float32)
+  count = np.zeros(total.shape[:2], np.float32)
+  for t in range(frames):
+    window = np.s_[:, left[t] : left[t] + width]
+    total[window] += pixels[t] * shown[t][..., None]
+    count[window] += shown[t]
+  mean = total.sum((0, 1)) / count.sum()
+  found = []
+  for sigma in SIGMAS_PX:
+    # A trace of the mean colour fills what no visible pixel reaches.
+    value = cv2.GaussianBlur(total, (0, 0), sigma) + 1e-4 * mean
+    value /= (cv2.GaussianBlur(count, (0, 0), sigma) + 1e-4)[..., None]
+    guess = np.stack([value[:, x : x + width] for x in left])
+    found.append(np.square(guess - pixels)[~shown].mean())
+  return [*found, np.square(pixels - mean)[~shown].mean()]
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--data", required=True)
+  parser.add_argument("--split", default="val")
+  parser.add_argument("--clips", type=int, default=48)
+  args = parser.parse_args()
+  source = sources.RecordSource(args.data, args.split)
+  rows = np.linspace(0, len(source) - 1, args.clips).astype(int)
+  batch = loader.stack([loader.load(source, int(i)) for i in rows])
+  batch = jax.tree.map(jnp.asarray, batch)
+  spec = augment.ClipSpec(
+    frames=8,
+    frame_step=2,
+    image_px=(48, 48),
+    frame_px=source.spec.frame_px,
+    mean=(0.0, 0.0, 0.0),
+    std=(1.0, 1.0, 1.0),
+  )
+  clips = jax.tree.map(np.asarray, augment.centre_clips(batch, spec))
+  table = []
+  for patch in ((2, 6, 6), (2, 4, 4)):
+    grid = (4, 48 // patch[1], 48 // patch[2])
+    for kind in masking.KINDS:
+      for ratio in (0.5, 0.75, 0.9):
+        mask_spec = masking.MaskSpec(grid, patch, kind, ratio, run_patches=4.0)
+        mask = masking.make_mask(
+          jax.random.key(0),
+          jnp.asarray(clips.shift_px),
+          jnp.asarray(clips.panel),
+          mask_spec,
+        )
+        visible = np.asarray(masking.is_visible(mask, mask_spec))
+        mean = np.mean(
+          [
+            errors(clips.pixels[i], clips.shift_px[i], visible[i], patch)
+            for i in range(args.clips)
+          ],
+          axis=0,
+        )
+        row = {
+          "patch": patch,
+          "mask": kind,
+          "ratio": ratio,
+          "interpolation": round(float(mean[:-1].min()), 5),
+          "mean_colour": round(float(mean[-1]), 5),
+          "relative": round(float(mean[:-1].min() / mean[-1]), 3),
+        }
+        table.append(row)
+        print(row, flush=True)
+  result = {
+    "mpp": source.spec.metadata["mpp"],
+    "slides": len(source.spec.metadata["slides"]),
+    "clips": args.clips,
+    "rows": table,
+  }
+  out = ROOT / "benchmarks" / "results" / "predictability.json"
+  out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+  main()
