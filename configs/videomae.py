@@ -126,14 +126,7 @@ def _for_cpu(config: ConfigDict) -> None:
 
 
 def _smoke(config: ConfigDict) -> None:
-  config.data.update(
-    {
-      "path": "synthetic",
-      "frames": 8,
-      "batch_size": 8,
-      "image_px": (32, 32),
-    }
-  )
+  config.data.update({"path": "synthetic", "batch_size": 8})
   config.model.size = "tiny"
   config.mask.ratio = 0.75
   config.optim.update(
