@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from wsiseq_jax.models import posemb, vit
+from wsiseq_jax.models import attention, posemb, vit
 from wsiseq_jax.models.tokens import (
   patchify,
   pool_features,
@@ -112,7 +112,7 @@ class VideoMAEConfig:
       Face keeps apart.
     dtype: Compute dtype of matrix products, 'float32' or 'bfloat16'.
     remat: 'none', 'dots' or 'full', see `vit.BlockSpec`.
-    attention_kernel: 'auto', 'xla', 'cudnn' or 'chunked', see `vit.attend`.
+    attention_kernel: Which kernel, see `attention.attend`.
 
   Raises:
     ValueError: At construction, naming the config key that cannot be.
@@ -242,7 +242,7 @@ def _check_config(config: VideoMAEConfig) -> None:
   for name, allowed in (
     ("dtype", DTYPES),
     ("remat", vit.REMAT),
-    ("attention_kernel", vit.ATTENTION_KERNELS),
+    ("attention_kernel", attention.KERNELS),
   ):
     if getattr(config, name) not in allowed:
       raise ValueError(

@@ -29,7 +29,7 @@ from wsiseq_jax import config as checks
 from wsiseq_jax import losses
 from wsiseq_jax.data import augment
 from wsiseq_jax.data.source import DataSpec
-from wsiseq_jax.models import masking, tokens, videomae, vit
+from wsiseq_jax.models import attention, masking, tokens, videomae, vit
 from wsiseq_jax.tasks import base
 
 # Sizes that a config may override one by one; 0 leaves them to `model.size`.
@@ -56,7 +56,7 @@ CHECKS: Mapping[str, checks.Check] = {
   "model.normalise_target": checks.flag(),
   "model.dtype": checks.one_of(*videomae.DTYPES),
   "model.remat": checks.one_of(*vit.REMAT),
-  "model.attention_kernel": checks.one_of(*vit.ATTENTION_KERNELS),
+  "model.attention_kernel": checks.one_of(*attention.KERNELS),
   "model.init_from": checks.text(),
   "model.trained_grid": checks.integers(0, length=3),
   "model.norm_eps": checks.number(0),
