@@ -7,10 +7,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-KERNELS = ("auto", "xla", "cudnn", "chunked")
+from wsiseq_jax.models.attention_tpu import attend_tpu
 
-# Queries handled at once by the chunked kernel. On two CPU cores 100 to 400
-# measured alike for 1568 tokens; all at once is 1.6 times slower.
+KERNELS = ("auto", "xla", "cudnn", "tpu", "chunked")
+
+# Queries handled at once by the chunked kernel. On a CPU 64 to 400 measured
+# alike for 1568 tokens; all at once is half as fast.
 _QUERY_CHUNK = 256
 
 
@@ -30,12 +32,13 @@ def attend(
     query: Queries.
     key: Keys.
     value: Values.
-    kernel: 'cudnn' is the fused GPU kernel (16-bit inputs only); 'xla' holds
+    kernel: 'cudnn' is the fused GPU kernel (16-bit inputs only), 'tpu' the one
+      for TPU (`attention_tpu`); neither writes the n x m matrix. 'xla' holds
       the whole n x m matrix; 'chunked' holds it for 256 queries at a time and
-      recomputes it in the backward pass (2.4 times faster than 'xla' on a CPU
-      at 1568 tokens, forward and backward). 'auto' decides by the default
-      backend at trace time: CPU 'chunked', GPU 'cudnn' for 16-bit inputs, else
-      'xla'. Name a kernel when compiling for another platform than the host's.
+      recomputes it in the backward pass (three times faster than 'xla' on a
+      CPU at 1568 tokens, forward and backward). 'auto' decides by the default
+      backend at trace time: CPU 'chunked', TPU 'tpu', GPU 'cudnn' for 16-bit
+      inputs, else 'xla'. Name a kernel when compiling for another platform than the host's.
 
   Returns:
     Weighted values, in the dtype of `query`.
@@ -46,9 +49,11 @@ def attend(
   if kernel == "auto":
     backend = jax.default_backend()
     is_16_bit = jnp.dtype(query.dtype).itemsize == 2
-    kernel = "chunked" if backend == "cpu" else "xla"
+    kernel = {"cpu": "chunked", "tpu": "tpu"}.get(backend, "xla")
     if backend == "gpu" and is_16_bit:
       kernel = "cudnn"
+  if kernel == "tpu":
+    return attend_tpu(query, key, value)
   if kernel == "chunked":
     return _attend_chunked(query, key, value)
   if kernel not in ("xla", "cudnn"):
@@ -59,40 +64,87 @@ def attend(
 
 
 def _attend_chunked(query: Array, key: Array, value: Array) -> Array:
-  """Attends a chunk of queries at a time, recomputing in the backward pass.
+  """Attends with at most 256 queries at a time, in head-major layout."""
+  query = query * query.shape[-1] ** -0.5
+  heads_first = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
+  return _chunked(*heads_first).transpose(0, 2, 1, 3)
+
+
+def _split(x: Array) -> Array:
+  """Cuts `[b, h, n, d]` into chunks of queries `[chunks, b, h, size, d]`.
 
   The loop runs over queries, not over samples or heads, so that a sharded batch
-  stays sharded. Dividing by the row sums after the product with the values
-  spares a pass over the score matrix in either direction.
+  stays sharded. Rows of padding change nothing: they are cut off again, and
+  their gradients are zero.
   """
-  b, n, heads, d = query.shape
+  b, heads, n, d = x.shape
   chunks = math.ceil(n / _QUERY_CHUNK)
   size = math.ceil(n / chunks)
-  # Padded queries attend evenly to everything and are cut off below.
-  query = jnp.pad(query, ((0, 0), (0, chunks * size - n), (0, 0), (0, 0)))
-  query = query.reshape(b, chunks, size, heads, d).transpose(1, 0, 3, 2, 4)
-  key, value = (x.transpose(0, 2, 1, 3) for x in (key, value))
+  x = jnp.pad(x, ((0, 0), (0, 0), (0, chunks * size - n), (0, 0)))
+  return x.reshape(b, heads, chunks, size, d).transpose(2, 0, 1, 3, 4)
 
-  @jax.checkpoint
-  def attend_chunk(chunk):
-    score = jnp.einsum(
-      "bhqd,bhkd->bhqk",
-      chunk * d**-0.5,
-      key,
-      preferred_element_type=jnp.float32,
-    )
-    # The softmax does not depend on the maximum: no gradient through it.
-    peak = lax.stop_gradient(jnp.max(score, axis=-1, keepdims=True))
+
+def _join(x: Array, n: int) -> Array:
+  """Undoes `_split` of `n` queries."""
+  chunks, b, heads, size, d = x.shape
+  x = x.transpose(1, 2, 0, 3, 4).reshape(b, heads, chunks * size, d)
+  return x[:, :, :n]
+
+
+def _product(spec: str, x: Array, y: Array) -> Array:
+  return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def _chunked(query: Array, key: Array, value: Array) -> Array:
+  """Attention of scaled queries, all arrays `[b, h, n, d]`.
+
+  The backward pass keeps the result and the logarithm of each row's sum, and
+  computes the weights again from them (Dao et al., FlashAttention, 2022). It is
+  written by hand for that, and so that the only arrays ever transposed are
+  those of width d: left to itself the compiler transposes the scores.
+  """
+  return _chunked_forward(query, key, value)[0]
+
+
+def _chunked_forward(query, key, value):
+  def attend_chunk(query):
+    score = _product("bhqd,bhkd->bhqk", query, key)
+    peak = jnp.max(score, axis=-1, keepdims=True)
     weight = jnp.exp(score - peak)
     total = jnp.sum(weight, axis=-1, keepdims=True)
-    mixed = jnp.einsum(
-      "bhqk,bhkd->bhqd",
-      weight.astype(value.dtype),
-      value,
-      preferred_element_type=jnp.float32,
-    )
-    return (mixed / total).astype(chunk.dtype)
+    # Dividing here rather than above spares a pass over the weights.
+    mixed = _product("bhqk,bhkd->bhqd", weight.astype(value.dtype), value)
+    return (mixed / total).astype(query.dtype), peak + jnp.log(total)
 
-  mixed = lax.map(attend_chunk, query)
-  mixed = mixed.transpose(1, 0, 3, 2, 4).reshape(b, chunks * size, heads, d)
-  return mixed[:, :n]
+  mixed, log_total = lax.map(attend_chunk, _split(query))
+  mixed = _join(mixed, query.shape[2])
+  return mixed, (query, key, value, mixed, log_total)
+
+
+def _chunked_backward(saved, grad):
+  query, key, value, mixed, log_total = saved
+  inner = _product("bhqd,bhqd->bhq", mixed, grad)[..., None]
+
+  def add_chunk(grads, chunk):
+    query, grad, inner, log_total = chunk
+    weight = jnp.exp(_product("bhqd,bhkd->bhqk", query, key) - log_total)
+    slope = weight * (_product("bhqd,bhkd->bhqk", grad, value) - inner)
+    slope, weight = slope.astype(key.dtype), weight.astype(value.dtype)
+    query, grad = query.swapaxes(2, 3), grad.swapaxes(2, 3)
+    grad_key, grad_value = grads
+    grad_key += _product("bhdq,bhqk->bhdk", query, slope)
+    grad_value += _product("bhdq,bhqk->bhdk", grad, weight)
+    grad_query = _product("bhqk,bhkd->bhqd", slope, key)
+    return (grad_key, grad_value), grad_query.astype(query.dtype)
+
+  grads = tuple(
+    jnp.zeros_like(x.swapaxes(2, 3), jnp.float32) for x in (key, value)
+  )
+  chunks = (_split(query), _split(grad), _split(inner), log_total)
+  grads, grad_query = lax.scan(add_chunk, grads, chunks)
+  grad_key, grad_value = (x.swapaxes(2, 3).astype(key.dtype) for x in grads)
+  return _join(grad_query, query.shape[2]), grad_key, grad_value
+
+
+_chunked.defvjp(_chunked_forward, _chunked_backward)

@@ -78,6 +78,32 @@ def make_norm(
   )
 
 
+def _rows(x: Array) -> Array:
+  """Tokens of all samples as one matrix.
+
+  The gradient of a matrix product over two axes at once is compiled for CPUs
+  with transposed copies of the activations: the MLP takes twice the time.
+  """
+  return x.reshape(-1, x.shape[-1])
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def gelu(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+  """Exact GELU, x Φ(x), of which only x is kept for the backward pass.
+
+  Written with erf, as in PyTorch: JAX's own has erfc, which costs a CPU more.
+  The sum is in float32, where it loses nothing for negative x.
+
+  Example:
+    >>> [round(float(y), 4) for y in gelu(jnp.array([-1.0, 0.0, 1.0]))]
+    [-0.1587, 0.0, 0.8413]
+
+  Reference: Hendrycks & Gimpel, Gaussian error linear units, 2016.
+  """
+  wide = x.astype(jnp.float32)
+  return (0.5 * wide * (1.0 + lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+
+
 class Attention(nnx.Module):
   """Multi-head self-attention; bias on query and value, none on key."""
 
@@ -98,12 +124,13 @@ class Attention(nnx.Module):
 
   def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
     """Mixes tokens."""
+    rows = _rows(x)
     query, key, value = (
-      project(x).reshape(*x.shape[:2], self.heads, -1)
+      project(rows).reshape(*x.shape[:2], self.heads, -1)
       for project in (self.query, self.key, self.value)
     )
     mixed = attend(query, key, value, self.kernel)
-    return self.out(mixed.reshape(x.shape))
+    return self.out(mixed.reshape(rows.shape)).reshape(x.shape)
 
 
 class Mlp(nnx.Module):
@@ -118,7 +145,7 @@ class Mlp(nnx.Module):
 
   def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
     """Transforms each token by itself."""
-    return self.down(jax.nn.gelu(self.up(x), approximate=False))
+    return self.down(gelu(self.up(_rows(x)))).reshape(x.shape)
 
 
 class Block(nnx.Module):
