@@ -88,6 +88,7 @@ def write(folder: pathlib.Path, pictures, is_strip: bool) -> int:
       frame_box=box,
       frame_level0_xy=np.zeros((t, 2), np.float32),
       time=np.arange(t, dtype=np.float32),
+      frame_mask=np.ones(t, np.float32),
       mpp=0.25,
       heading_deg=0.0,
       targets=np.zeros(0, np.float32),
@@ -112,6 +113,7 @@ def write(folder: pathlib.Path, pictures, is_strip: bool) -> int:
     "frame_px": [WINDOW, WINDOW],
     "time_unit": "um",
     "target_names": [],
+    "target_classes": {},
   }
   shards.assemble(folder / "shards", [part], layout, metadata)
   return sum(len(jpeg) for r in made for jpeg in r.panels) // len(made)

@@ -53,6 +53,7 @@ def drift_record(
     frame_box=box,
     frame_level0_xy=centre.astype(np.float32),
     time=left,
+    frame_mask=np.ones(frames, np.float32),
     mpp=1.0,
     heading_deg=0.0,
     targets=np.zeros(0, np.float32),
@@ -114,6 +115,7 @@ def make_shards(
     "time_unit": "um",
     "mpp": 1.0,
     "target_names": [],
+    "target_classes": {},
     "slides": slides,
     "config": config,
   }

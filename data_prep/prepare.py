@@ -86,7 +86,7 @@ def prepare(config: Mapping[str, Any]) -> Summary:
   out = pathlib.Path(config["out"])
   for name in ("parts", "qc"):
     (out / name).mkdir(parents=True, exist_ok=True)
-  with _lock(out):
+  with lock(out):
     shards.remove_temporaries(out)
     existing = splits.load(out / "splits.json")
     # Contradictions end the run before hours of work, not after them.
@@ -228,8 +228,18 @@ def _usable_names(
 
 
 @contextlib.contextmanager
-def _lock(out: pathlib.Path) -> Iterator[None]:
-  """Keeps two runs out of one folder; goes when the process does."""
+def lock(out: pathlib.Path) -> Iterator[None]:
+  """Keeps two runs out of one folder; goes when the process does.
+
+  Args:
+    out: the output folder.
+
+  Yields:
+    Once, while no other run can take it.
+
+  Raises:
+    ValueError: another run has it.
+  """
   with open(out / ".lock", "a") as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -345,7 +355,7 @@ def _metadata(
     "time_unit": "um",
     "mpp": spec.mpp,
     "target_names": ["label"],
-    "target_classes": {"label": list(classes)},
+    "target_classes": {"label": list(classes)} if classes else {},
     "slides": {
       part.slide_id: {
         "mpp": full[part.slide_id]["mpp"],

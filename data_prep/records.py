@@ -7,6 +7,9 @@ strip) with `t` overlapping boxes; a walk over separate tiles or a series of
 images is `t` panels with one full-size box each. Nothing downstream needs to
 know which.
 
+All sequences of a data set have the same `t`. A shorter series is padded at its
+end, and `frame_mask` says which frames are real.
+
 This module is the only one both packages share. It needs NumPy, and simplejpeg
 to decode; no slide library, no TFDS and no JAX.
 """
@@ -20,7 +23,7 @@ import numpy as np
 import simplejpeg
 from jaxtyping import Float, Int, UInt8
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,6 +41,8 @@ class SequenceRecord:
       where there is no slide.
     time: position along the sequence; the data set's metadata names the unit.
       For `zoom` it is the side of the field of view in micrometres.
+    frame_mask: 1 for a real frame, 0 for padding, which comes last and repeats
+      the last real frame's panel, box, centre and time.
     mpp: micrometres per panel pixel (of the finest panel for `zoom`), NaN where
       unknown.
     heading_deg: direction of travel, counter-clockwise with 0 to the right and
@@ -53,6 +58,7 @@ class SequenceRecord:
   frame_box: Float[np.ndarray, "t 4"]
   frame_level0_xy: Float[np.ndarray, "t 2"]
   time: Float[np.ndarray, " t"]
+  frame_mask: Float[np.ndarray, " t"]
   mpp: float
   heading_deg: float
   targets: Float[np.ndarray, " y"]
@@ -95,6 +101,7 @@ def validate(record: SequenceRecord) -> None:
     ("frame_box", np.float32, (t, 4)),
     ("frame_level0_xy", np.float32, (t, 2)),
     ("time", np.float32, (t,)),
+    ("frame_mask", np.float32, (t,)),
     ("targets", np.float32, (len(record.targets),)),
   ):
     array = getattr(record, field)
@@ -126,6 +133,22 @@ def validate(record: SequenceRecord) -> None:
   check(
     bool(np.isfinite(record.time).all()), "time", record.time, "finite numbers"
   )
+  real = int(record.frame_mask.sum())
+  check(
+    real > 0 and np.array_equal(record.frame_mask, np.arange(t) < real),
+    "frame_mask",
+    record.frame_mask.tolist(),
+    "ones, at least one, and then zeros",
+  )
+  for field in ("frame_panel", "frame_box", "frame_level0_xy", "time"):
+    array = getattr(record, field)
+    want = np.broadcast_to(array[real - 1], array[real:].shape)
+    check(
+      np.array_equal(array[real:], want, equal_nan=array.dtype.kind == "f"),
+      field,
+      array[real:].tolist(),
+      "the value of the last real frame in padding",
+    )
   check(
     np.isnan(record.mpp) or record.mpp > 0, "mpp", record.mpp, "positive or NaN"
   )
@@ -189,6 +212,7 @@ def from_example(example: Mapping[str, Any]) -> SequenceRecord:
       -1, 2
     ),
     time=np.asarray(example["time"], np.float32),
+    frame_mask=np.asarray(example["frame_mask"], np.float32),
     mpp=float(np.asarray(example["mpp"]).item()),
     heading_deg=float(np.asarray(example["heading_deg"]).item()),
     targets=np.asarray(example["targets"], np.float32).reshape(-1),

@@ -281,6 +281,7 @@ def cut_sequences(
       frame_box=geometry.frame_box(spec),
       frame_level0_xy=level0_xy.astype(np.float32),
       time=geometry.frame_time(spec),
+      frame_mask=np.ones(spec.frames, np.float32),
       mpp=spec.mpp,
       heading_deg=heading,
       targets=np.asarray(targets, np.float32),

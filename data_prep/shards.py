@@ -110,6 +110,7 @@ def features(layout: Layout) -> tfds.features.FeaturesDict:
       "frame_box": tensor(shape=(t, 4), dtype=np.float32),
       "frame_level0_xy": tensor(shape=(t, 2), dtype=np.float32),
       "time": tensor(shape=(t,), dtype=np.float32),
+      "frame_mask": tensor(shape=(t,), dtype=np.float32),
       "mpp": tfds.features.Scalar(dtype=np.float32),
       "heading_deg": tfds.features.Scalar(dtype=np.float32),
       "targets": tensor(shape=(layout.targets,), dtype=np.float32),

@@ -34,5 +34,5 @@ def use_devices(monkeypatch, count: int) -> None:
   monkeypatch.setattr(
     parallel,
     "make_mesh",
-    lambda fsdp=1: make_mesh(fsdp, jax.devices()[:count]),
+    lambda fsdp=1, devices=None: make_mesh(fsdp, jax.devices()[:count]),
   )

@@ -42,6 +42,7 @@ def test_arrays_of_a_batch(train):
     "frame_box": ("float32", (8, 12, 4)),
     "frame_level0_xy": ("float32", (8, 12, 2)),
     "time": ("float32", (8, 12)),
+    "frame_mask": ("float32", (8, 12)),
     "targets": ("float32", (8, 0)),
     "mpp": ("float32", (8,)),
     "heading_deg": ("float32", (8,)),
@@ -121,3 +122,22 @@ def test_panels_of_another_size_name_the_sequence(train, monkeypatch):
   monkeypatch.setattr(train, "record", lambda index: record)
   with pytest.raises(ValueError, match=r"slide_a/0_.*does not decode"):
     loader.load(train, 0)
+
+
+def test_memory_is_used_again_only_when_nobody_holds_it():
+  arrays = loader._Recycler((2, 3))
+  first = arrays.take()
+  view = first[1:]
+  address = first.ctypes.data
+  del first
+  second = arrays.take()
+  assert second.ctypes.data != address  # the view still looks at it
+  del view
+  assert arrays.take().ctypes.data == address
+
+
+def test_batches_that_are_kept_keep_their_values(train):
+  kept = batches(train)
+  panels = [batch["panels"].copy() for batch in batches(train)]
+  for batch, want in zip(kept, panels, strict=True):
+    np.testing.assert_array_equal(batch["panels"], want)

@@ -27,6 +27,7 @@ def test_reads_what_was_written(folder):
   assert got.slide_id == "slide_b" and got.patient_id == want.patient_id
   assert got.panels == want.panels
   np.testing.assert_array_equal(got.frame_box, want.frame_box)
+  np.testing.assert_array_equal(got.frame_mask, np.ones(12, np.float32))
   np.testing.assert_array_equal(got.frame_level0_xy, want.frame_level0_xy)
   assert records.decode_panels(got).shape == (1, 40, 84, 3)
 
@@ -66,5 +67,5 @@ def test_unknown_schema_is_refused(tmp_path, key, value):
   metadata = json.loads(path.read_text())
   metadata[key] = value
   path.write_text(json.dumps(metadata))
-  with pytest.raises(ValueError, match="this code reads version 1"):
+  with pytest.raises(ValueError, match="this code reads version 2"):
     sources.RecordSource(tmp_path, "train")

@@ -297,7 +297,7 @@ def test_an_odd_failure_costs_one_slide(cohort, tmp_path, monkeypatch):
 
 def test_two_runs_do_not_share_a_folder(cohort, tmp_path):
   with (
-    prepare._lock(tmp_path),
+    prepare.lock(tmp_path),
     pytest.raises(ValueError, match="in use by another run"),
   ):
     prepare.prepare(config_of(cohort, tmp_path))

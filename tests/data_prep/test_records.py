@@ -42,6 +42,10 @@ def test_decode_refuses_a_smaller_panel():
     records.decode_jpegs([large, small], "s")
 
 
+def _mask(real):
+  return (np.arange(tiny_shards.FRAMES) < real).astype(np.float32)
+
+
 def _box(record, **change):
   box = record.frame_box.copy()
   for column, value in change.items():
@@ -63,6 +67,11 @@ def _box(record, **change):
     lambda r: {"frame_level0_xy": r.frame_level0_xy.astype(np.float64)},
     lambda r: {"time": r.time * np.float32(np.nan)},
     lambda r: {"mpp": -0.5},
+    lambda r: {"frame_mask": r.frame_mask * 0},
+    lambda r: {"frame_mask": r.frame_mask * np.float32(0.5)},
+    lambda r: {"frame_mask": r.frame_mask[::-1] * _mask(4)[::-1]},
+    lambda r: {"frame_mask": r.frame_mask.astype(np.float64)},
+    lambda r: {"frame_mask": _mask(4)},  # frames 4 .. 8 are no repetitions
   ],
 )
 def test_validate_refuses(change):
@@ -71,3 +80,16 @@ def test_validate_refuses(change):
   wrong = dataclasses.replace(record, **change(record))
   with pytest.raises(ValueError, match="sequence 's/"):
     records.validate(wrong)
+
+
+def test_padding_repeats_the_last_real_frame():
+  record = tiny_shards.strip_record("s", 0)
+  last = np.minimum(np.arange(tiny_shards.FRAMES), 3)
+  padded = dataclasses.replace(
+    record,
+    frame_mask=_mask(4),
+    frame_box=record.frame_box[last],
+    frame_level0_xy=record.frame_level0_xy[last] * np.float32(np.nan),
+    time=record.time[last],
+  )
+  records.validate(padded)

@@ -37,6 +37,7 @@ def strip_record(
       np.float32
     ),
     time=t * STEP_PX * 0.5,
+    frame_mask=np.ones(FRAMES, np.float32),
     mpp=0.5,
     heading_deg=0.0,
     targets=np.array([target], np.float32),
@@ -91,6 +92,7 @@ def write(
     "time_unit": "um",
     "mpp": 0.5,
     "target_names": ["label"],
+    "target_classes": {"label": ["a", "b"]},
     "slides": slides,
     "config": config,
   }

@@ -34,8 +34,10 @@ class DataSpec:
     panels: stored images of a sequence (p).
     panel_px: (h, w) of a panel.
     frame_px: (h, w) of a frame in panel pixels.
-    time_unit: unit of `time`: 'um', 's' or 'year'.
+    time_unit: unit of `time`: 'um', 's', 'year' or 'frame'.
     target_names: names of the labels in `targets`.
+    target_classes: class names of each label that is a class, in the order of
+      their numbers; a label that is a number is not in it.
     metadata: the whole `metadata.json`.
   """
 
@@ -47,6 +49,7 @@ class DataSpec:
   frame_px: tuple[int, int]
   time_unit: str
   target_names: tuple[str, ...]
+  target_classes: Mapping[str, tuple[str, ...]] = dataclasses.field(hash=False)
   metadata: Mapping[str, Any] = dataclasses.field(repr=False, hash=False)
 
   @property
@@ -101,6 +104,10 @@ def read_spec(path: str | os.PathLike) -> DataSpec:
     frame_px=tuple(metadata["frame_px"]),
     time_unit=metadata["time_unit"],
     target_names=tuple(metadata["target_names"]),
+    target_classes={
+      name: tuple(classes)
+      for name, classes in metadata["target_classes"].items()
+    },
     metadata=metadata,
   )
 
