@@ -27,6 +27,8 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
+from wsiseq_jax import parallel
+from wsiseq_jax.models import attention_tpu
 from wsiseq_jax.models.attention import attend
 
 REMAT = ("none", "dots", "full")
@@ -44,8 +46,8 @@ class BlockSpec:
     norm_eps: Added to the variance in LayerNorm.
     dtype: Compute dtype, 'float32' or 'bfloat16'.
     remat: What the backward pass recomputes: 'none' stores all activations,
-      'dots' stores only results of matrix products with weights, 'full' stores
-      only the input of each block.
+      'dots' stores only results of matrix products with weights (and of the
+      TPU's attention kernel), 'full' stores only the input of each block.
     attention_kernel: See `attention.attend`.
   """
 
@@ -208,14 +210,18 @@ def run_blocks(
   graphdef, params = nnx.split(blocks, nnx.Param)
 
   def run_block(x, layer_params):
-    return nnx.merge(graphdef, layer_params)(x), None
+    x = parallel.by_rows(x)
+    return parallel.by_rows(nnx.merge(graphdef, layer_params)(x)), None
 
   if remat not in REMAT:
     raise ValueError(f"model.remat={remat!r} is not one of {REMAT}")
   if remat == "dots":
     run_block = jax.checkpoint(
       run_block,
-      policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+      policy=jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(attention_tpu.SAVED),
+      ),
       prevent_cse=False,
     )
   elif remat == "full":
