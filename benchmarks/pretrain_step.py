@@ -1,0 +1,338 @@
+r"""Speed of a pretraining step, against VideoMAE of `transformers` on PyTorch.
+
+    python benchmarks/pretrain_step.py                          # on a GPU
+    python benchmarks/pretrain_step.py --sizes=small --batches=4 --rounds=3
+
+`jax` is the training step of `train.py` as it runs: cutting clips out of strips
+of 336 x 1096 px, masks, forward, backward, AdamW, on a batch that lies on the
+device. PyTorch's variants get clips and masks ready made and do forward,
+backward and (fused) AdamW: `eager` attention, `sdpa` attention, and `sdpa`
+under `torch.compile`. `jax_model` is ours with just that work. Same sizes, 16 x
+224 x 224 px, the preset's mask ratio, float32 parameters; on a
+GPU bfloat16 matrix products (autocast in PyTorch), on a CPU float32.
+
+Each variant runs in a process of its own, all of them in turn, `--rounds` times
+over; of each round's steps the median is taken, of the rounds the median again.
+Variants of PyTorch need the extra `parity` and are left out, with a word, where
+it is not installed (`--python` names an interpreter that has it).
+
+    clips/s = clips of a batch / seconds of a step
+    MFU     = model FLOPs of a step / (seconds · measured matmul rate)
+
+Model FLOPs are those of `wsiseq_jax/flops.py`: 3 · forward − the patch
+embedding's unused gradient, matrix products only. The matmul rate is that of
+8192³ in bfloat16 (2048³ in float32 on a CPU), measured in this run. Peak memory
+is that of the device, or on a CPU of the process.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+TORCH = ("torch_eager", "torch_sdpa", "torch_compile")
+VARIANTS = ("jax", "jax_model", *TORCH)
+MARK = "RESULT "
+
+
+def median_seconds(step, steps: int) -> float:
+  """Median seconds of a call; `step` waits for its result."""
+  for _ in range(2):
+    step()
+  seconds = []
+  for _ in range(steps):
+    started = time.perf_counter()
+    step()
+    seconds.append(time.perf_counter() - started)
+  return statistics.median(seconds)
+
+
+def peak_of_process() -> int:
+  """Most memory this process ever had, in bytes."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measure_matmul(options) -> dict:
+  """FLOP/s of a large matrix product."""
+  import jax
+  import jax.numpy as jnp
+
+  is_gpu = jax.default_backend() == "gpu"
+  n, dtype = (8192, jnp.bfloat16) if is_gpu else (2048, jnp.float32)
+  a, b = jax.random.normal(jax.random.key(0), (2, n, n)).astype(dtype)
+  product = jax.jit(jnp.matmul)
+  seconds = median_seconds(
+    lambda: jax.block_until_ready(product(a, b)), 2 * options.steps
+  )
+  device = jax.devices()[0]
+  return {
+    "flops_per_s": 2 * n**3 / seconds,
+    "device": device.device_kind,
+    "backend": device.platform,
+    "jax": jax.__version__,
+  }
+
+
+def measure_jax(options) -> dict:
+  """Our own step."""
+  import jax
+  import numpy as np
+  from absl import flags
+
+  flags.FLAGS.mark_as_parsed()
+  from configs import videomae
+  from wsiseq_jax import aot, flops, train
+  from wsiseq_jax.data import loader
+  from wsiseq_jax.tasks import videomae as task
+
+  config = videomae.get_config("base")
+  config.model.size = options.size
+  is_gpu = jax.default_backend() == "gpu"
+  config.workdir = "."
+  config.data.batch_size, config.data.repeats = options.batch, 1
+  config.model.dtype = "bfloat16" if is_gpu else "float32"
+  if options.remat:
+    config.model.remat = options.remat
+  source = aot.ReferenceRecords()
+  devices = jax.devices()[:1]
+  run = train.build(task.resolve(config), source, None, devices)
+  step = train.make_train_step(
+    run.task, run.tx, run.schedule, 0, run.shardings, run.mesh
+  )
+  row = loader.load(source, 0)
+  noise = np.random.default_rng(0)
+  row["panels"] = noise.integers(0, 256, row["panels"].shape, np.uint8)
+  batch = jax.device_put(loader.stack([row] * options.batch), devices[0])
+  state = train.first_state(run)
+  if options.variant == "jax_model":
+    step, batch = model_step(run, batch)
+
+  def one():
+    nonlocal state
+    state, metrics = step(state, batch)
+    jax.block_until_ready(metrics)
+
+  seconds = median_seconds(one, options.steps)
+  memory = devices[0].memory_stats() or {}
+  mask = run.task.setup.mask
+  return {
+    "seconds": seconds,
+    "peak_bytes": memory.get("peak_bytes_in_use", peak_of_process()),
+    "flops_per_clip": flops.videomae_step_flops(
+      run.task.setup.model, mask.visible, mask.decoded
+    ),
+    "visible": mask.visible,
+  }
+
+
+def model_step(run, batch):
+  """A step that gets clips and masks ready made, and these."""
+  import jax
+  import optax
+
+  from wsiseq_jax.data import augment
+  from wsiseq_jax.models import masking
+  from wsiseq_jax.tasks import videomae as task
+
+  setup = run.task.setup
+
+  @jax.jit
+  def prepare(batch):
+    key = jax.random.key(0)
+    clips = augment.sample_clips(batch, key, setup.clips)
+    mask = masking.make_mask(key, clips.shift_px, clips.panel, setup.mask)
+    return clips, mask, batch["mask"]
+
+  def loss(params, ready):
+    total, weight = task.masked_loss(setup, params, *ready)
+    return total / weight
+
+  def step(state, ready):
+    value, grads = jax.value_and_grad(loss)(state.params, ready)
+    updates, slots = run.tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return dataclasses.replace(state, params=params, opt_state=slots), value
+
+  return jax.jit(step, donate_argnums=0), prepare(batch)
+
+
+def measure_torch(options) -> dict:
+  """VideoMAE of `transformers`."""
+  import torch
+  import transformers
+
+  size = options.sizes_of_model
+  config = transformers.VideoMAEConfig(
+    hidden_size=size["width"],
+    num_hidden_layers=size["depth"],
+    num_attention_heads=size["heads"],
+    intermediate_size=size["mlp_width"],
+    decoder_hidden_size=size["decoder_width"],
+    decoder_num_hidden_layers=size["decoder_depth"],
+    decoder_num_attention_heads=size["decoder_heads"],
+    decoder_intermediate_size=size["decoder_mlp_width"],
+  )
+  config._attn_implementation = (
+    "eager" if options.variant == "torch_eager" else "sdpa"
+  )
+  is_gpu = torch.cuda.is_available()
+  device = "cuda" if is_gpu else "cpu"
+  torch.backends.cuda.matmul.allow_tf32 = True
+  model = transformers.VideoMAEForPreTraining(config).to(device).train()
+  adam = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+  run = torch.compile(model) if options.variant == "torch_compile" else model
+  shape = (options.batch, 16, 3, 224, 224)
+  pixels = torch.randn(shape, device=device)
+  hidden = torch.ones(options.batch, 1568, dtype=torch.bool, device=device)
+  seen = torch.randperm(1568, device=device)[: options.visible]
+  hidden[:, seen] = False
+
+  def one():
+    with torch.autocast(device, torch.bfloat16, enabled=is_gpu):
+      loss = run(pixels, hidden).loss
+    loss.backward()
+    adam.step()
+    adam.zero_grad(set_to_none=True)
+    loss.item()
+
+  seconds = median_seconds(one, options.steps)
+  memory = torch.cuda.max_memory_allocated() if is_gpu else peak_of_process()
+  return {
+    "seconds": seconds,
+    "peak_bytes": memory,
+    "torch": torch.__version__,
+    "transformers": transformers.__version__,
+  }
+
+
+def run_variant(python: str, more: dict) -> dict:
+  """One variant in a process of its own; its result, or its last words."""
+  command = [python, __file__, f"--worker={json.dumps(more)}"]
+  # Threads that wait by spinning slow down whatever else runs.
+  environ = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+  done = subprocess.run(
+    command, capture_output=True, text=True, cwd=ROOT, env=environ
+  )
+  lines = [s for s in done.stdout.splitlines() if s.startswith(MARK)]
+  if done.returncode or not lines:
+    words = (done.stderr.strip() or "no result").splitlines()
+    return {"failed": words[-1][:300]}
+  return json.loads(lines[-1][len(MARK) :])
+
+
+def work(text: str) -> None:
+  """What the process of a variant does."""
+  more = json.loads(text)
+  options = argparse.Namespace(**more)
+  kind = options.variant.split("_")[0]
+  measure = {
+    "matmul": measure_matmul,
+    "jax": measure_jax,
+    "torch": measure_torch,
+  }[kind]
+  print(MARK + json.dumps(measure(options)))
+
+
+def summarise(rounds: list[dict], batch: int, flops: float, rate: float):
+  """Medians over rounds, and what follows from them."""
+  good = [r for r in rounds if "failed" not in r]
+  if not good:
+    return rounds[0]
+  seconds = statistics.median(r["seconds"] for r in good)
+  return {
+    "clips_per_s": round(batch / seconds, 2),
+    "seconds": round(seconds, 4),
+    "seconds_of_rounds": [round(r["seconds"], 4) for r in good],
+    "mfu": round(flops * batch / seconds / rate, 3),
+    "peak_GB": round(max(r["peak_bytes"] for r in good) / 1e9, 2),
+    **{k: good[0][k] for k in ("torch", "transformers") if k in good[0]},
+  }
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--sizes", default="small,base,large,huge")
+  parser.add_argument("--batches", default="64,48,32,24", help="one a size")
+  parser.add_argument("--variants", default=",".join(VARIANTS))
+  parser.add_argument("--rounds", type=int, default=1)
+  parser.add_argument("--steps", type=int, default=10, help="of each round")
+  parser.add_argument("--remat", default="", help="instead of the preset's")
+  parser.add_argument("--python", default=sys.executable, help="with torch")
+  parser.add_argument("--out", default="", help="name of the JSON file")
+  parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
+  options = parser.parse_args()
+  if options.worker:
+    work(options.worker)
+    return
+  from wsiseq_jax.models.videomae import SIZES
+
+  variants = options.variants.split(",")
+  common = {"steps": options.steps, "remat": options.remat}
+  device = run_variant(sys.executable, {**common, "variant": "matmul"})
+  if "failed" in device:
+    raise SystemExit(f"no device: {device['failed']}")
+  print(f"{device['device']}: {device['flops_per_s'] / 1e12:.2f} TFLOP/s")
+  results = {}
+  sizes, batches = options.sizes.split(","), options.batches.split(",")
+  for size, batch in zip(sizes, map(int, batches), strict=True):
+    rounds = {variant: [] for variant in variants}
+    flops, visible = 0.0, 160
+    for _ in range(options.rounds):
+      for variant in variants:
+        is_torch = variant in TORCH
+        more = {
+          **common, "variant": variant, "size": size, "batch": batch,
+          "sizes_of_model": SIZES[size], "visible": visible,
+        }  # fmt: skip
+        python = options.python if is_torch else sys.executable
+        result = run_variant(python, more)
+        rounds[variant].append(result)
+        flops = result.get("flops_per_clip", flops)
+        visible = result.get("visible", visible)
+        print(size, variant, result, flush=True)
+    table = {
+      variant: summarise(rounds[variant], batch, flops, device["flops_per_s"])
+      for variant in variants
+    }
+    rates = {v: row["clips_per_s"] for v, row in table.items() if "mfu" in row}
+    best = max((r for v, r in rates.items() if v in TORCH), default=None)
+    for ours in set(rates) - set(TORCH) if best else ():
+      table[f"{ours}_over_best_torch"] = round(rates[ours] / best, 3)
+    results[size] = {
+      "batch": batch, "visible_tokens": visible,
+      "model_GFLOP_per_clip": round(flops / 1e9, 2), **table,
+    }  # fmt: skip
+  text = json.dumps(
+    {
+      "device": device,
+      "steps": options.steps,
+      "results": results,
+      "load_average_at_end": [round(v, 2) for v in os.getloadavg()],
+      "machine": {
+        "cpu_count": os.cpu_count(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+      },
+    },
+    indent=2,
+  )
+  name = options.out or f"pretrain_step_{device['backend']}"
+  path = ROOT / "benchmarks" / "results" / f"{name}.json"
+  path.write_text(text + "\n")
+  print(text)
+
+
+if __name__ == "__main__":
+  main()
