@@ -74,6 +74,14 @@ def base_config(task: str) -> ConfigDict:
       },
       "log_every_steps": 50,
       "eval_every_steps": 0,  # 0 is never
+      # Compiling for TPUs that are not there, see wsiseq_jax/aot.py.
+      "aot": {
+        "topology": "v5e:2x4",
+        "records_per_chip": 0,  # 0 leaves data.batch_size as it is
+        "find_largest": False,
+      },
+      # Whether embeddings/*.npz also keep the tokens, many times the size.
+      "embed": {"tokens": False},
       "report": {
         "prep": "",  # what data_prep wrote; '' is the folder of data.path
         "out": "",  # '' is <workdir>/report

@@ -22,13 +22,14 @@ hence works on another number of devices, and compares the trees first, since
 Orbax's own message for a mismatch does not say what differs.
 """
 
-import pathlib
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
@@ -96,7 +97,7 @@ class Checkpoints:
   """The checkpoints of one run.
 
   Args:
-    folder: Where they lie.
+    folder: Where they lie: a folder all processes see, or `gs://bucket/path`.
     every_steps: Save at multiples of this; 0 for never.
     every_minutes: Save when this much time has passed; 0 for never.
     keep: How many of the newest to keep.
@@ -105,13 +106,16 @@ class Checkpoints:
 
   def __init__(
     self,
-    folder: str | pathlib.Path,
+    folder: str | os.PathLike,
     every_steps: int = 0,
     every_minutes: float | int = 0.0,
     keep: int = 2,
     read_only: bool = False,
   ):
-    self.folder = pathlib.Path(folder).absolute()
+    self.folder = epath.Path(folder)
+    if "://" not in os.fspath(folder):
+      # `absolute` takes a gs:// address for a relative path.
+      self.folder = self.folder.absolute()
     if read_only and not self.folder.is_dir():
       raise FileNotFoundError(
         f"config.checkpoint.path: there is no folder {self.folder}"

@@ -24,7 +24,15 @@ from ml_collections import ConfigDict
 
 Check = Callable[[Any], str | None]
 
-JOBS = ("train", "evaluate", "embed", "report")
+# Where each job is; imported when it is needed.
+JOBS: Mapping[str, tuple[str, str]] = {
+  "train": ("wsiseq_jax.train", "train"),
+  "evaluate": ("wsiseq_jax.evaluate", "run_evaluate"),
+  "embed": ("wsiseq_jax.evaluate", "run_embed"),
+  "report": ("wsiseq_jax.evals.report_job", "report_job"),
+  "probe": ("wsiseq_jax.probe", "probe"),
+  "aot": ("wsiseq_jax.aot", "aot"),
+}
 
 # Keys that may differ between a checkpoint and the run that resumes it: where
 # things lie and how fast they go, not what is computed. `mesh` and `remat`
@@ -42,6 +50,8 @@ HARMLESS = (
   "log_every_steps",
   "eval_every_steps",
   "data.eval_split",
+  "aot",
+  "embed",
   "report",
 )
 
@@ -172,6 +182,10 @@ COMMON: Mapping[str, Check] = {
   "checkpoint.keep": integer(1),
   "log_every_steps": integer(1),
   "eval_every_steps": integer(0),
+  "aot.topology": text(),
+  "aot.records_per_chip": integer(0),
+  "aot.find_largest": flag(),
+  "embed.tokens": flag(),
   "report.prep": text(),
   "report.out": text(),
   "report.clusters": integer(2),
@@ -209,7 +223,20 @@ def validate(config: ConfigDict, task_checks: Mapping[str, Check]) -> None:
     ValueError: all that is wrong, one line a key: the value, what is wanted,
       and for an unknown key the nearest known ones.
   """
-  checks = {**COMMON, **task_checks}
+  check_keys(config, {**COMMON, **task_checks})
+  _report(_cross_checks(config))
+
+
+def check_keys(config: ConfigDict, checks: Mapping[str, Check]) -> None:
+  """Checks that exactly these keys are there, each with a good value.
+
+  Args:
+    config: the experiment.
+    checks: the check of every key.
+
+  Raises:
+    ValueError: as `validate`.
+  """
   flat = flatten(config)
   problems = []
   for key, value in flat.items():
@@ -220,8 +247,10 @@ def validate(config: ConfigDict, task_checks: Mapping[str, Check]) -> None:
     elif (wanted := checks[key](value)) is not None:
       problems.append(f"config.{key} = {value!r}: must be {wanted}")
   problems += [f"config.{key}: missing" for key in checks if key not in flat]
-  if not problems:
-    problems = _cross_checks(config)
+  _report(problems)
+
+
+def _report(problems: list[str]) -> None:
   if problems:
     raise ValueError("bad config:\n  " + "\n  ".join(problems))
 

@@ -15,11 +15,12 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -42,6 +43,7 @@ RUNTIME_KEYS = (
   "model.attention_kernel",
   "mesh",
   "checkpoint.path",
+  "embed",
   "report",
 )
 
@@ -71,19 +73,24 @@ class Loaded:
   identity: str
 
 
-def checkpoint_folder(config: ConfigDict) -> pathlib.Path:
+def checkpoint_folder(config: ConfigDict) -> epath.Path:
   """Where checkpoints lie: `checkpoint.path`, or in the workdir."""
   if config.checkpoint.path:
-    return pathlib.Path(config.checkpoint.path)
-  return pathlib.Path(config.workdir) / "checkpoints"
+    return epath.Path(config.checkpoint.path)
+  return epath.Path(config.workdir) / "checkpoints"
 
 
-def load(config: ConfigDict, step: int | None = None) -> Loaded:
+def load(
+  config: ConfigDict,
+  step: int | None = None,
+  read_spec: Callable[[ConfigDict], sources.DataSpec] | None = None,
+) -> Loaded:
   """Rebuilds a trained model from its checkpoint.
 
   Args:
     config: the run's config; see `RUNTIME_KEYS` for what is used of it.
     step: which checkpoint; the newest by default.
+    read_spec: config → description of the data, for data other than shards.
 
   Raises:
     FileNotFoundError: there is no complete checkpoint.
@@ -93,11 +100,14 @@ def load(config: ConfigDict, step: int | None = None) -> Loaded:
     step = ck.latest if step is None else step
     meta = ck.meta(step)
     merged = _merge(meta["config"], config)
-    spec = sources.read_spec(config.data.path)
+    if read_spec is None:
+      spec = sources.read_spec(config.data.path)
+    else:
+      spec = read_spec(merged)
     if spec.fingerprint != meta["fingerprint"]:
       launch.log(
-        f"note: {config.data.path} was prepared otherwise than the data of "
-        "training (fingerprints differ)"
+        f"note: {config.data.path or 'the data'} was prepared otherwise than "
+        "the data of training (fingerprints differ)"
       )
     task = tasks.get(merged.task).make_task(merged, spec)
     mesh = parallel.make_mesh(merged.mesh.fsdp)
@@ -122,7 +132,12 @@ def _merge(saved: Mapping[str, Any], config: ConfigDict) -> ConfigDict:
       )
       if is_runtime:
         *parents, name = key.split(".")
-        block = functools.reduce(lambda b, p: b[p], parents, merged)
+        block = merged
+        for parent in parents:
+          if parent not in block:
+            # A checkpoint made before this block existed.
+            block[parent] = ConfigDict()
+          block = block[parent]
         with block.ignore_type():
           block[name] = value
   configs.validate(merged, tasks.get(merged.task).CHECKS)
@@ -131,7 +146,9 @@ def _merge(saved: Mapping[str, Any], config: ConfigDict) -> ConfigDict:
 
 def make_eval_step(evaluate, mesh: Mesh):
   """Compiles `Task.evaluate`; metrics come back whole on every device."""
-  return jax.jit(evaluate, out_shardings=parallel.replicated(mesh))
+  return jax.jit(
+    parallel.within(mesh, evaluate), out_shardings=parallel.replicated(mesh)
+  )
 
 
 def evaluate_split(
@@ -202,7 +219,8 @@ def run_evaluate(config: ConfigDict) -> dict[str, Any]:
   }
   path = pathlib.Path(config.workdir) / "evaluation.json"
   done = json.loads(path.read_text()) if path.exists() else {}
-  if all(done.get(key) == value for key, value in result.items()):
+  is_done = all(done.get(key) == value for key, value in result.items())
+  if launch.agree(is_done):
     launch.log(f"evaluation of step {run.step} is done: {path}")
     return done
   loss, trivial = {}, {}
@@ -227,12 +245,16 @@ def run_evaluate(config: ConfigDict) -> dict[str, Any]:
   return result
 
 
-def embed_split(run: Loaded, source: sources.RecordSource) -> dict[str, Any]:
+def embed_split(
+  run: Loaded, source: sources.RecordSource, tokens: bool = False
+) -> dict[str, Any]:
   """Features of all records of a split, in their order.
 
   Args:
     run: the model.
     source: the split.
+    tokens: also what the features were averaged from: tokens f32 [N, n, d],
+      token_mask and token_time f32 [N, n].
 
   Returns:
     Arrays with a leading axis of records: features f32 [N, d]; sequence_id,
@@ -242,7 +264,8 @@ def embed_split(run: Loaded, source: sources.RecordSource) -> dict[str, Any]:
     checkpoint_step, checkpoint (its identity) and data (its fingerprint).
   """
   embed = jax.jit(
-    run.task.embed, out_shardings=parallel.batch_sharding(run.mesh)
+    parallel.within(run.mesh, run.task.embed),
+    out_shardings=parallel.batch_sharding(run.mesh),
   )
   batches = loader.eval_batches(
     source,
@@ -256,6 +279,8 @@ def embed_split(run: Loaded, source: sources.RecordSource) -> dict[str, Any]:
   with loader.closing(batches):
     for batch in parallel.prefetch(batches, run.mesh):
       out = embed(run.params, batch) | {name: batch[name] for name in kept}
+      if not tokens:
+        out = {k: v for k, v in out.items() if not k.startswith("token")}
       is_real = parallel.fetch(batch["mask"]) > 0
       out = parallel.fetch(out)
       parts.append({name: array[is_real] for name, array in out.items()})
@@ -274,7 +299,8 @@ def run_embed(config: ConfigDict) -> list[pathlib.Path]:
   """The job `embed`: features of every split, in `<workdir>/embeddings/`.
 
   Writes `<split>.npz` (see `embed_split`) and `<split>.csv`, the same without
-  the features, for other programs.
+  the features, for other programs. `config.embed.tokens` adds the tokens that
+  features were averaged from, many times their size.
 
   Returns:
     The npz files.
@@ -286,10 +312,12 @@ def run_embed(config: ConfigDict) -> list[pathlib.Path]:
     source = sources.RecordSource(config.data.path, split)
     path = folder / f"{split}.npz"
     written.append(path)
-    if _is_embedded(path, run, len(source)):
+    is_done = _is_embedded(path, run, len(source), config.embed.tokens)
+    # The main process writes, so it knows; the others may see another disk.
+    if launch.agree(is_done):
       launch.log(f"{split}: embeddings of step {run.step} are done: {path}")
       continue
-    arrays = embed_split(run, source)
+    arrays = embed_split(run, source, config.embed.tokens)
     if launch.is_main():
       folder.mkdir(parents=True, exist_ok=True)
       draft = path.with_suffix(".draft.npz")
@@ -301,7 +329,9 @@ def run_embed(config: ConfigDict) -> list[pathlib.Path]:
   return written
 
 
-def _is_embedded(path: pathlib.Path, run: Loaded, records: int) -> bool:
+def _is_embedded(
+  path: pathlib.Path, run: Loaded, records: int, tokens: bool
+) -> bool:
   if not path.exists():
     return False
   with np.load(path) as done:
@@ -309,6 +339,7 @@ def _is_embedded(path: pathlib.Path, run: Loaded, records: int) -> bool:
       str(done["checkpoint"]) == run.identity
       and str(done["data"]) == run.spec.fingerprint
       and len(done["index"]) == records
+      and ("tokens" in done.files) == tokens
     )
 
 

@@ -1,9 +1,15 @@
 """Starting up, logging once, and stopping when told to.
 
 Several processes. `start` must run before any device is touched. It joins the
-processes if the environment says that there are several: Slurm (`srun` with one
-task a node or GPU), a TPU slice, or `JAX_COORDINATOR_ADDRESS` with
-`JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`. Alone it does nothing.
+processes if there are several: under Slurm (`srun`), on a TPU slice, or where
+`JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` say so.
+Alone it does nothing. `docs/launch.md` has recipes to paste.
+
+All processes run the same program on the same arguments. Whatever only one of
+them can know (is this file there? is it time?) is decided by the main one and
+told to the others with `agree`: two processes that go different ways wait for
+each other for ever. An error in one of them ends it at once, and thereby the
+others (`ending_together`).
 
 Being stopped. A scheduler sends SIGTERM some time before it kills. `Preemption`
 turns that into an answer to "shall I stop?", asked with one `tick` before every
@@ -14,22 +20,44 @@ must be ONE counter that all processes count alike, which is why evaluation
 ticks it too.
 """
 
+import contextlib
+import glob
+import importlib.util
 import os
 import pathlib
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
+
+
+def is_tpu_host(environ: Mapping[str, str]) -> bool:
+  """Whether this machine has TPU chips that JAX will use.
+
+  Chips show as device files. The library alone proves nothing: it compiles
+  for TPUs on machines without any (the job `aot`).
+  """
+  platforms = environ.get("JAX_PLATFORMS", "")
+  if platforms and "tpu" not in platforms.split(","):
+    return False
+  chips = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
+  return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
 def is_distributed(environ: Mapping[str, str]) -> bool:
   """Whether the environment says that this is one process of several.
 
+  A Cloud TPU machine does not say so itself, its metadata server does: there
+  the answer is yes (see `is_tpu_host`), and a slice of one machine is joined by
+  one process.
+
   Example:
-    >>> is_distributed({"SLURM_NTASKS": "1"})
+    >>> is_distributed({"SLURM_NTASKS": "1", "JAX_PLATFORMS": "cpu"})
     False
     >>> is_distributed({"SLURM_NTASKS": "16", "SLURM_STEP_ID": "0"})
     True
@@ -40,26 +68,109 @@ def is_distributed(environ: Mapping[str, str]) -> bool:
   is_step = environ.get("SLURM_STEP_ID", "").isdigit()
   if int(environ.get("SLURM_NTASKS", "1")) > 1 and is_step:
     return True
-  return "," in environ.get("TPU_WORKER_HOSTNAMES", "")
+  return "," in environ.get("TPU_WORKER_HOSTNAMES", "") or is_tpu_host(environ)
 
 
-def start(environ: Mapping[str, str] = os.environ) -> None:
-  """Joins the processes of a job; does nothing for a single process."""
+def slurm_devices(environ: Mapping[str, str]) -> list[int] | None:
+  """GPUs of a Slurm task that has its node for itself, None for any other.
+
+  JAX gives each Slurm task one GPU, the one of its number on the node. With
+  one task a node all GPUs but the first would stay idle, without a word.
+
+  Example:
+    >>> alone = {"SLURM_STEP_ID": "0", "SLURM_GPUS_ON_NODE": "4",
+    ...          "SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "2"}
+    >>> slurm_devices(alone)
+    [0, 1, 2, 3]
+    >>> slurm_devices(alone | {"SLURM_NTASKS": "8"})
+  """
+  if not environ.get("SLURM_STEP_ID", "").isdigit():
+    return None
+  nodes = int(environ.get("SLURM_STEP_NUM_NODES", "0"))
+  gpus = environ.get("SLURM_GPUS_ON_NODE", "")
+  if nodes != int(environ.get("SLURM_NTASKS", "1")) or not gpus.isdigit():
+    return None
+  return list(range(int(gpus)))
+
+
+def start(
+  environ: Mapping[str, str] = os.environ, saves_on_sigterm: bool = True
+) -> None:
+  """Joins the processes of a job; does nothing for a single process.
+
+  Args:
+    environ: the environment variables.
+    saves_on_sigterm: whether the job asks a `Preemption` when to stop. JAX
+      catches SIGTERM for that, and a job that never asks could not be ended.
+  """
   if not is_distributed(environ) or jax.distributed.is_initialized():
     return
+  jax.config.update("jax_enable_preemption_service", saves_on_sigterm)
   if "JAX_NUM_PROCESSES" in environ:
     jax.distributed.initialize(
       environ["JAX_COORDINATOR_ADDRESS"],
       int(environ["JAX_NUM_PROCESSES"]),
       int(environ["JAX_PROCESS_ID"]),
     )
-  else:
+  elif "JAX_LOCAL_DEVICE_IDS" in environ:
     jax.distributed.initialize()
+  else:
+    jax.distributed.initialize(local_device_ids=slurm_devices(environ))
+
+
+@contextlib.contextmanager
+def ending_together() -> Iterator[None]:
+  """Lets an error in the block end this process at once, one of several or not.
+
+  At its normal end Python waits up to five minutes for the other processes to
+  end as well. After an error they will not: they wait for this one in the
+  middle of a step. Without the farewell they notice, and end with an error too.
+  """
+  try:
+    yield
+  except BaseException as error:
+    if not jax.distributed.is_initialized():
+      raise
+    if isinstance(error, SystemExit):
+      print(error.code, file=sys.stderr)
+    else:
+      traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def is_main() -> bool:
   """Whether this is the process that writes files and prints."""
   return jax.process_index() == 0
+
+
+def agree(answer: bool) -> bool:
+  """The main process's answer, on all processes; each must ask.
+
+  Args:
+    answer: this process's own; of the others' nothing is made.
+  """
+  if jax.process_count() == 1:
+    return answer
+  return bool(multihost_utils.broadcast_one_to_all(np.int32(answer)))
+
+
+@contextlib.contextmanager
+def main_first(name: str) -> Iterator[None]:
+  """Runs the block in the main process, and then in the others.
+
+  For files that are made where they are missing: on a shared disk the others
+  find them made.
+
+  Args:
+    name: any word, the same on all processes.
+  """
+  if not is_main():
+    multihost_utils.sync_global_devices(name)
+  yield
+  if is_main() and jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
 
 
 def log(message: str) -> None:

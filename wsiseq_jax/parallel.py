@@ -19,9 +19,10 @@ collectives. That is written out because JAX's default is `Explicit`; sizes and
 names are positional because the keyword was renamed in JAX 0.11.
 """
 
+import functools
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -70,6 +71,58 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
   """The same whole array on every device."""
   return NamedSharding(mesh, PartitionSpec())
+
+
+def within(mesh: Mesh, function: Callable) -> Callable:
+  """The function, traced with the mesh announced to whatever it calls.
+
+  The compiler splits ordinary operations over devices by itself. A custom
+  kernel must be split by hand, and asks JAX for the mesh; so does `by_rows`.
+  """
+
+  @functools.wraps(function)
+  def announced(*args, **kwargs):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return function(*args, **kwargs)
+
+  return announced
+
+
+def by_rows(x: jax.Array) -> jax.Array:
+  """Activations that lie like the batch: each device keeps its own clips.
+
+  Where weights are cut over `fsdp`, the compiler is free to cut activations
+  alike and to exchange those, which are larger, instead of the weights. Saying
+  at the boundary of every block how activations lie forbids that.
+
+  Args:
+    x: an array with a leading batch axis.
+
+  Returns:
+    The same; unchanged where no mesh is announced (`within`), or weights are
+    whole.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.shape["fsdp"] == 1:
+    return x
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
+
+
+def everywhere(x: jax.Array) -> jax.Array:
+  """Activations of the whole batch on every device: one all-gather.
+
+  What compares each clip with all others needs them all. Gradients of the rows
+  come back as a sum over devices.
+
+  Args:
+    x: an array with a leading batch axis, cut over it.
+
+  Returns:
+    The same; unchanged where no mesh is announced (`within`).
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, PartitionSpec())
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:

@@ -24,10 +24,11 @@ import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -48,14 +49,7 @@ from wsiseq_jax.state import TrainState
 from wsiseq_jax.tasks import base
 
 
-def make_train_step(
-  task: base.Task,
-  tx: optax.GradientTransformation,
-  schedule: optax.Schedule,
-  seed: int,
-  shardings: TrainState,
-  mesh: jax.sharding.Mesh,
-):
+def make_train_step(run: "Run"):
   """Compiles one update: (state, batch) → (state, metrics).
 
   The state is donated. Its shardings are given for input and output; without
@@ -64,22 +58,23 @@ def make_train_step(
   """
 
   def train_step(state: TrainState, batch: base.Batch):
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
-    grad = jax.value_and_grad(task.loss, has_aux=True)
-    (_, metrics), grads = grad(state.params, batch, key)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    key = jax.random.fold_in(jax.random.key(run.config.seed), state.step)
+    progress = state.step.astype(jnp.float32) / run.total_steps
+    grad = jax.value_and_grad(run.task.loss, has_aux=True)
+    (_, metrics), grads = grad(state.params, batch, key, progress)
+    updates, opt_state = run.tx.update(grads, state.opt_state, state.params)
     metrics = {
       **metrics,
       "grad_norm": (optax.tree.norm(grads), 1.0),
-      "lr": (schedule(state.step), 1.0),
+      "lr": (run.schedule(state.step), 1.0),
     }
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, opt_state), metrics
 
   return jax.jit(
-    train_step,
-    in_shardings=(shardings, parallel.batch_sharding(mesh)),
-    out_shardings=(shardings, parallel.replicated(mesh)),
+    parallel.within(run.mesh, train_step),
+    in_shardings=(run.shardings, parallel.batch_sharding(run.mesh)),
+    out_shardings=(run.shardings, parallel.replicated(run.mesh)),
     donate_argnums=0,
   )
 
@@ -156,7 +151,30 @@ def prepare(config: ConfigDict) -> Run:
     eval_source = sources.RecordSource(
       data.path, data.eval_split, "data.eval_split"
     )
-  mesh = parallel.make_mesh(config.mesh.fsdp)
+  return build(config, source, eval_source, jax.devices())
+
+
+def build(
+  config: ConfigDict,
+  source: sources.RecordSource,
+  eval_source: sources.RecordSource | None,
+  devices: Sequence[jax.Device],
+) -> Run:
+  """The static parts for given data and devices; touches neither.
+
+  Compiling for machines that are not there (`aot`) starts here as well.
+
+  Args:
+    config: the experiment, resolved.
+    source: the training records; their description and number are used.
+    eval_source: the evaluation records.
+    devices: the devices of all processes.
+
+  Raises:
+    ValueError: something does not fit; the message names the config key.
+  """
+  module, data = tasks.get(config.task), config.data
+  mesh = parallel.make_mesh(config.mesh.fsdp, devices)
   parallel.check_batch_size(data.batch_size, mesh)
   task = module.make_task(config, source.spec)
   sizes = (len(source), data.batch_size)
@@ -289,9 +307,7 @@ def train(config: ConfigDict) -> TrainState:
 def _loop(run, state, pending, checkpoints, preemption, log, meta):
   """The loop itself; see the module's docstring for its order."""
   config, start = run.config, int(state.step)
-  train_step = make_train_step(
-    run.task, run.tx, run.schedule, config.seed, run.shardings, run.mesh
-  )
+  train_step = make_train_step(run)
   eval_step = evaluate.make_eval_step(run.task.evaluate, run.mesh)
   host_batches = loader.train_batches(
     run.source,
@@ -312,7 +328,9 @@ def _loop(run, state, pending, checkpoints, preemption, log, meta):
       every = config.eval_every_steps
       if every and (is_last or step % every == 0) and not is_stopping:
         prefix = f"{run.eval_source.split}/"
-        if log is None or not log.has_evaluation(step, prefix):
+        # Only the main process knows what was written.
+        is_done = log is not None and log.has_evaluation(step, prefix)
+        if not launch.agree(is_done):
           means = evaluate.evaluate_split(
             eval_step, state.params, run.eval_source, config, run.mesh,
             prefix, preemption,

@@ -26,6 +26,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent import futures
 
+import cv2
 import grain
 import numpy as np
 import simplejpeg
@@ -109,7 +110,7 @@ def load(
     problem = f"{len(record.panels)} panels instead of {len(panels)}"
   for out, jpeg in zip(panels, record.panels, strict=False):
     try:
-      found = simplejpeg.decode_jpeg(jpeg, buffer=out).shape
+      found = _decode(jpeg, out).shape
     except ValueError as error:
       found = error
     if found != out.shape:
@@ -132,6 +133,19 @@ def load(
     "index": np.int32(index),
     "mask": np.float32(mask),
   }
+
+
+def _decode(image: bytes, out: np.ndarray) -> np.ndarray:
+  """Decodes an image into `out` if it has its shape; returns the pixels."""
+  if image[:2] == b"\xff\xd8":
+    return simplejpeg.decode_jpeg(image, buffer=out)
+  # Picture sets of others are often PNG; shards of ours never are.
+  pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR)
+  if pixels is None:
+    raise ValueError("neither JPEG nor anything else that OpenCV knows")
+  if pixels.shape == out.shape:
+    cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=out)
+  return pixels
 
 
 def stack(rows: Sequence[Batch]) -> Batch:

@@ -9,13 +9,15 @@ refused here, before anything is computed from it.
 """
 
 import dataclasses
+import functools
+import hashlib
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import grain
 import tensorflow_datasets as tfds
+from etils import epath
 from tensorflow_datasets.core import example_parser
 
 from data_prep import records
@@ -58,13 +60,17 @@ class DataSpec:
     return (self.panels, *self.panel_px, 3)
 
 
-def shard_folder(path: str | os.PathLike) -> pathlib.Path:
+def shard_folder(path: str | os.PathLike) -> epath.Path:
   """The TFDS directory: the path itself, or `shards` in what preparation wrote.
+
+  Args:
+    path: a folder, or `gs://bucket/folder`.
 
   Raises:
     ValueError: there are no shards.
   """
-  folder = pathlib.Path(path)
+  # Unlike pathlib, also understands gs://bucket/folder.
+  folder = epath.Path(path)
   for candidate in (folder, folder / "shards"):
     if str(path) and (candidate / "features.json").is_file():
       return candidate
@@ -150,9 +156,21 @@ class RecordSource:
     )
     # Records are read one by one in random order: reading ahead would fetch
     # neighbours that nobody asked for.
-    self._files = grain.sources.ArrayRecordDataSource(
-      [os.fspath(file) for file in info.splits[split].filepaths]
-    )
+    self._folder = folder
+    self._paths = [os.fspath(file) for file in info.splits[split].filepaths]
+    self._files = grain.sources.ArrayRecordDataSource(self._paths)
+
+  @functools.cached_property
+  def identity(self) -> str:
+    """Tells these records from those of any other data set.
+
+    Unlike the fingerprint, which data sets prepared alike share.
+    """
+    small = ("dataset_info.json", "metadata.json")
+    parts = [(self._folder / name).read_bytes() for name in small]
+    sizes = (epath.Path(file).stat().length for file in self._paths)
+    parts += [str(size).encode() for size in sizes]
+    return hashlib.sha256(b"|".join(parts)).hexdigest()
 
   def __len__(self) -> int:
     return len(self._files)

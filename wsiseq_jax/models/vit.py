@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from wsiseq_jax import parallel
 from wsiseq_jax.models import attention_tpu
@@ -124,14 +124,24 @@ class Attention(nnx.Module):
     self.heads = spec.heads
     self.kernel = spec.attention_kernel
 
-  def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-    """Mixes tokens."""
+  def __call__(
+    self,
+    x: Float[Array, "b n d"],
+    mask: Bool[Array, "b n n"] | None = None,
+  ) -> Float[Array, "b n d"]:
+    """Mixes tokens; see `run_blocks` for the mask."""
     rows = _rows(x)
     query, key, value = (
       project(rows).reshape(*x.shape[:2], self.heads, -1)
       for project in (self.query, self.key, self.value)
     )
-    mixed = attend(query, key, value, self.kernel)
+    if mask is None:
+      mixed = attend(query, key, value, self.kernel)
+    else:
+      # For short sequences: the fused kernels know no masks.
+      mixed = jax.nn.dot_product_attention(
+        query, key, value, mask=mask[:, None], implementation="xla"
+      )
     return self.out(mixed.reshape(rows.shape)).reshape(x.shape)
 
 
@@ -165,9 +175,13 @@ class Block(nnx.Module):
     self.mlp_norm = make_norm(spec.width, spec.norm_eps, spec.dtype, rngs)
     self.mlp = Mlp(spec, rngs)
 
-  def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+  def __call__(
+    self,
+    x: Float[Array, "b n d"],
+    mask: Bool[Array, "b n n"] | None = None,
+  ) -> Float[Array, "b n d"]:
     """Runs the two residual branches."""
-    x = x + self.attention(self.attention_norm(x))
+    x = x + self.attention(self.attention_norm(x), mask)
     return x + self.mlp(self.mlp_norm(x))
 
 
@@ -191,8 +205,26 @@ def make_blocks(spec: BlockSpec, rngs: nnx.Rngs) -> Block:
   return nnx.merge(graphdef, jax.vmap(make_params)(keys))
 
 
+def _cast_kernels(params, dtype):
+  """Casts matrices to the compute dtype, once for all layers and the step.
+
+  Layers would cast their own, with the same values. Doing it here, devices that
+  keep parts of the weights exchange 16-bit numbers, and the loop collects
+  gradients in 16 bits, which is what the products give.
+  """
+
+  def cast(path, leaf):
+    is_kernel = "kernel" in jax.tree_util.keystr(path, simple=True)
+    return leaf.astype(dtype) if is_kernel else leaf
+
+  return jax.tree_util.tree_map_with_path(cast, params)
+
+
 def run_blocks(
-  blocks: Block, x: Float[Array, "b n d"], remat: str
+  blocks: Block,
+  x: Float[Array, "b n d"],
+  remat: str,
+  mask: Bool[Array, "b n n"] | None = None,
 ) -> Float[Array, "b n d"]:
   """Runs a stack of blocks, one after the other, in a single scan.
 
@@ -200,6 +232,8 @@ def run_blocks(
     blocks: What `make_blocks` returned.
     x: Tokens.
     remat: 'none', 'dots' or 'full', see `BlockSpec`.
+    mask: `mask[i, q, k]` says whether token q of sample i sees token k; each
+      must see one at least. None lets all see all.
 
   Returns:
     Tokens after the last block.
@@ -208,10 +242,11 @@ def run_blocks(
     ValueError: If `remat` is unknown.
   """
   graphdef, params = nnx.split(blocks, nnx.Param)
+  params = _cast_kernels(params, x.dtype)
 
   def run_block(x, layer_params):
     x = parallel.by_rows(x)
-    return parallel.by_rows(nnx.merge(graphdef, layer_params)(x)), None
+    return parallel.by_rows(nnx.merge(graphdef, layer_params)(x, mask)), None
 
   if remat not in REMAT:
     raise ValueError(f"model.remat={remat!r} is not one of {REMAT}")

@@ -1,0 +1,116 @@
+r"""What ViT-B, L and H cost on slices of TPUs, compiled on a CPU machine.
+
+    JAX_PLATFORMS=cpu python benchmarks/aot_table.py
+
+For each network and slice: the step with 8 clips a chip, and with the largest
+power of two of sequences (four clips each) that fits into memory. Blocks keep
+matrix products only (`model.remat=dots`), weights are cut over eight chips
+(`mesh.fsdp=8`). ViT-B on v5e is also compiled with attention as separate
+operations and everything kept, for comparison. Each program takes one to two
+minutes to compile; rows that the file of results has already are not compiled
+again.
+"""
+
+import argparse
+import json
+import pathlib
+import platform
+
+import jax
+from ml_collections import ConfigDict
+
+from configs import videomae
+from wsiseq_jax import aot, aot_report, launch
+
+PRESETS = ("base", "large", "huge")
+TOPOLOGIES = ("v5e:16x16", "v5p:4x8x8", "v6e:16x16")
+RESULTS = pathlib.Path(__file__).parent / "results" / "aot_table.json"
+# name: (preset, topology, attention, remat, fsdp, whether to find the largest)
+ROWS = (
+  {
+    f"{preset} on {topology}": (preset, topology, "tpu", "dots", 8, False)
+    for topology in TOPOLOGIES
+    for preset in PRESETS
+  }
+  | {
+    "base, unfused attention": ("base", "v5e:16x16", "xla", "none", 1, False),
+    "base, all kept": ("base", "v5e:16x16", "tpu", "none", 1, False),
+    "base, dots": ("base", "v5e:16x16", "tpu", "dots", 1, False),
+  }
+  | {
+    f"{preset} on {topology}, largest": (
+      preset, topology, "tpu", "dots", 8, True,
+    )
+    for topology in TOPOLOGIES
+    for preset in PRESETS
+  }
+)  # fmt: skip
+
+
+def make_config(preset, topology, kernel, remat, fsdp) -> ConfigDict:
+  config = videomae.get_config(preset)
+  config.model.attention_kernel = kernel
+  config.model.remat = remat
+  config.mesh.fsdp = fsdp
+  config.aot.topology = topology
+  return config
+
+
+def measure(preset, topology, kernel, remat, fsdp, largest) -> list[dict]:
+  """Reports of a row; the last is that of the largest batch."""
+  config = make_config(preset, topology, kernel, remat, fsdp)
+
+  def one(records_per_chip: int) -> aot_report.Report:
+    run = aot.make_run(config, records_per_chip)
+    report = aot.analyse(run, topology)
+    launch.log(aot_report.table(report) + "\n")
+    return report
+
+  # The first guess of the search follows from two records, as a rule.
+  reports = aot.find_largest(one, first=2) if largest else [one(2)]
+  return [report.to_dict() for report in reports]
+
+
+def line(name: str, row: dict) -> str:
+  """A line of the printed table."""
+  if not row["fits"]:
+    return f"{name:<30} {row['clips']:>5}  {row['problem']}"
+  return (
+    f"{name:<30} {row['clips']:>5} {row['peak_bytes'] / 2**30:>6.2f} "
+    f"{row['flops'] / 1e12:>7.2f} {row['hbm_bytes'] / 1e9:>7.1f} "
+    f"{row['intensity']:>5.0f} {1e3 * row['compute_seconds']:>8.1f} "
+    f"{1e3 * row['memory_seconds']:>8.1f} {1e3 * row['network_seconds']:>8.1f} "
+    f"{1e3 * row['model_seconds']:>8.1f} "
+    f"{100 * row['model_seconds'] / row['step_seconds']:>4.0f} "
+    f"{row['clips_per_second']:>9,.0f}"
+  )
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
+  results = parser.parse_args().results
+  jax.config.update("jax_platforms", "cpu")
+  rows = {}
+  if results.is_file():
+    rows = json.loads(results.read_text())["rows"]
+  for name, row in ROWS.items():
+    if name in rows:
+      continue
+    rows[name] = measure(*row)
+    values = {
+      "jax": jax.__version__,
+      "system": f"{platform.system()} {platform.machine()}",
+      "rows": rows,
+    }
+    results.write_text(json.dumps(values, indent=1) + "\n")
+  print(
+    f"{'':<30} clips    GiB  TFLOP      GB  F/B  compute   memory  network"
+    "    model  MFU   clips/s"
+  )
+  for name in ROWS:
+    print(line(name, rows[name][-1]))
+
+
+if __name__ == "__main__":
+  main()
