@@ -82,6 +82,7 @@ def _reference(
   config: config_dict.ConfigDict | None = None,
 ) -> config_dict.ConfigDict:
   config = config or config_dict.ConfigDict()
+  config.source = "slides"
   # What goes in and out; none of these shapes a pixel.
   config.slides = ""
   config.table = ""  # a CSV that describes slides named in `slides`

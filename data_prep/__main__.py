@@ -1,11 +1,15 @@
-"""The command `python -m data_prep`; its manual is `configs/prep_wsi.py`."""
+"""The command `python -m data_prep`.
+
+Its manuals are `configs/prep_wsi.py` (slides) and `configs/prep_series.py`
+(folders of images and videos); `config.source` says which of them a config is.
+"""
 
 import sys
 
 from absl import flags
 from ml_collections import config_flags
 
-from data_prep import prepare
+from data_prep import prepare, series
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", "configs/prep_wsi.py", "Preparation settings.", lock_config=True
@@ -21,11 +25,13 @@ def main(arguments: list[str]) -> int:
   Returns:
     The exit code; see `configs/prep_wsi.py`.
   """
+  sources = {"slides": prepare.prepare, "series": series.prepare_series}
   try:
     rest = flags.FLAGS(arguments)[1:]
     if rest:
       raise ValueError(
-        f"unexpected argument {rest[0]!r}: slides are named by --config.slides"
+        f"unexpected argument {rest[0]!r}: slides are named by "
+        "--config.slides, series by --config.csv"
       )
     config = _CONFIG.value.to_dict()
   except (
@@ -38,7 +44,11 @@ def main(arguments: list[str]) -> int:
   ) as error:
     return _usage(_readable(error))
   try:
-    summary = prepare.prepare(config)
+    if config["source"] not in sources:
+      raise ValueError(
+        f"config.source is {config['source']!r}, want one of {tuple(sources)}"
+      )
+    summary = sources[config["source"]](config)
   except ValueError as error:
     return _usage(str(error))
   except OSError as error:

@@ -15,8 +15,15 @@ _INK = (20, 20, 20)
 
 
 @functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-  # The font Pillow brings lacks the micro sign; Matplotlib brings a full one.
+def caption_font(size: int) -> ImageFont.FreeTypeFont:
+  """Returns a font for captions; Pillow's own lacks the micro sign.
+
+  Args:
+    size: in points.
+
+  Returns:
+    The font that Matplotlib brings.
+  """
   folder = os.path.join(matplotlib.get_data_path(), "fonts", "ttf")
   return ImageFont.truetype(os.path.join(folder, "DejaVuSans.ttf"), size)
 
@@ -107,7 +114,7 @@ def _caption(
   size = int(np.clip(width / 45, 11, 22))
   image = Image.new("RGB", (width, round(4.2 * size)), "white")
   draw = ImageDraw.Draw(image)
-  font = _font(size)
+  font = caption_font(size)
   # The bar sits at the right of the lower line; long facts are drawn smaller.
   bar_um = _bar_um(width * mpp)
   bar = bar_um / mpp
@@ -115,14 +122,14 @@ def _caption(
   right, y = width - size, round(3.1 * size)
   room = right - bar - draw.textlength(label, font) - 3 * size
   while draw.textlength(facts, font) > room and font.size > 8:
-    font = _font(font.size - 1)
+    font = caption_font(font.size - 1)
   draw.text((size, 2.3 * size), facts, fill=_INK, font=font)
-  font = _font(size)
+  font = caption_font(size)
   draw.line((right - bar, y, right, y), fill=_INK, width=max(2, size // 5))
   draw.text(
     (right - bar - size / 2, y), label, fill=_INK, font=font, anchor="rm"
   )
   while draw.textlength(title, font) > width - 2 * size and font.size > 8:
-    font = _font(font.size - 1)
+    font = caption_font(font.size - 1)
   draw.text((size, 0.6 * size), title, fill=_INK, font=font)
   return np.asarray(image)

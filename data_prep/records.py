@@ -16,6 +16,7 @@ to decode; no slide library, no TFDS and no JAX.
 
 import dataclasses
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -150,7 +151,10 @@ def validate(record: SequenceRecord) -> None:
       "the value of the last real frame in padding",
     )
   check(
-    np.isnan(record.mpp) or record.mpp > 0, "mpp", record.mpp, "positive or NaN"
+    math.isnan(record.mpp) or record.mpp > 0,
+    "mpp",
+    record.mpp,
+    "positive or NaN",
   )
 
 

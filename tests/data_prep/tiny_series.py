@@ -33,7 +33,7 @@ def table(path: pathlib.Path, rows: list[dict]) -> str:
 
 
 def png(path: pathlib.Path, pixels: np.ndarray) -> str:
-  path.write_bytes(imagecodecs.png_encode(pixels))
+  path.write_bytes(imagecodecs.png_encode(np.ascontiguousarray(pixels)))
   return path.name
 
 
