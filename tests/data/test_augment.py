@@ -28,6 +28,7 @@ def drift_batch(b=2, stored=24, window=40, step=3, seed=0):
     "frame_level0_xy": np.random.default_rng(1)
     .random((b, stored, 2))
     .astype(np.float32),
+    "frame_mask": np.ones((b, stored), np.float32),
   }
 
 
@@ -117,6 +118,43 @@ def test_tissue_coordinates_point_at_the_pixels():
 def test_short_sequences_repeat_their_last_frame():
   clips = augment.centre_clips(on_device(drift_batch(stored=5)), spec())
   assert clips.frames.tolist() == [[0, 2, 4, 4]] * 2
+  assert clips.frame_mask.tolist() == [[1, 1, 1, 0]] * 2
+
+
+def test_padding_is_never_shown():
+  # 24 stored frames, of which 9 are real in the second record: its clips of
+  # span 7 start at 0, 1 or 2, and its middle clip at 1.
+  batch = drift_batch()
+  batch["frame_mask"][1, 9:] = 0
+  clips = augment.centre_clips(on_device(batch), spec())
+  assert clips.frames.tolist() == [[8, 10, 12, 14], [1, 3, 5, 7]]
+  many = augment.sample_clips(
+    on_device(batch), jax.random.key(0), spec(repeats=64)
+  )
+  starts = np.asarray(many.frames[:, 0]).reshape(2, 64)
+  assert set(starts[1].tolist()) == {0, 1, 2} and starts[0].max() > 2
+  assert np.all(np.asarray(many.frame_mask) == 1)
+
+
+def test_flips_mirror_whole_clips():
+  batch = on_device(drift_batch(b=1))
+  crops = dict(crop_scales=(1.0,), frames=12, frame_step=2)
+  plain = augment.sample_clips(batch, jax.random.key(0), spec(**crops))
+  both = augment.sample_clips(
+    batch, jax.random.key(0), spec(flips=(1.0, 1.0), **crops)
+  )
+  np.testing.assert_array_equal(both.frames, plain.frames)
+  np.testing.assert_allclose(
+    both.pixels[:, :, ::-1, ::-1], plain.pixels, atol=1e-6
+  )
+  some = augment.sample_clips(
+    batch, jax.random.key(0), spec(flips=(0.5, 0.0), repeats=64, **crops)
+  )
+  is_plain = np.asarray(
+    jnp.all(jnp.abs(some.pixels - plain.pixels) < 1e-5, axis=(1, 2, 3, 4))
+  )
+  # 64 draws of 1/2: 12 is five deviations of 4 below 32.
+  assert 12 < is_plain.sum() < 52
 
 
 def test_frames_come_from_the_panel_they_name():
@@ -129,6 +167,7 @@ def test_frames_come_from_the_panel_they_name():
     "frame_box": np.tile(np.float32([0, 0, 40, 40]), (1, stored, 1)),
     "time": np.zeros((1, stored), np.float32),
     "frame_level0_xy": np.zeros((1, stored, 2), np.float32),
+    "frame_mask": np.ones((1, stored), np.float32),
   }
   clips = augment.centre_clips(on_device(batch), spec())
   grey = np.asarray(clips.pixels)[0, :, 5, 5, 0] * 255
@@ -196,6 +235,7 @@ def test_normalisation_round_trip():
     ({"repeats": 0}, "data.repeats = 0"),
     ({"crop_scales": (1.2,)}, "data.crop_scales"),
     ({"image_px": (0, 32)}, "data.image_px"),
+    ({"flips": (0.5, 1.5)}, "data.flips"),
   ],
 )
 def test_bad_specs_name_the_config_key(change, message):

@@ -19,7 +19,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+
+from wsiseq_jax.data import clip_sampling
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -43,6 +45,7 @@ class ClipSpec:
     frame_px: Largest stored frame (height, width) in panel pixels; from the
       data set's metadata.
     crop_scales: Crop sides as parts of the largest crop that fits.
+    flips: Probabilities of mirroring a clip left-right and up-down.
     repeats: Independently cropped copies of each sequence in a batch.
     mean: Channel means subtracted after scaling to [0, 1].
     std: Channel standard deviations divided by.
@@ -53,6 +56,7 @@ class ClipSpec:
   image_px: tuple[int, int] = (224, 224)
   frame_px: tuple[int, int] = (336, 336)
   crop_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+  flips: tuple[float, float] = (0.0, 0.0)
   repeats: int = 1
   mean: tuple[float, ...] = IMAGENET_MEAN
   std: tuple[float, ...] = IMAGENET_STD
@@ -68,6 +72,8 @@ class ClipSpec:
       raise ValueError(
         f"data.crop_scales = {self.crop_scales}: needs numbers in (0, 1]"
       )
+    if not all(0 <= p <= 1 for p in self.flips):
+      raise ValueError(f"data.flips = {self.flips}: needs numbers in [0, 1]")
     if min(self.image_px) < 1 or min(self.frame_px) < 1:
       raise ValueError(
         f"data.image_px = {self.image_px} of frames of {self.frame_px} px: "
@@ -75,9 +81,14 @@ class ClipSpec:
       )
 
   @property
+  def name(self) -> clip_sampling.ClipName:
+    """Frames and step."""
+    return clip_sampling.ClipName(1, self.frames, self.frame_step)
+
+  @property
   def span(self) -> int:
     """Stored frames from the first to the last frame of a clip."""
-    return (self.frames - 1) * self.frame_step + 1
+    return self.name.span
 
 
 class Clips(NamedTuple):
@@ -86,12 +97,15 @@ class Clips(NamedTuple):
   Attributes:
     pixels: [b, t, h, w, c], normalised by the spec's mean and std.
     shift_px: [b, t, 2], x and y of the frame's upper left corner in its panel,
-      in output pixels. Equal tissue has equal `shift + position in frame`.
+      in output pixels. Equal tissue has equal `shift + position in frame` (in
+      clips that are not mirrored).
     panel: [b, t], the panel a frame was cut from; frames of different panels
       share no coordinate.
     time: [b, t], in the unit of the data set.
     level0_xy: [b, t, 2], centres of the stored frames in level-0 pixels.
     frames: [b, t], indices of the chosen stored frames.
+    frame_mask: [b, t], 1 where the frame exists, 0 where the record was too
+      short and its last frame is repeated.
   """
 
   pixels: Float[Array, "b t h w c"]
@@ -100,6 +114,7 @@ class Clips(NamedTuple):
   time: Float[Array, "b t"]
   level0_xy: Float[Array, "b t 2"]
   frames: Int[Array, "b t"]
+  frame_mask: Float[Array, "b t"]
 
 
 def resize_weights(
@@ -112,7 +127,8 @@ def resize_weights(
 
   Output pixel i looks at position `start + (i + 1/2) length / target` through
   a triangle as wide as one output pixel, at least as wide as one input pixel:
-  the convention of Pillow's bilinear filter. Rows sum to one.
+  the convention of Pillow's bilinear filter. Rows sum to one. Where an interval
+  leaves the image, the image's edge goes on.
 
   Args:
     start: First coordinate of the source interval, in pixels; pixel j covers
@@ -131,6 +147,7 @@ def resize_weights(
   """
   scale = length / target
   centre = start + (jnp.arange(target, dtype=jnp.float32) + 0.5) * scale
+  centre = jnp.clip(centre, 0.5, source - 0.5)
   pixel = jnp.arange(source, dtype=jnp.float32) + 0.5
   reach = jnp.maximum(scale, 1.0)
   distance = jnp.abs(pixel[None, :] - centre[:, None])
@@ -161,31 +178,51 @@ def crop_sizes(spec: ClipSpec) -> tuple[tuple[float, float], ...]:
   return tuple((side(s, 0), side(s, 1)) for s in spec.crop_scales)
 
 
-def _cut_frames(
+def cut_frames(
   panels: UInt8[Array, "p h w c"],
   frame_panel: Int[Array, "t"],
   rectangle: Float[Array, "t 4"],
-  spec: ClipSpec,
+  corner: Float[Array, "t 2"],
+  flip: Bool[Array, "2"] | None,
+  frame_px: tuple[int, int],
+  image_px: tuple[int, int],
 ) -> Float[Array, "t i j c"]:
-  """Resamples one rectangle (x, y, w, h in panel pixels) a frame, to [0, 1]."""
+  """Resamples one rectangle a frame.
+
+  Args:
+    panels: Stored images of a record.
+    frame_panel: The panel of each frame.
+    rectangle: x, y, w, h in panel pixels.
+    corner: x and y of the rectangle, or of the frame around it: the part of
+      the panel that is looked at starts there.
+    flip: Whether to mirror left-right and up-down; None for no mirrors.
+    frame_px: Largest stored frame (height, width).
+    image_px: Output (height, width).
+
+  Returns:
+    Pixels in [0, 1].
+  """
   _, panel_h, panel_w, channels = panels.shape
   # The slice is as large as the largest frame, plus one pixel on each side for
   # the filter; the resize then touches no other part of the panel.
-  slice_h = min(spec.frame_px[0] + 2, panel_h)
-  slice_w = min(spec.frame_px[1] + 2, panel_w)
+  slice_h = min(frame_px[0] + 2, panel_h)
+  slice_w = min(frame_px[1] + 2, panel_w)
 
-  def cut(panel, box):
+  def cut(panel, box, corner):
     left = jnp.clip(
-      jnp.floor(box[0]).astype(jnp.int32) - 1, 0, panel_w - slice_w
+      jnp.floor(corner[0]).astype(jnp.int32) - 1, 0, panel_w - slice_w
     )
     top = jnp.clip(
-      jnp.floor(box[1]).astype(jnp.int32) - 1, 0, panel_h - slice_h
+      jnp.floor(corner[1]).astype(jnp.int32) - 1, 0, panel_h - slice_h
     )
     patch = jax.lax.dynamic_slice(
       panels, (panel, top, left, 0), (1, slice_h, slice_w, channels)
     )[0]
-    rows = resize_weights(box[1] - top, box[3], slice_h, spec.image_px[0])
-    columns = resize_weights(box[0] - left, box[2], slice_w, spec.image_px[1])
+    rows = resize_weights(box[1] - top, box[3], slice_h, image_px[0])
+    columns = resize_weights(box[0] - left, box[2], slice_w, image_px[1])
+    if flip is not None:
+      columns = jnp.where(flip[0], columns[::-1], columns)
+      rows = jnp.where(flip[1], rows[::-1], rows)
     # Grey levels are exact in bfloat16, the weights are not: three passes.
     return jnp.einsum(
       "ih,hwc,jw->ijc",
@@ -195,13 +232,26 @@ def _cut_frames(
       precision=jax.lax.Precision.HIGH,
     )
 
-  return jax.vmap(cut)(frame_panel, rectangle) / 255.0
+  return jax.vmap(cut)(frame_panel, rectangle, corner) / 255.0
 
 
-def _channel_statistics(spec: ClipSpec, ndim: int) -> tuple[Array, Array]:
-  shape = (1,) * (ndim - 1) + (-1,)
-  mean = jnp.asarray(spec.mean, jnp.float32).reshape(shape)
-  return mean, jnp.asarray(spec.std, jnp.float32).reshape(shape)
+def _channel_values(values: tuple[float, ...], ndim: int) -> Array:
+  return jnp.asarray(values, jnp.float32).reshape((1,) * (ndim - 1) + (-1,))
+
+
+def normalise(
+  pixels: Float[Array, "*b h w c"],
+  mean: tuple[float, ...],
+  std: tuple[float, ...],
+) -> Float[Array, "*b h w c"]:
+  """Subtracts the channel means, divides by the deviations.
+
+  Example:
+    >>> normalise(jnp.ones((1, 1, 1)), (0.5,), (0.25,)).item()
+    2.0
+  """
+  ndim = pixels.ndim
+  return (pixels - _channel_values(mean, ndim)) / _channel_values(std, ndim)
 
 
 def _clip(
@@ -209,34 +259,36 @@ def _clip(
   start: Int[Array, ""],
   size: Float[Array, "2"],
   offset: Float[Array, "2"],
+  flip: Bool[Array, "2"] | None,
   spec: ClipSpec,
 ) -> Clips:
   """One clip of one record; size and offset (y, x) are parts of the frame."""
-  stored = record["frame_box"].shape[0]
-  # A sequence shorter than the clip repeats its last frame.
-  frames = jnp.minimum(
-    start + jnp.arange(spec.frames) * spec.frame_step, stored - 1
-  )
+  allowed = clip_sampling.real_range(record["frame_mask"])
+  frames, mask = clip_sampling.clip_frames(start, allowed, spec.name)
   box = jnp.take(record["frame_box"], frames, axis=0)
   panel = jnp.take(record["frame_panel"], frames, axis=0)
   corner = box[:, :2] + offset[None, ::-1] * box[:, 2:]
   extent = size[None, ::-1] * box[:, 2:]
   rectangle = jnp.concatenate([corner, extent], axis=1)
-  pixels = _cut_frames(record["panels"], panel, rectangle, spec)
-  mean, std = _channel_statistics(spec, pixels.ndim)
+  pixels = cut_frames(
+    record["panels"], panel, rectangle, corner, flip,
+    spec.frame_px, spec.image_px,
+  )  # fmt: skip
   out_wh = jnp.asarray([spec.image_px[::-1]], jnp.float32)
   return Clips(
-    pixels=(pixels - mean) / std,
+    pixels=normalise(pixels, spec.mean, spec.std),
     shift_px=corner * out_wh / extent,
     panel=panel,
     time=jnp.take(record["time"], frames, axis=0),
     level0_xy=jnp.take(record["frame_level0_xy"], frames, axis=0),
     frames=frames,
+    frame_mask=mask,
   )
 
 
-_DEVICE_FIELDS = (
-  "panels", "frame_panel", "frame_box", "time", "frame_level0_xy",
+# What the device needs of a record to cut clips.
+FIELDS = (
+  "panels", "frame_panel", "frame_box", "time", "frame_level0_xy", "frame_mask",
 )  # fmt: skip
 
 
@@ -247,20 +299,21 @@ def sample_clips(
 
   The first frame is uniform over the starts that fit. All frames of a clip
   share one crop, drawn as in the VideoMAE recipe: height and width scales are
-  neighbours in `crop_scales`, the corner is one of 13 anchors. No flips and no
-  colour changes: each region is stored with all its headings.
+  neighbours in `crop_scales`, the corner is one of 13 anchors. No colour
+  changes, and by default no flips: each region is stored with all its headings.
 
   Args:
     batch: The loader's arrays: panels uint8 [b, p, h, w, c], frame_panel
-      [b, T], frame_box [b, T, 4], time [b, T], frame_level0_xy [b, T, 2].
+      [b, T], frame_box [b, T, 4], time [b, T], frame_level0_xy [b, T, 2],
+      frame_mask [b, T].
     key: The key of this step; copies and sequences get their own from it.
     spec: What to cut.
 
   Returns:
     Clips with leading axis b · repeats, the copies of a sequence side by side.
   """
-  record = {name: batch[name] for name in _DEVICE_FIELDS}
-  b, stored = record["frame_box"].shape[:2]
+  record = {name: batch[name] for name in FIELDS}
+  b = record["time"].shape[0]
   sizes = jnp.asarray(crop_sizes(spec), jnp.float32)
   anchors = jnp.asarray(_ANCHORS, jnp.float32) / 4.0
   scales = len(spec.crop_scales)
@@ -270,11 +323,16 @@ def sample_clips(
 
   def one(record, key):
     start_key, size_key, anchor_key = jax.random.split(key, 3)
-    start = jax.random.randint(start_key, (), 0, max(stored - spec.span, 0) + 1)
+    length = clip_sampling.real_range(record["frame_mask"]).length
+    start = clip_sampling.one_start(start_key, length, spec.span)
     pair = jax.random.choice(size_key, pairs)
     size = jnp.stack([sizes[pair[0], 0], sizes[pair[1], 1]])
     offset = jax.random.choice(anchor_key, anchors) * (1.0 - size)
-    return _clip(record, start, size, offset, spec)
+    flip = None
+    if any(spec.flips):
+      chance = jnp.asarray(spec.flips)
+      flip = jax.random.bernoulli(jax.random.fold_in(key, 1), chance)
+    return _clip(record, start, size, offset, flip, spec)
 
   copies = jax.vmap(one, in_axes=(None, 0))
   clips = jax.vmap(copies)(record, jax.random.split(key, (b, spec.repeats)))
@@ -286,19 +344,19 @@ def centre_clips(batch: Mapping[str, Array], spec: ClipSpec) -> Clips:
 
   Args:
     batch: As for `sample_clips`.
-    spec: What to cut; `repeats` and `crop_scales` are not used.
+    spec: What to cut; `repeats`, `crop_scales` and `flips` are not used.
 
   Returns:
     One clip a sequence; the same for the same input, whatever the batch.
   """
-  record = {name: batch[name] for name in _DEVICE_FIELDS}
-  stored = record["frame_box"].shape[1]
+  record = {name: batch[name] for name in FIELDS}
   whole = dataclasses.replace(spec, crop_scales=(1.0,))
   size = jnp.asarray(crop_sizes(whole)[0], jnp.float32)
-  start = jnp.asarray(max(stored - spec.span, 0) // 2)
 
   def one(record):
-    return _clip(record, start, size, (1.0 - size) / 2.0, whole)
+    length = clip_sampling.real_range(record["frame_mask"]).length
+    start = clip_sampling.centre_start(length, spec.span)
+    return _clip(record, start, size, (1.0 - size) / 2.0, None, whole)
 
   return jax.vmap(one)(record)
 
@@ -307,6 +365,7 @@ def to_uint8(
   pixels: Float[Array, "*b h w c"], spec: ClipSpec
 ) -> UInt8[Array, "*b h w c"]:
   """Undoes the normalisation, for pictures."""
-  mean, std = _channel_statistics(spec, pixels.ndim)
+  mean = _channel_values(spec.mean, pixels.ndim)
+  std = _channel_values(spec.std, pixels.ndim)
   grey = (pixels * std + mean) * 255.0
   return jnp.clip(jnp.round(grey), 0, 255).astype(jnp.uint8)

@@ -8,9 +8,10 @@ A task is a module with `CHECKS` (its config keys, see `config.py`),
 import difflib
 from types import ModuleType
 
-from wsiseq_jax.tasks import videomae
+from wsiseq_jax.tasks import contrastive, videomae
 
 TASKS: dict[str, ModuleType] = {
+  "contrastive": contrastive,
   "videomae": videomae,
 }
 

@@ -27,21 +27,33 @@ class Task:
 
   Attributes:
     init: key → parameters, a nested dictionary.
-    loss: (params, batch, key) → the scalar to minimise, and metrics; `loss`
-      must be among them.
+    loss: (params, batch, key, progress) → the scalar to minimise, and metrics;
+      `loss` must be among them. Progress is the part of training that is done,
+      from 0 up to 1.
     evaluate: (params, batch) → metrics, the same for the same record whatever
       batch, key or device it comes with.
-    embed: (params, batch) → arrays with a leading batch axis; `features` [b, d]
-      must be among them.
+    embed: (params, batch) → arrays with a leading batch axis, deterministic:
+      features [b, d], averaged over dense test clips where the config asks for
+      them; tokens [b, n, d], token_mask [b, n] (1 = real) and token_time [b, n]
+      (unit of the data), what a probe that pools by itself works on;
+      frame_level0_xy, time and frames of the frames looked at.
+    encode: (params, batch, key or None) → features [b, d], differentiable.
+      With a key it cuts random clips with mild augmentation, for fine-tuning;
+      without it returns `embed`'s features.
+    pool: (params, tokens, token_mask, token_time, cls_token [d]) → [b, d], the
+      task's own pooling of `embed`'s tokens, with another class token in place
+      of the trained one; None where a task has no such pooling.
     load_params: path → parameters from a file of weights.
     clips_per_record: clips computed for each record loaded.
     setup: what the task keeps for itself (model, crops, masks).
   """
 
   init: Callable[[Key[Array, ""]], Any]
-  loss: Callable[[Any, Batch, Key[Array, ""]], tuple[Array, Metrics]]
+  loss: Callable[[Any, Batch, Key[Array, ""], Array], tuple[Array, Metrics]]
   evaluate: Callable[[Any, Batch], Metrics]
   embed: Callable[[Any, Batch], dict[str, Array]]
+  encode: Callable[[Any, Batch, Key[Array, ""] | None], Array]
+  pool: Callable[[Any, Array, Array, Array, Array], Array] | None
   load_params: Callable[[str], Any]
   clips_per_record: int
   setup: Any

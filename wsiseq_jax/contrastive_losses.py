@@ -1,0 +1,237 @@
+"""Comparing the views of a batch: InfoNCE, frame prediction, collapse monitors.
+
+As in `losses.py`, what is an average comes as (sum, weight), so that padding
+counts nothing. Numbers that are no average over records (a contrastive loss
+depends on who else is in the batch) are given the weight of their batch.
+
+A model has *collapsed* when it gives all clips one feature. InfoNCE then is
+log(2B - 1), which a glance at a curve does not tell from slow learning. Three
+monitors do: the spread of features over the batch falls to 0, the cosine of
+different clips rises to 1, and so does that of neighbouring frames (which is
+high for a slow movie in any case; compare it with the one before).
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from wsiseq_jax import parallel
+
+Pairs = dict[str, tuple[Array, Array]]
+
+
+def unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+  """Vectors of length one, in float32; the zero vector stays.
+
+  Example:
+    >>> [round(float(v), 3) for v in unit(jnp.array([3.0, 4.0]))]
+    [0.6, 0.8]
+  """
+  x = x.astype(jnp.float32)
+  # Under the root, so that the gradient at zero is finite.
+  square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+  return x * jax.lax.rsqrt(square + 1e-12)
+
+
+def info_nce(
+  projected: Float[Array, "b v p"],
+  weight: Float[Array, "b"],
+  temperature: float,
+) -> Pairs:
+  """Contrast of each view with all views of the *global* batch (NT-Xent).
+
+  With s the cosines of all 2B views, a row i and its partner j,
+
+    loss_i = -s_ij / T + log sum_{k != i} exp(s_ik / T)
+
+  Records of weight 0 are neither rows nor among the k.
+
+  The batch may be cut over devices. Then each device compares its own rows with
+  all: one all-gather, of the vectors and weights side by side. It has the same
+  value as on one device.
+
+  Args:
+    projected: Two vectors a record, of any length.
+    weight: 1 for records that count, 0 for others.
+    temperature: T.
+
+  Returns:
+    `contrastive_loss`; `top1` and `top5`, how often the partner is the most
+    similar view or among the five; `rank`, its mean place, 1 at best. Views as
+    similar as the partner come before it, so that a collapsed model is last,
+    not first.
+
+  Example:
+    >>> views = jnp.array([[[1.0, 0.0]] * 2, [[0.0, 1.0]] * 2])
+    >>> out = info_nce(views, jnp.ones(2), temperature=1.0)
+    >>> total, count = out["contrastive_loss"]  # -1 + log(e + 2) for each view
+    >>> round(float(total / count), 4), float(out["rank"][0] / count)
+    (0.5514, 1.0)
+
+  Reference: Chen et al., A simple framework for contrastive learning (SimCLR),
+  2020.
+  """
+  b, views, _ = projected.shape
+  weight = weight.astype(jnp.float32)
+  own = parallel.by_rows(unit(projected))
+  # Weights travel with the vectors; by themselves they would cost a second
+  # all-gather.
+  marks = jnp.broadcast_to(weight[:, None, None], (b, views, 1))
+  everything = parallel.everywhere(jnp.concatenate([own, marks], axis=-1))
+  vectors, counts = everything[..., :-1], everything[..., -1] > 0
+  cosine = jnp.einsum(
+    "ivp,kup->ivku", own, vectors, precision=jax.lax.Precision.HIGHEST
+  )
+  cosine = parallel.by_rows(cosine)
+  record, view = jnp.arange(b), jnp.arange(views)
+  same_record = (record[:, None] == record[None, :])[:, None, :, None]
+  same_view = (view[:, None] == view[None, :])[None, :, None, :]
+  is_self = same_record & same_view
+  is_partner = same_record & ~same_view
+  is_candidate = counts[None, None] & ~is_self
+  logits = cosine / temperature
+  partner = jnp.sum(jnp.where(is_partner, logits, 0.0), axis=(2, 3))
+  # The partner is always a candidate, also in rows that do not count: an empty
+  # sum would be -inf and its gradient no number.
+  others = jnp.where(is_candidate | is_partner, logits, -jnp.inf)
+  loss = jax.nn.logsumexp(others, axis=(2, 3)) - partner
+  is_before = is_candidate & ~is_partner & (logits >= partner[..., None, None])
+  rank = 1.0 + jnp.sum(is_before, axis=(2, 3)).astype(jnp.float32)
+  rank = jax.lax.stop_gradient(rank)
+  rows = views * jnp.sum(weight)
+
+  def pair(values: Array) -> tuple[Array, Array]:
+    return jnp.sum(values * weight[:, None]), rows
+
+  return {
+    "contrastive_loss": pair(loss),
+    "top1": pair((rank <= 1).astype(jnp.float32)),
+    "top5": pair((rank <= 5).astype(jnp.float32)),
+    "rank": pair(rank),
+  }
+
+
+def cosine_loss(
+  prediction: Float[Array, "b t d"],
+  target: Float[Array, "b t d"],
+  weight: Float[Array, "b t"],
+) -> tuple[Array, Array]:
+  """Negative cosine of predicted and true frame features, as (sum, weight).
+
+  A batch in which no frame counts has sum and weight 0; divide by at least 1.
+
+  Args:
+    prediction: What the model expects.
+    target: What the frame encoder says.
+    weight: 1 for frames that were to be predicted.
+
+  Example:
+    >>> frames = jnp.array([[[1.0, 0.0], [0.0, 2.0]]])
+    >>> total, weight = cosine_loss(frames, frames, jnp.array([[0.0, 1.0]]))
+    >>> round(total.item(), 4), weight.item()
+    (-1.0, 1.0)
+  """
+  cosine = jnp.sum(unit(prediction) * unit(target), axis=-1)
+  return -jnp.sum(cosine * weight), jnp.sum(weight)
+
+
+def mean_of(pair: tuple[Array, Array]) -> Float[Array, ""]:
+  """Sum over weight; 0 where nothing counts.
+
+  Example:
+    >>> mean_of((jnp.array(0.0), jnp.array(0.0))).item()
+    0.0
+  """
+  total, weight = pair
+  return total / jnp.maximum(weight, 1.0)
+
+
+def monitors(
+  clips: Float[Array, "b d"],
+  frames: Float[Array, "b t d"],
+  frame_mask: Float[Array, "b t"],
+  weight: Float[Array, "b"],
+) -> Pairs:
+  """Signs of collapse, of one clip a record.
+
+  With u the clip features at length one, over the n records that count:
+
+    feature_std        sqrt(d) * mean over channels of std over records of u;
+                       about 1 if features point everywhere, 0 if all are one
+    clip_cosine        mean u_i . u_j over i != j,
+                       = (|sum u|^2 - n) / (n (n - 1))
+    neighbour_cosine   mean cosine of a frame's feature and the next one's
+
+  Args:
+    clips: Clip features.
+    frames: Frame features.
+    frame_mask: 1 for frames that exist.
+    weight: 1 for records that count.
+
+  Returns:
+    The three, the first two with the weight n.
+
+  Example:
+    >>> collapsed = monitors(jnp.ones((3, 4)), jnp.ones((3, 2, 4)),
+    ...   jnp.ones((3, 2)), jnp.ones(3))
+    >>> {k: round(float(s / w), 3) for k, (s, w) in collapsed.items()}
+    {'feature_std': 0.0, 'clip_cosine': 1.0, 'neighbour_cosine': 1.0}
+  """
+  clips, frames = jax.lax.stop_gradient((clips, frames))
+  weight = weight.astype(jnp.float32)
+  u = unit(clips)
+  count = jnp.sum(weight)
+  total = jnp.sum(u * weight[:, None], axis=0)
+  mean = total / jnp.maximum(count, 1.0)
+  spread = jnp.square(u - mean[None]) * weight[:, None]
+  variance = jnp.sum(spread, axis=0) / jnp.maximum(count, 1.0)
+  feature_std = u.shape[-1] ** 0.5 * jnp.mean(jnp.sqrt(variance))
+  square = jnp.sum(jnp.square(total))
+  norms = jnp.sum(jnp.sum(jnp.square(u), axis=-1) * weight)
+  clip_cosine = (square - norms) / jnp.maximum(count * (count - 1.0), 1.0)
+  both = frame_mask[:, 1:] * frame_mask[:, :-1] * weight[:, None]
+  negative, frame_count = cosine_loss(frames[:, 1:], frames[:, :-1], both)
+  return {
+    "feature_std": (feature_std * count, count),
+    "clip_cosine": (clip_cosine * count, count),
+    "neighbour_cosine": (-negative, frame_count),
+  }
+
+
+def switched_weight(
+  progress: Float[Array, ""], start: float, weight: float
+) -> Float[Array, ""]:
+  """Weight of the prediction term: 0 up to a part of training, then fixed.
+
+  Args:
+    progress: Part of training that is done, updates over all updates.
+    start: Part after which the weight applies.
+    weight: The weight.
+
+  Example:
+    >>> [switched_weight(jnp.array(p), 0.5, 0.5).item() for p in (0.5, 0.51)]
+    [0.0, 0.5]
+  """
+  return jnp.where(progress > start, weight, 0.0)
+
+
+def total_loss(
+  contrast: Mapping[str, tuple[Array, Array]],
+  prediction: tuple[Array, Array] | None,
+  prediction_weight: Float[Array, ""],
+) -> Float[Array, ""]:
+  """(1 - w) contrast + w prediction, of the means; contrast alone without one.
+
+  Args:
+    contrast: What `info_nce` returned.
+    prediction: What `cosine_loss` returned.
+    prediction_weight: w.
+  """
+  loss = mean_of(contrast["contrastive_loss"])
+  if prediction is None:
+    return loss
+  return (1 - prediction_weight) * loss + prediction_weight * mean_of(
+    prediction
+  )

@@ -1,0 +1,296 @@
+"""Which frames a clip shows: numbers only, no pixels.
+
+A name says what clips a method needs: `2c8f2s` is two clips of eight frames,
+every second stored frame. Stored sequences have one length T, but a record may
+have fewer real frames, L; the rest is padding. All functions here are traced
+with L as a value of the device, so that one program serves all records:
+
+    real frames   0 1 2 3 4 5 6 7 8            L = 9
+    1c4f2s        . x . x . x . x .            span 7: starts 0, 1, 2
+    padding       a clip that runs past L - 1 repeats frame L - 1 with mask 0
+
+Two clips of a record never start at the same frame. Where a record is too
+short for two starts, `Starts.is_distinct` is False, and losses leave it out.
+
+`strict halves` come from short periodic movies, of a beating heart say: a clip
+is drawn from the first or the last half of the frames, so that a model which
+predicts frames from their neighbours never sees the same phase twice.
+"""
+
+import dataclasses
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+# How the second of two clips is found. 'independent' draws both alike; each
+# other name is the density of the interval between them, see
+# `interval_probabilities`.
+_DENSITIES = {
+  "constant": lambda u: 0.5 + 0.0 * u,
+  "linear_increase": lambda u: u + 0.5,
+  "quadratic_increase": lambda u: u**2 + 0.5,
+  "linear_decrease": lambda u: 1.0 - 0.5 * u,
+  "quadratic_decrease": lambda u: 1.0 - 0.5 * u**2,
+  "root_decrease": lambda u: 1.0 - 0.5 * jnp.sqrt(u),
+}
+SECOND_CLIP = ("independent", *_DENSITIES)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipName:
+  """What a name like `2c8f2s` says.
+
+  Attributes:
+    clips: Clips of a record, 1 or 2.
+    frames: Frames of a clip.
+    frame_step: Stored frames from one frame of the clip to the next.
+  """
+
+  clips: int
+  frames: int
+  frame_step: int
+
+  @property
+  def span(self) -> int:
+    """Stored frames from the first to the last frame of a clip.
+
+    Example:
+      >>> ClipName(1, 8, 2).span
+      15
+    """
+    return (self.frames - 1) * self.frame_step + 1
+
+
+def clip_name_problem(text: object) -> str | None:
+  """What is wrong with a clip name, None if nothing; a check of `config.py`."""
+  if isinstance(text, str) and re.fullmatch(
+    r"[12]c[1-9]\d*f([1-9]\d*s)?", text
+  ):
+    return None
+  return (
+    "'{n}c{f}f{s}s': 1 or 2 clips of f frames, every s-th stored frame, such "
+    "as '1c8f2s' ('1c8f' for s = 1)"
+  )
+
+
+def parse_clip_name(text: str) -> ClipName:
+  """Reads a name like `2c8f2s`.
+
+  Args:
+    text: The name; without its last part the step is 1.
+
+  Raises:
+    ValueError: It is no such name.
+
+  Example:
+    >>> parse_clip_name("2c8f2s")
+    ClipName(clips=2, frames=8, frame_step=2)
+    >>> parse_clip_name("1c8f")
+    ClipName(clips=1, frames=8, frame_step=1)
+  """
+  problem = clip_name_problem(text)
+  if problem:
+    raise ValueError(f"config.data.clips = {text!r}: must be {problem}")
+  clips, frames, step = re.fullmatch(r"(\d)c(\d+)f(?:(\d+)s)?", text).groups()
+  return ClipName(int(clips), int(frames), int(step or 1))
+
+
+class Range(NamedTuple):
+  """Frames that a clip may show: `first`, `first + 1`, ... (`length` many)."""
+
+  first: Int[Array, ""]
+  length: Int[Array, ""]
+
+
+def real_range(frame_mask: Float[Array, "t"]) -> Range:
+  """The real frames of a record; padding comes after them.
+
+  Example:
+    >>> real_range(jnp.array([1.0, 1.0, 0.0])).length.item()
+    2
+  """
+  length = jnp.sum(frame_mask > 0).astype(jnp.int32)
+  return Range(jnp.zeros((), jnp.int32), length)
+
+
+def strict_half(key: Key[Array, ""], whole: Range) -> Range:
+  """The first or the last half of the frames, each with probability 1/2.
+
+  Of an odd number the middle frame belongs to neither half; a single frame is
+  its own half.
+  """
+  length = jnp.maximum(whole.length // 2, 1)
+  is_last = jax.random.bernoulli(key)
+  shift = jnp.where(is_last, whole.length - length, 0)
+  return Range(whole.first + shift, length)
+
+
+def clip_frames(
+  start: Int[Array, ""], allowed: Range, name: ClipName
+) -> tuple[Int[Array, "t"], Float[Array, "t"]]:
+  """Stored frames of a clip, and which of them are real.
+
+  Args:
+    start: Where the clip starts, counted from `allowed.first`.
+    allowed: Frames that exist.
+    name: Frames and step.
+
+  Returns:
+    Numbers of stored frames, and 1 for real ones. Frames past the end repeat
+    the last with mask 0.
+
+  Example:
+    >>> allowed = Range(jnp.int32(0), jnp.int32(4))
+    >>> frames, mask = clip_frames(jnp.int32(0), allowed, ClipName(1, 3, 2))
+    >>> frames.tolist(), mask.tolist()
+    ([0, 2, 3], [1.0, 1.0, 0.0])
+  """
+  place = start + jnp.arange(name.frames) * name.frame_step
+  is_real = place < allowed.length
+  frames = allowed.first + jnp.minimum(place, allowed.length - 1)
+  return frames, is_real.astype(jnp.float32)
+
+
+def start_count(length: Int[Array, ""], span: int) -> Int[Array, ""]:
+  """How many starts fit: at least one, for records shorter than a clip.
+
+  Example:
+    >>> start_count(jnp.array(9), 7).item(), start_count(jnp.array(3), 7).item()
+    (3, 1)
+  """
+  return jnp.maximum(length - span, 0) + 1
+
+
+def one_start(
+  key: Key[Array, ""], length: Int[Array, ""], span: int
+) -> Int[Array, ""]:
+  """A start, uniform over those that fit."""
+  return jax.random.randint(key, (), 0, start_count(length, span))
+
+
+class Starts(NamedTuple):
+  """Starts of two clips of a record.
+
+  Attributes:
+    start: [2], different unless the record has room for one only.
+    is_distinct: Whether they are.
+  """
+
+  start: Int[Array, "2"]
+  is_distinct: Bool[Array, ""]
+
+
+def interval_probabilities(
+  name: str, starts: Int[Array, ""], most: int
+) -> Float[Array, "k"]:
+  """Probabilities of the intervals 1, 2, ... between the starts of two clips.
+
+  The density f of that name is taken at u = 0 ... 1 over the intervals that
+  fit, stretched to [0, 1], and divided by its sum:
+
+    p(k) ~ (f(u_k) - min f) / (max f - min f),  u_k = (k - 1) / (starts - 2)
+
+  so that its least likely interval has probability 0; a constant density stays
+  one. f is u + 1/2 (linear_increase), u^2 + 1/2 (quadratic_increase), 1 - u/2
+  (linear_decrease), 1 - u^2/2 (quadratic_decrease), 1 - sqrt(u)/2
+  (root_decrease) or 1/2 (constant).
+
+  Args:
+    name: One of `SECOND_CLIP` but 'independent'.
+    starts: Starts that fit, at least 2.
+    most: Length of the result, `starts - 1` or more.
+
+  Returns:
+    Probability of the interval k + 1 at k; 0 for those that do not fit.
+
+  Example:
+    >>> p = interval_probabilities("linear_decrease", jnp.array(4), 5)
+    >>> [round(float(x), 3) for x in p]
+    [0.667, 0.333, 0.0, 0.0, 0.0]
+
+  Reference: Qian et al., Spatiotemporal contrastive video representation
+  learning (CVRL), 2021.
+  """
+  place = jnp.arange(most)
+  fits = place < starts - 1
+  u = place / jnp.maximum(starts - 2, 1)
+  density = _DENSITIES[name](jnp.minimum(u, 1.0))
+  low = jnp.min(jnp.where(fits, density, jnp.inf))
+  high = jnp.max(jnp.where(fits, density, -jnp.inf))
+  is_flat = high - low < 1e-6
+  stretched = (density - low) / jnp.where(is_flat, 1.0, high - low)
+  weight = jnp.where(is_flat, 1.0, stretched) * fits
+  return weight / jnp.maximum(jnp.sum(weight), 1e-6)
+
+
+def two_starts(
+  key: Key[Array, ""],
+  length: Int[Array, ""],
+  span: int,
+  stored: int,
+  second_clip: str,
+) -> Starts:
+  """Different starts of two clips.
+
+  'independent' draws both uniformly, without repetition. Otherwise the
+  interval is drawn first (`interval_probabilities`), then a place for it, and
+  which of the two views comes first.
+
+  Args:
+    key: Key of this record and step.
+    length: Frames that exist.
+    span: Stored frames a clip spans.
+    stored: Most frames a record can have.
+    second_clip: One of `SECOND_CLIP`.
+
+  Returns:
+    The starts; equal ones, marked so, where only one fits.
+  """
+  starts = start_count(length, span)
+  first_key, second_key, order_key = jax.random.split(key, 3)
+  if second_clip == "independent":
+    first = jax.random.randint(first_key, (), 0, starts)
+    second = jax.random.randint(second_key, (), 0, jnp.maximum(starts - 1, 1))
+    second += second >= first
+  else:
+    chances = interval_probabilities(second_clip, starts, max(stored - span, 1))
+    interval = 1 + jax.random.categorical(first_key, jnp.log(chances))
+    room = jnp.maximum(starts - interval, 1)
+    first = jax.random.randint(second_key, (), 0, room)
+    second = first + interval
+  pair = jnp.stack([first, second])
+  pair = jnp.where(jax.random.bernoulli(order_key), pair, pair[::-1])
+  is_distinct = starts > 1
+  return Starts(jnp.where(is_distinct, pair, 0), is_distinct)
+
+
+def centre_start(length: Int[Array, ""], span: int) -> Int[Array, ""]:
+  """The start of the middle clip.
+
+  Example:
+    >>> centre_start(jnp.array(24), 7).item()
+    8
+  """
+  return jnp.maximum(length - span, 0) // 2
+
+
+def dense_starts(stored: int, span: int, step: int) -> np.ndarray:
+  """Starts of a window that slides over the stored frames (testing).
+
+  Args:
+    stored: Frames of the longest record.
+    span: Stored frames a clip spans.
+    step: Stored frames from window to window.
+
+  Returns:
+    Starts, int32; for a shorter record only those up to its last one count.
+
+  Example:
+    >>> dense_starts(9, 7, 1).tolist()
+    [0, 1, 2]
+  """
+  return np.arange(0, max(stored - span, 0) + 1, step, dtype=np.int32)
