@@ -106,9 +106,7 @@ def measure_jax(options) -> dict:
   source = aot.ReferenceRecords()
   devices = jax.devices()[:1]
   run = train.build(task.resolve(config), source, None, devices)
-  step = train.make_train_step(
-    run.task, run.tx, run.schedule, 0, run.shardings, run.mesh
-  )
+  step = train.make_train_step(run)
   row = loader.load(source, 0)
   noise = np.random.default_rng(0)
   row["panels"] = noise.integers(0, 256, row["panels"].shape, np.uint8)
