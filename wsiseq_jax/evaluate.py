@@ -245,8 +245,16 @@ def run_evaluate(config: ConfigDict) -> dict[str, Any]:
   return result
 
 
+@functools.lru_cache(maxsize=4)
+def _compile_embed(embed, mesh: Mesh):
+  """Compiles `Task.embed`, once for all splits."""
+  return jax.jit(
+    parallel.within(mesh, embed), out_shardings=parallel.batch_sharding(mesh)
+  )
+
+
 def embed_split(
-  run: Loaded, source: sources.RecordSource, tokens: bool = False
+  run: Loaded, source: sources.Records, tokens: bool = False
 ) -> dict[str, Any]:
   """Features of all records of a split, in their order.
 
@@ -263,10 +271,7 @@ def embed_split(
     their mean; mpp, heading_deg, targets, index. Without an axis:
     checkpoint_step, checkpoint (its identity) and data (its fingerprint).
   """
-  embed = jax.jit(
-    parallel.within(run.mesh, run.task.embed),
-    out_shardings=parallel.batch_sharding(run.mesh),
-  )
+  embed = _compile_embed(run.task.embed, run.mesh)
   batches = loader.eval_batches(
     source,
     batch_size=run.config.data.batch_size,

@@ -31,7 +31,7 @@ import grain
 import numpy as np
 import simplejpeg
 
-from wsiseq_jax.data.source import RecordSource
+from wsiseq_jax.data.source import Records
 
 Batch = dict[str, np.ndarray]
 
@@ -80,7 +80,7 @@ def batch_indices(
 
 
 def load(
-  source: RecordSource,
+  source: Records,
   index: int,
   mask: float = 1.0,
   panels: np.ndarray | None = None,
@@ -175,7 +175,7 @@ class _Plan:
     seed: Seed of the order; None for every record once, as they are stored.
   """
 
-  source: RecordSource
+  source: Records
   batch_size: int
   rows: tuple[int, ...]
   seed: int | None
@@ -289,7 +289,7 @@ def _iterate(
 
 
 def train_batches(
-  source: RecordSource,
+  source: Records,
   *,
   seed: int,
   batch_size: int,
@@ -330,7 +330,7 @@ def eval_batch_count(count: int, batch_size: int) -> int:
 
 
 def eval_batches(
-  source: RecordSource,
+  source: Records,
   *,
   batch_size: int,
   rows: Sequence[int] | None = None,
@@ -340,7 +340,7 @@ def eval_batches(
   """Every record once, in order; the last batch is filled up with `mask` 0.
 
   Args:
-    source: The records; a `RecordSource` is never empty.
+    source: The records; never empty.
     batch_size: Records in the global batch.
     rows: Rows of the global batch to read here; all by default.
     threads: Threads that read and decode.

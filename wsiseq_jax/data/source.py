@@ -13,7 +13,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import tensorflow_datasets as tfds
@@ -123,6 +123,24 @@ def split_names(path: str | os.PathLike) -> tuple[str, ...]:
   splits = tfds.builder_from_directory(shard_folder(path)).info.splits
   order = {"train": 0, "val": 1, "test": 2}
   return tuple(sorted(splits, key=lambda name: (order.get(name, 3), name)))
+
+
+@runtime_checkable
+class Records(Protocol):
+  """Records by index: what reading batches needs of a source.
+
+  Attributes:
+    spec: what the data set says of itself.
+    split: name of the split, for messages.
+  """
+
+  spec: DataSpec
+  split: str
+
+  def __len__(self) -> int: ...
+
+  def record(self, index: int) -> records.SequenceRecord:
+    """Reads a record."""
 
 
 class RecordSource:

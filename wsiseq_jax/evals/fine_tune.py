@@ -34,7 +34,7 @@ class Subset:
     rows: its records that are in.
   """
 
-  source: sources.RecordSource
+  source: sources.Records
   rows: tuple[int, ...]
 
   @property
@@ -94,9 +94,9 @@ def feature_width(task: base.Task, source, mesh: Mesh) -> int:
 
 
 def pixel_data(
-  train: tuple[sources.RecordSource, Samples],
-  validation: tuple[sources.RecordSource, Samples],
-  test: tuple[sources.RecordSource, Samples],
+  train: tuple[sources.Records, Samples],
+  validation: tuple[sources.Records, Samples],
+  test: tuple[sources.Records, Samples],
   batch_size: int,
   config: ConfigDict,
   mesh: Mesh,

@@ -68,8 +68,9 @@ CHECKS: Mapping[str, checks.Check] = {
   "mask.run_patches": checks.number(1),
 }
 
-# Fine-tuning crops sides of 0.95 at least, 0.9 of the area.
-_MILD_CROPS = (1.0, 0.95)
+# Fine-tuning crops sides of 0.9 at least, 0.8 of the area. Milder crops of
+# small frames would snap to the whole frame (`augment.crop_sizes`).
+_MILD_CROPS = (1.0, 0.9)
 # Masks of evaluation depend on this and the record's index alone.
 _EVAL_SEED = 20
 
