@@ -53,6 +53,17 @@ from wsiseq_jax.models import attention_tpu
 from wsiseq_jax.tasks import videomae
 
 
+# libtpu would otherwise ask the network whether this is a TPU machine, warn that
+# it found out neither its name nor its type (which the topology decides, not
+# this), and take a lock so that one process alone can use the chips.
+_NO_TPU_HERE = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
 def make_topology(name: str) -> Sequence[jax.Device]:
   """The devices of a slice that is not there.
 
@@ -68,10 +79,8 @@ def make_topology(name: str) -> Sequence[jax.Device]:
       "config.job = 'aot' needs the compiler for TPU: pip install libtpu (the "
       "extra `aot` of this project)"
     )
-  # libtpu would otherwise ask the network whether this is a TPU machine, and
-  # take a lock so that one process alone can use the chips; here are none.
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  for variable, value in _NO_TPU_HERE.items():
+    os.environ.setdefault(variable, value)
   # The two cores of a v4 chip are one device, as on real machines.
   more = {"chip_config_name": "megacore"} if chip.name == "v4" else {}
   try:
