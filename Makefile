@@ -9,6 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+LIBTPU := $(VENV)/libtpu
 
 OUT ?= out/demo
 SLIDES ?=
@@ -33,8 +34,10 @@ demo: $(INSTALLED)
 	  --config.report.out=$(OUT)/report
 	@echo "Open $(OUT)/report/index.html in a browser."
 
-test: $(INSTALLED)
-	$(PY) -m pytest -n 2 $(TESTS)
+# The compiler for TPU lies beside the environment: within it, every other
+# program would look for a TPU first.
+test: $(INSTALLED) $(LIBTPU)/.installed
+	PYTHONPATH=$(LIBTPU) $(PY) -m pytest -n 2 $(TESTS)
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .
@@ -47,4 +50,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check \
 	  -c constraints.txt -e ".[dev]"
+	@touch $@
+
+$(LIBTPU)/.installed: $(INSTALLED)
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --upgrade --target $(LIBTPU) -c constraints.txt libtpu
 	@touch $@
