@@ -222,8 +222,8 @@ def main():
   call(
     work / "log.txt", "-m", "data_prep",
     "--config=configs/prep_series.py:demo",
-    f"--config.csv={work / 'series' / 'series.csv'}", f"--config.out={work / 'prep'}",
-    "--config.workers=0",
+    f"--config.csv={work / 'series' / 'series.csv'}",
+    f"--config.out={work / 'prep'}", "--config.workers=0",
   )  # fmt: skip
   jobs = []
   for seed, method in itertools.product(range(args.seeds), args.methods):
