@@ -180,14 +180,18 @@ def _per_device(function):
 
 
 def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
-  """A matrix product with float32 sums, exact for float32 operands."""
+  """A matrix product with float32 sums, exact for float32 operands.
+
+  For narrower ones the compiler knows nothing but its default: what
+  `jax_default_matmul_precision` asks for, it refuses.
+  """
   is_f32 = a.dtype == jnp.float32
   return lax.dot_general(
     a,
     b,
     (((contract[0],), (contract[1],)), ((), ())),
     preferred_element_type=jnp.float32,
-    precision=lax.Precision.HIGHEST if is_f32 else None,
+    precision=lax.Precision.HIGHEST if is_f32 else lax.Precision.DEFAULT,
   )
 
 
