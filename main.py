@@ -5,7 +5,12 @@ r"""Runs an experiment: trains, evaluates, embeds, probes, or writes a report.
 
 `config.job` is train (the default), evaluate, embed, report or aot; all take
 the same config, and evaluate, embed and report what training left in the
-workdir. The job `probe` has a config of its own, `configs/probe.py`.
+workdir. The job `probe` has a config of its own, `configs/probe.py`:
+
+    python main.py --config=configs/probe.py --config.workdir=PROBE \
+        --config.checkpoint.path=RUN --config.data.path=DATA
+
+Many runs of this at once: `python -m wsiseq_jax.sweep --help`.
 
 Imports are made late: loader processes import this file, and need no JAX.
 """
@@ -23,9 +28,21 @@ _CONFIG = config_flags.DEFINE_config_file(
 )  # fmt: skip
 
 
+def _train_smoke_encoder(config) -> str:
+  """Trains what `configs/probe.py:smoke` probes; returns the run's folder."""
+  from configs import contrastive
+  from wsiseq_jax import train
+
+  encoder = contrastive.get_config("smoke")
+  encoder.workdir = str(pathlib.Path(config.workdir, "encoder"))
+  encoder.data.path = config.data.path
+  train.train(encoder)
+  return encoder.workdir
+
+
 def main(_: list[str]) -> None:
   """Starts up, checks the config, and runs its job."""
-  from configs import smoke_data
+  from configs import smoke_data, smoke_labels
   from wsiseq_jax import config as configs
   from wsiseq_jax import launch, tasks
 
@@ -39,9 +56,12 @@ def main(_: list[str]) -> None:
       if config.job != "probe":  # which has a config of its own
         configs.validate(config, tasks.get(config.task).CHECKS)
       if config.data.path == "synthetic":
+        maker = smoke_labels if config.job == "probe" else smoke_data
         folder = pathlib.Path(config.workdir, "data")
         with launch.main_first("synthetic data"):
-          config.data.path = str(smoke_data.make_shards(folder))
+          config.data.path = str(maker.make_shards(folder))
+        if config.job == "probe" and not config.checkpoint.path:
+          config.checkpoint.path = _train_smoke_encoder(config)
       module, function = configs.JOBS[config.job]
       getattr(importlib.import_module(module), function)(config)
     except (ValueError, FileNotFoundError) as error:

@@ -1,6 +1,7 @@
 """The job `probe` on a tiny encoder and labels that brightness tells."""
 
 import csv
+import dataclasses
 import functools
 
 import jax
@@ -9,14 +10,15 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import probe as probe_configs
-from tests import labelled_shards, small_run
+from configs import smoke_labels
+from tests import small_run, tfds_sets
 from wsiseq_jax import evaluate, probe, probe_config, train
-from wsiseq_jax.evals import fine_tune, knn, linear_probe, training
+from wsiseq_jax.evals import features, fine_tune, knn, linear_probe, training
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-  return labelled_shards.write(tmp_path_factory.mktemp("labelled"))
+  return smoke_labels.make_shards(tmp_path_factory.mktemp("labelled"))
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +121,83 @@ def test_only_what_is_new_is_computed(tmp_path, data, checkpoint, monkeypatch):
   config.probe.seeds = (0, 1, 2)
   probe.probe(config)
   assert calls == [12]
+
+
+def test_another_checkpoint_has_other_features(
+  tmp_path, data, checkpoint, monkeypatch
+):
+  """Same workdir, same data: nothing of the first checkpoint is used again."""
+  config = make(tmp_path, data, checkpoint, targets=("kind",), kinds=("knn",))
+  config.probe.fractions = (1.0,)
+  probe.probe(config)
+  calls = []
+  embed = evaluate.embed_split
+  monkeypatch.setattr(
+    evaluate, "embed_split", lambda *a: calls.append(1) or embed(*a)
+  )
+  load = evaluate.load
+
+  def other(*args, **kwargs):
+    run = load(*args, **kwargs)
+    # As if the workdir of training had been trained anew, to the same step.
+    return dataclasses.replace(run, identity="other")
+
+  monkeypatch.setattr(evaluate, "load", other)
+  probe.probe(config)
+  assert len(calls) == 3
+  assert len(list((tmp_path / "features").glob("*.npz"))) == 6
+  probe.probe(config)
+  assert len(calls) == 3
+
+
+def test_tokens_are_computed_where_features_alone_were_kept(
+  tmp_path, data, checkpoint
+):
+  config = make(tmp_path, data, checkpoint, targets=("kind",), kinds=("knn",))
+  job = probe.prepare(config)
+  few = features.frozen(job.run, job.splits["val"], tmp_path, tokens=False)
+  assert "tokens" not in few
+  more = features.frozen(job.run, job.splits["val"], tmp_path, tokens=True)
+  assert more["tokens"].shape[:2] == (18, 4)
+  np.testing.assert_array_equal(few["features"], more["features"])
+  again = features.frozen(job.run, job.splits["val"], tmp_path, tokens=False)
+  assert "tokens" not in again and len(list(tmp_path.rglob("*.npz"))) == 1
+
+
+def test_features_that_are_no_numbers_are_refused(
+  tmp_path, data, checkpoint, monkeypatch
+):
+  job = probe.prepare(make(tmp_path, data, checkpoint))
+  broken = {
+    "features": np.array([[0.0], [np.nan]]),
+    "sequence_id": np.array(["good", "bad"]),
+  }
+  monkeypatch.setattr(evaluate, "embed_split", lambda *_: broken)
+  with pytest.raises(ValueError, match="of 1 of 2 sequences of 'val' .* bad"):
+    features.frozen(job.run, job.splits["val"], tmp_path, tokens=False)
+
+
+def test_picture_sets_of_tfds(tmp_path, checkpoint):
+  folder = tfds_sets.write(tfds_sets.PatchCamelyon, tmp_path / "tfds")
+  config = make(tmp_path, "", checkpoint, targets=(), kinds=("linear",))
+  config.data.update(
+    {
+      "tfds": "patch_camelyon",
+      "tfds_dir": str(folder),
+      "val_split": "validation",
+    }
+  )
+  summary = probe.probe(config)
+  of = {(r["fraction"], r["metric"]): r for r in summary}
+  assert of[1.0, "auroc"]["mean"] == 1.0
+  assert of[1.0, "auroc"]["test_sequences"] == 16
+  # Half black, half blue: each a patient of its own, a quarter of each kept.
+  few = [
+    float(r["value"])
+    for r in table(tmp_path / "probe.csv")
+    if (r["fraction"], r["metric"]) == ("0.25", "train_patients")
+  ]
+  assert few == [8, 8]
 
 
 def test_seeds_choose_other_patients(tmp_path, data, checkpoint):
@@ -268,7 +347,8 @@ def test_encoding_without_a_key_is_what_is_embedded(data, checkpoint):
   )
   other = encode(run.params, batch, jax.random.key(0))
   assert not np.allclose(same, other, atol=1e-4)
-  grads = jax.grad(lambda p: run.task.encode(p, batch, None).sum())(run.params)
+  slope = jax.jit(jax.grad(lambda p: run.task.encode(p, batch, None).sum()))
+  grads = slope(run.params)
   assert functools.reduce(
     lambda a, g: a or bool(np.any(g)), jax.tree.leaves(grads), False
   )

@@ -158,8 +158,7 @@ def prepare(config: ConfigDict) -> Job:
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "probe_config.json").write_text(configs.to_json(config))
     label_table.write_counts(workdir / "labels.csv", targets, labels)
-  for target in targets:
-    label_table.check_labels(target, labels)
+  targets = label_table.usable(targets, labels, bool(config.probe.targets))
   return Job(config, run, splits, labels, targets)
 
 
@@ -252,7 +251,7 @@ class _Runner:
 
   def __init__(self, job: Job):
     self._job = job
-    self._models: dict[Any, training.Model] = {}
+    self._trainers: dict[tuple[str, int], training.Trainer] = {}
     self._samples = functools.lru_cache(maxsize=4)(self._read_samples)
     self._arrays: dict[str, dict[str, np.ndarray]] = {}
 
@@ -279,10 +278,8 @@ class _Runner:
         self._job.config,
         run.mesh,
       )
-    model = self._model(row.kind, row.target.outputs)
-    return training.fit(
-      model, run.params, data, row.target, settings, row.seed, run.mesh
-    )
+    trainer = self._trainer(row.kind, row.target, settings)
+    return trainer.fit(data, row.target, row.seed)
 
   def test(self, target: Target) -> Samples:
     """The test samples of a target."""
@@ -345,13 +342,20 @@ class _Runner:
     )
     return training.Settings(**values)
 
-  def _model(self, kind: str, outputs: int) -> training.Model:
-    """The model of a probe; always the same object, so it stays compiled."""
-    if (kind, outputs) not in self._models:
-      self._models[kind, outputs] = self._make_model(kind, outputs)
-    return self._models[kind, outputs]
+  def _trainer(
+    self, kind: str, target: Target, settings: training.Settings
+  ) -> training.Trainer:
+    """The same one for targets of as many outputs, so it stays compiled."""
+    name = (kind, target.outputs)
+    if name not in self._trainers:
+      run = self._job.run
+      model = self._model(*name)
+      self._trainers[name] = training.Trainer(
+        model, run.params, bool(target.classes), settings, run.mesh
+      )
+    return self._trainers[name]
 
-  def _make_model(self, kind: str, outputs: int) -> training.Model:
+  def _model(self, kind: str, outputs: int) -> training.Model:
     run = self._job.run
     if kind in ON_PIXELS:
       width = fine_tune.feature_width(

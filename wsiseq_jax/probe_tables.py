@@ -34,6 +34,14 @@ _COLOURS = {
   "fine_tune": "#8e44ad",
   "supervised": "#c0392b",
 }
+_PROBE_NAMES = {
+  "linear": "linear",
+  "knn": "k-NN",
+  "attentive": "attentive",
+  "pooling": "pooling token",
+  "fine_tune": "fine-tuned",
+  "supervised": "from scratch",
+}
 _METRIC_NAMES = {
   "auroc": "AUROC",
   "auprc": "AUPRC",
@@ -66,7 +74,7 @@ class Result:
   prediction: Float[np.ndarray, "n y"] | Float[np.ndarray, "n"]
   labels: np.ndarray
   patients: np.ndarray
-  notes: Mapping[str, float]
+  notes: Mapping[str, float | int]
 
 
 def metric_names(target: Target) -> tuple[str, ...]:
@@ -78,8 +86,7 @@ def tidy(results: Iterable[Result]) -> list[dict[str, Any]]:
   """One row a number: target, probe, fraction, seed, metric, value."""
   rows = []
   for result in results:
-    values = samples.scores(result.target, result.labels, result.prediction)
-    numbers = {name: float(v[0]) for name, v in values.items()}
+    numbers = {name: float(v[0]) for name, v in _scores(result).items()}
     for metric, value in {**numbers, **result.notes}.items():
       rows.append(
         {
@@ -112,13 +119,15 @@ def summarise(
   rows = []
   for (target, kind, fraction), group in groups.items():
     first = group[0]
+
+    def mean_over_seeds(weights, group=group):
+      each = [_scores(result, weights) for result in group]
+      return {n: np.mean([one[n] for one in each], axis=0) for n in each[0]}
+
+    ends = bootstrap.intervals(mean_over_seeds, first.patients, resamples)
     for metric in metric_names(target):
-
-      def mean_over_seeds(weights, metric=metric, group=group):
-        return np.mean([_score(r, metric, weights) for r in group], axis=0)
-
-      values = np.array([_score(r, metric, None)[0] for r in group])
-      low, high = bootstrap.interval(mean_over_seeds, first.patients, resamples)
+      values = np.array([_scores(r)[metric][0] for r in group])
+      low, high = ends[metric]
       several = len(values) > 1
       rows.append(
         {
@@ -138,10 +147,10 @@ def summarise(
   return rows
 
 
-def _score(result: Result, metric: str, weights) -> np.ndarray:
+def _scores(result: Result, weights=None) -> dict[str, np.ndarray]:
   return samples.scores(
     result.target, result.labels, result.prediction, weights
-  )[metric]
+  )
 
 
 def write(
@@ -208,8 +217,13 @@ def markdown(summary: Sequence[Mapping[str, Any]]) -> str:
     table = {(r["probe"], r["fraction"], r["metric"]): r for r in mine}
     for probe, fraction in dict.fromkeys((k[0], k[1]) for k in table):
       cells = [_cell(table[probe, fraction, metric]) for metric in metrics]
-      lines.append(f"| {probe} | {fraction:.3g} | " + " | ".join(cells) + " |")
+      name = _PROBE_NAMES[probe]
+      lines.append(f"| {name} | {_percent(fraction)} | {' | '.join(cells)} |")
   return "\n".join(lines) + "\n"
+
+
+def _percent(fraction: float) -> str:
+  return f"{100 * fraction:.3g} %"
 
 
 def _cell(row: Mapping[str, Any]) -> str:
@@ -238,10 +252,16 @@ def draw(path: pathlib.Path, summary: Sequence[Mapping[str, Any]]) -> None:
     axes.set_ylabel(_METRIC_NAMES[metric])
   figure.legend(
     handles.values(),
-    [name.replace("_", "-") for name in handles],
+    [_PROBE_NAMES[name] for name in handles],
     loc="outside upper center",
     ncols=len(handles),
     frameon=False,
+  )
+  figure.supxlabel(
+    "Mean over seeds; bars: 95 % interval over the patients of the test split; "
+    "dotted: chance",
+    fontsize=9,
+    color="#555555",
   )
   draft = path.with_suffix(".draft.png")
   figure.savefig(draft, dpi=150)
@@ -275,9 +295,9 @@ def _panel(axes, rows, handles) -> None:
       elinewidth=1.0,
       capsize=2.0,
     )
-  axes.set_xticks(range(len(fractions)), [f"{f:.3g}" for f in fractions])
+  axes.set_xticks(range(len(fractions)), [_percent(f) for f in fractions])
   axes.set_xlim(-0.5, len(fractions) - 0.5)
-  axes.set_xlabel("part of the labels")
+  axes.set_xlabel("labels used")
   # A probe far below chance would press everything else into a line.
   means = [r["mean"] for r in rows]
   low = max(min([chance, *(r["low"] for r in rows)]), min(chance - 0.5, *means))

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
+from tensorflow_datasets.core import read_only_builder
 
 from data_prep import records
 from wsiseq_jax.data import clip_sampling
@@ -54,18 +55,14 @@ def _builder(name: str, folder: str) -> Any:
     ValueError: it is not there, or not in ArrayRecord files.
   """
   try:
-    builder = tfds.builder(name, data_dir=folder, try_gcs=False)
+    # From its files alone: the code that made them is not needed.
+    builder = read_only_builder.builder_from_files(name, data_dir=folder)
   except tfds.core.DatasetNotFoundError as error:
-    raise ValueError(
-      f"config.data.tfds = {name!r}: TFDS knows no such set and there is none "
-      f"in config.data.tfds_dir = {folder!r}"
-    ) from error
-  if not builder.info.splits:
     raise ValueError(
       f"config.data.tfds = {name!r}: not prepared in config.data.tfds_dir = "
       f"{folder!r}; run `tfds build {name} --data_dir={folder} "
       "--file_format=array_record`"
-    )
+    ) from error
   if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
     raise ValueError(
       f"config.data.tfds = {name!r}: stored as "
@@ -87,7 +84,8 @@ def read_spec(name: str, folder: str | os.PathLike, frames: int) -> DataSpec:
     ValueError: the set is not there, or its pictures are of many sizes.
   """
   builder = _builder(name, os.fspath(folder))
-  features = builder.info.features
+  # A `FeaturesDict` is no mapping.
+  features = dict(builder.info.features.items())
   image = features.get("image")
   shape = getattr(image, "shape", (None,))
   if None in shape or len(shape) != 3:

@@ -9,7 +9,7 @@ weight per sequence: how often its patient was drawn. Scores that take weights
 Reference: Field and Welsh, "Bootstrapping clustered data", JRSS B 2007.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from jaxtyping import Float
 # Sequences times resamples scored at once: 64 MB of weights.
 _BLOCK = 8_000_000
 
-Statistic = Callable[[np.ndarray], np.ndarray]
+Statistics = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 
 def patient_weights(
@@ -43,40 +43,44 @@ def patient_weights(
   return drawn[:, index].astype(np.float64)
 
 
-def interval(
-  statistic: Statistic,
+def intervals(
+  statistics: Statistics,
   patients: np.ndarray,
   resamples: int = 1000,
   seed: int = 0,
   level: float = 0.95,
-) -> tuple[float, float]:
-  """The percentile interval of a statistic.
+) -> dict[str, tuple[float, float]]:
+  """The percentile intervals of statistics of the same samples.
 
   Args:
-    statistic: weights [r, n] → its value in each resample, [r]; NaN where a
-      resample has none (one class is missing), which is left out.
+    statistics: weights [r, n] → {name: values in each resample, [r]}; NaN where
+      a resample has none (one class is missing), which is left out.
     patients: patient of each sequence, [n].
     resamples: number of resamples.
     seed: of the draw.
     level: share of resamples between the ends.
 
   Returns:
-    (low, high); NaN if no resample has a value.
+    {name: (low, high)}; NaN if no resample has a value.
 
   Example:
     >>> y = np.array([0.0, 0.0, 1.0, 1.0])
-    >>> mean = lambda w: (w * y).sum(axis=1) / w.sum(axis=1)
-    >>> interval(mean, np.array(["a", "a", "b", "b"]))
-    (0.0, 1.0)
+    >>> mean = lambda w: {"mean": (w * y).sum(axis=1) / w.sum(axis=1)}
+    >>> intervals(mean, np.array(["a", "a", "b", "b"]))
+    {'mean': (0.0, 1.0)}
   """
   weights = patient_weights(patients, resamples, seed)
   rows = max(1, _BLOCK // max(len(patients), 1))
-  values = np.concatenate(
-    [statistic(weights[i : i + rows]) for i in range(0, resamples, rows)]
-  )
-  values = values[np.isfinite(values)]
-  if not len(values):
-    return float("nan"), float("nan")
+  blocks = [
+    statistics(weights[i : i + rows]) for i in range(0, resamples, rows)
+  ]
   tail = (1 - level) / 2
-  low, high = np.quantile(values, [tail, 1 - tail])
-  return float(low), float(high)
+  found = {}
+  for name in blocks[0]:
+    values = np.concatenate([block[name] for block in blocks])
+    values = values[np.isfinite(values)]
+    ends = (float("nan"),) * 2
+    if len(values):
+      ends = np.quantile(values, [tail, 1 - tail])
+    found[name] = (float(ends[0]), float(ends[1]))
+  return found

@@ -68,8 +68,30 @@ def check_patients(labels: Labels) -> None:
       )
 
 
-def check_labels(target: Target, labels: Labels) -> None:
-  """Raises for a target that has nothing to learn or to score."""
+def usable(
+  targets: Sequence[Target], labels: Labels, must: bool
+) -> tuple[Target, ...]:
+  """The targets that can be learned and scored.
+
+  Args:
+    targets: what is to be predicted.
+    labels: of all splits.
+    must: whether each of them was asked for by name.
+
+  Raises:
+    ValueError: one that was asked for cannot be, or none can.
+  """
+  problems = {target: _problem(target, labels) for target in targets}
+  left_out = [text for text in problems.values() if text]
+  if left_out and (must or len(left_out) == len(targets)):
+    raise ValueError("config.probe.targets: " + "\n  ".join(left_out))
+  for text in left_out:
+    launch.log(f"left out: {text}")
+  return tuple(target for target, text in problems.items() if not text)
+
+
+def _problem(target: Target, labels: Labels) -> str:
+  """Why a target has nothing to learn or to score; '' if it has."""
   for role in SPLITS:
     values = labels[role][0][:, target.column]
     known = np.unique(values[np.isfinite(values)])
@@ -80,10 +102,11 @@ def check_labels(target: Target, labels: Labels) -> None:
       what = f"the same everywhere, {known[0]:g}"
       if target.classes:
         what = f"the same everywhere, {target.classes[int(known[0])]!r}"
-    raise ValueError(
-      f"config.probe.targets: {target.name!r} is {what} in the {role} split "
+    return (
+      f"{target.name!r} is {what} in the {role} split "
       f"(config.data.{role}_split); leave it out, or use another split"
     )
+  return ""
 
 
 def write_counts(

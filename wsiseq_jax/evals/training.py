@@ -3,17 +3,18 @@
 What the attentive probe, the probe with a trained pooling token and full
 fine-tuning share: AdamW with warm-up and cosine, a look at validation after
 every epoch, and the test split predicted once, by the parameters of the best
-epoch. Numbers are learned standardised by the training labels.
+epoch. Numbers are learned standardised by the training labels. An epoch has at
+least ten steps: at 1 % of the labels all samples fit in one batch, and a
+hundred steps leave a head that starts at zero close to zero.
 
 The rate of a target is computed from the settings alone each time
 (`learning_rate`), so that a list of targets cannot compound a change.
 
-Each kind of model is compiled once for a number of outputs; steps, rates and
-labels are arguments.
+A `Trainer` is compiled once for a model and its number of outputs; samples,
+rates and labels are arguments.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -31,6 +32,8 @@ from wsiseq_jax.evals.samples import Outcome, Target
 
 Batch = Mapping[str, Array]
 
+_LEAST_STEPS = 10  # of an epoch
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -41,7 +44,7 @@ class Settings:
     lr_of: rates of single targets instead, (name, lr_per_256) pairs.
     weight_decay: of matrices.
     batch_size: samples a step; the rate follows it.
-    epochs: passes over the training samples at most.
+    epochs: passes over the training samples at most, of ten steps or more.
     warmup_epochs: of rising rate.
     patience: epochs without a better validation after which it stops; 0 =
       never.
@@ -74,7 +77,7 @@ def learning_rate(settings: Settings, target: str) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """What is trained; compare by identity, so that it is compiled once.
+  """What is trained.
 
   Attributes:
     init: (key, frozen parameters) → parameters to train.
@@ -109,114 +112,130 @@ class Data:
   test: Callable[[], Iterator[Batch]]
 
 
-def fit(
-  model: Model,
-  frozen: Any,
-  data: Data,
-  target: Target,
-  settings: Settings,
-  seed: int,
-  mesh: Mesh,
-) -> Outcome:
-  """Trains, keeps the epoch that validates best, predicts the test samples.
+class Trainer:
+  """Fits a model to one target after another.
 
   Args:
     model: what is trained.
     frozen: parameters it uses and does not change.
-    data: batches.
-    target: what is predicted.
-    settings: how.
-    seed: of the first parameters, the order of samples and augmentation.
+    is_class: whether its outputs are classes, or a number.
+    settings: how to train.
     mesh: the devices.
-
-  Returns:
-    The outcome; `chosen` has the `epoch` and the learning rate `lr`.
   """
-  step, predict = _compile(model, bool(target.classes), settings, mesh)
-  key = jax.random.key(seed)
-  params = jax.jit(model.init)(jax.random.fold_in(key, 0), frozen)
-  slots = _optimizer(settings).init(params)
-  mean, std = 0.0, 1.0
-  if not target.classes:
-    mean = float(data.labels.mean())
-    std = float(data.labels.std()) or 1.0
-  scale = jnp.asarray([mean, std], jnp.float32)
-  per_epoch = math.ceil(data.count / data.batch_size)
-  total = per_epoch * settings.epochs
+
+  def __init__(
+    self,
+    model: Model,
+    frozen: Any,
+    is_class: bool,
+    settings: Settings,
+    mesh: Mesh,
+  ):
+    self._frozen = frozen
+    self._is_class = is_class
+    self._settings = settings
+    # AdamW without the rate, which is an argument of the step.
+    tx = optax.chain(
+      optax.scale_by_adam(),
+      optax.add_decayed_weights(settings.weight_decay, mask=optim.decay_mask),
+    )
+
+    def start(key, frozen):
+      params = model.init(key, frozen)
+      return params, tx.init(params)
+
+    def loss(params, frozen, batch, scale, key):
+      out = model.apply(params, frozen, batch, key)
+      if is_class:
+        label = batch["label"].astype(jnp.int32)
+        each = optax.softmax_cross_entropy_with_integer_labels(out, label)
+      else:
+        each = jnp.square(out[:, 0] - (batch["label"] - scale[0]) / scale[1])
+      return (each * batch["mask"]).sum() / batch["mask"].sum()
+
+    def step(params, slots, frozen, batch, scale, lr, key):
+      grads = jax.grad(loss)(params, frozen, batch, scale, key)
+      updates, slots = tx.update(grads, slots, params)
+      updates = jax.tree.map(lambda u: -lr * u, updates)
+      return optax.apply_updates(params, updates), slots
+
+    def predict(params, frozen, batch):
+      out = model.apply(params, frozen, batch, None)
+      return jax.nn.softmax(out) if is_class else out
+
+    abstract, abstract_slots = jax.eval_shape(start, jax.random.key(0), frozen)
+    shardings = parallel.param_shardings(abstract, mesh)
+    slots = parallel.slot_shardings(abstract_slots, abstract, shardings, mesh)
+    # Without shardings the second step would compile again: its parameters
+    # would lie otherwise than the first's.
+    both = (shardings, slots)
+    self._start = jax.jit(parallel.within(mesh, start), out_shardings=both)
+    self._step = jax.jit(parallel.within(mesh, step), out_shardings=both)
+    self._predict = jax.jit(parallel.within(mesh, predict))
+
+  def fit(self, data: Data, target: Target, seed: int) -> Outcome:
+    """Trains, keeps the epoch that validates best, predicts the test samples.
+
+    Args:
+      data: batches.
+      target: what is predicted.
+      seed: of the first parameters, the order of samples and augmentation.
+
+    Returns:
+      The outcome; `chosen` has the `epoch` and the learning rate `lr`.
+    """
+    settings, mean, std = self._settings, 0.0, 1.0
+    if not self._is_class:
+      mean = float(data.labels.mean())
+      std = float(data.labels.std()) or 1.0
+    scale = np.asarray([mean, std], np.float32)
+    per_epoch = max(math.ceil(data.count / data.batch_size), _LEAST_STEPS)
+    total = per_epoch * settings.epochs
+    peak = learning_rate(settings, target.name)
+    rates = _rates(settings, peak, per_epoch, total)
+    key = jax.random.key(seed)
+    params, slots = self._start(jax.random.fold_in(key, 0), self._frozen)
+
+    def predicted(batches):
+      rows = []
+      for batch in batches:
+        out = parallel.fetch(self._predict(params, self._frozen, batch))
+        rows.append(out[parallel.fetch(batch["mask"]) > 0])
+      out = np.concatenate(rows).astype(np.float64)
+      return out if self._is_class else out[:, 0] * std + mean
+
+    best, worse = None, 0
+    batches = data.train(seed, total)
+    for number, batch in enumerate(batches):
+      step_key = jax.random.fold_in(key, number + 1)
+      params, slots = self._step(
+        params, slots, self._frozen, batch, scale, rates[number], step_key
+      )
+      if (number + 1) % per_epoch:
+        continue
+      quality = samples.quality(
+        target, data.validation_labels, predicted(data.validation())
+      )
+      worse += 1
+      if best is None or quality > best[0]:
+        best, worse = (quality, (number + 1) // per_epoch, params), 0
+      if settings.patience and worse >= settings.patience:
+        break
+    batches.close()
+    quality, epoch, params = best
+    chosen = {"epoch": float(epoch), "lr": peak}
+    return Outcome(predicted(data.test()), quality[0], chosen)
+
+
+def _rates(
+  settings: Settings, peak: float, per_epoch: int, total: int
+) -> np.ndarray:
+  """Learning rate of each update."""
   warmup = min(per_epoch * settings.warmup_epochs, total - 1)
-  peak = learning_rate(settings, target.name)
-  rates = np.asarray(
-    jax.vmap(lambda s: optim.warmup_cosine(s, peak, 0.0, warmup, total))(
-      jnp.arange(1, total + 1)
-    )
+  schedule = jax.vmap(
+    lambda s: optim.warmup_cosine(s, peak, 0.0, warmup, total)
   )
-
-  def predicted(batches):
-    rows = []
-    for batch in batches:
-      out = parallel.fetch(predict(params, frozen, batch))
-      rows.append(out[parallel.fetch(batch["mask"]) > 0])
-    out = np.concatenate(rows).astype(np.float64)
-    return out if target.classes else out[:, 0] * std + mean
-
-  best, worse = None, 0
-  batches = data.train(seed, total)
-  for number, batch in enumerate(batches):
-    step_key = jax.random.fold_in(key, number + 1)
-    params, slots = step(
-      params, slots, frozen, batch, scale, rates[number], step_key
-    )
-    if (number + 1) % per_epoch:
-      continue
-    quality = samples.quality(
-      target, data.validation_labels, predicted(data.validation())
-    )
-    worse += 1
-    if best is None or quality > best[0]:
-      best, worse = (quality, (number + 1) // per_epoch, params), 0
-    if settings.patience and worse >= settings.patience:
-      break
-  batches.close()
-  quality, epoch, params = best
-  chosen = {"epoch": float(epoch), "lr": peak}
-  return Outcome(predicted(data.test()), quality[0], chosen)
-
-
-def _optimizer(settings: Settings) -> optax.GradientTransformation:
-  """AdamW without the rate, which is an argument of the step."""
-  return optax.chain(
-    optax.scale_by_adam(),
-    optax.add_decayed_weights(settings.weight_decay, mask=optim.decay_mask),
-  )
-
-
-@functools.lru_cache(maxsize=16)
-def _compile(model: Model, is_class: bool, settings: Settings, mesh: Mesh):
-  tx = _optimizer(settings)
-
-  def loss(params, frozen, batch, scale, key):
-    out = model.apply(params, frozen, batch, key)
-    if is_class:
-      label = batch["label"].astype(jnp.int32)
-      each = optax.softmax_cross_entropy_with_integer_labels(out, label)
-    else:
-      each = jnp.square(out[:, 0] - (batch["label"] - scale[0]) / scale[1])
-    return (each * batch["mask"]).sum() / batch["mask"].sum()
-
-  def step(params, slots, frozen, batch, scale, lr, key):
-    grads = jax.grad(loss)(params, frozen, batch, scale, key)
-    updates, slots = tx.update(grads, slots, params)
-    updates = jax.tree.map(lambda u: -lr * u, updates)
-    return optax.apply_updates(params, updates), slots
-
-  def predict(params, frozen, batch):
-    out = model.apply(params, frozen, batch, None)
-    return jax.nn.softmax(out) if is_class else out
-
-  return (
-    jax.jit(parallel.within(mesh, step)),
-    jax.jit(parallel.within(mesh, predict)),
-  )
+  return np.asarray(schedule(jnp.arange(1, total + 1)))
 
 
 def head_init(width: int, outputs: int) -> dict[str, Array]:

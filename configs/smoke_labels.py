@@ -1,4 +1,9 @@
-"""Shards with labels that can be read off brightness, for the probes."""
+"""Small shards with labels, for `configs/probe.py:smoke` and for tests.
+
+Strips as in `smoke_data`, but plain: their brightness is the number `level`,
+and its third the class `kind`. `rare` is unknown for a third of the patients
+and told by nothing, `constant` is the same for all.
+"""
 
 import dataclasses
 import pathlib
@@ -15,7 +20,9 @@ PATIENTS = {"train": 24, "val": 9, "test": 12}
 SEQUENCES = 2  # of a patient
 
 
-def record_of(patient: str, number: int, index: int) -> records.SequenceRecord:
+def labelled_record(
+  patient: str, number: int, index: int
+) -> records.SequenceRecord:
   """A strip whose brightness is its class and its number."""
   name = number % 3
   rng = np.random.default_rng([index, *patient.encode()])
@@ -36,16 +43,26 @@ def record_of(patient: str, number: int, index: int) -> records.SequenceRecord:
   )
 
 
-def write(folder: pathlib.Path) -> pathlib.Path:
-  """Writes `<folder>/shards`: targets kind, level, rare and constant."""
+def make_shards(folder: pathlib.Path) -> pathlib.Path:
+  """Writes `<folder>/shards`, unless they are there already.
+
+  Args:
+    folder: where; made if it is missing.
+
+  Returns:
+    The TFDS directory.
+  """
+  out = folder / "shards"
+  if (out / "features.json").is_file():
+    return out
   panel_px = (WINDOW_PX, WINDOW_PX + (FRAMES - 1) * STEP_PX)
   layout = shards.Layout(FRAMES, panels=1, panel_px=panel_px, targets=4)
   parts = []
   for split, count in PATIENTS.items():
     path = folder / "parts" / split / "sequences.array_record"
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     made = [
-      record_of(f"{split}_{n}", n, i)
+      labelled_record(f"{split}_{n}", n, i)
       for n in range(count)
       for i in range(SEQUENCES)
     ]
@@ -67,5 +84,5 @@ def write(folder: pathlib.Path) -> pathlib.Path:
     "slides": {},
     "config": config,
   }
-  shards.assemble(folder / "shards", parts, layout, metadata)
-  return folder / "shards"
+  shards.assemble(out, parts, layout, metadata)
+  return out
