@@ -27,10 +27,10 @@ Each comes in three sizes:
                2e-4 per 256, strong changes. tvrl and clm draw clips from one
                half of the film (data.strict_half): a heart beats once in it.
                Needs an accelerator.
-  ,demo        48 px, 64 records a step, 1000 steps in about two minutes on two
-               CPU cores: made for `configs/prep_series.py:demo`, series of 6 to
-               12 visits. Methods of one clip take 8 visits, those of two take
-               4 each.
+  ,demo        32 px, 32 records a step, 600 steps in about 80 seconds on one
+               CPU core: made for `configs/prep_series.py:demo`, series of 6 to
+               12 visits at irregular times. A view is 4 visits. All but csimclr
+               compare clips of different times there, see below.
   ,smoke       Seconds. Its data.path is 'synthetic': main.py then makes shards
                of noise. `smoke` alone is `tvrl,smoke`.
 
@@ -56,6 +56,16 @@ its shortest and longest time from the unit (models/time_embedding.py) unless
 model.time_shortest and model.time_longest are set. Without relative_time it
 counts from the record's first frame.
 
+Times can give a record away. If both views show the same visits, and visits lie
+at irregular times, then the times alone say which view belongs to which: a
+model that is told them need not look at pictures, and does not. On the demo's
+series csimclr_te with data.clips='1c6f1s' was right in 93 of 100 cases after
+300 steps, with one and the same feature for all frames (`frame_cosine` 1.00),
+and nothing about growth could be read off its clips. The reference's film
+frames have the same times in all records, and its visits get noise of 0.1
+years. So look at `frame_cosine`, and where it rises to 1 take two clips of
+different times ('2c...'), as the demo does for csimclr_te, tvrl and clm.
+
 data.second_clip biases how far apart the two clips of cvrl and ltn lie
 ('linear_decrease' prefers near ones; data/clip_sampling.py).
 data.dense_step = 1 averages features over all clips of a record in `embed`,
@@ -63,7 +73,8 @@ where 0 takes the middle one.
 
 MAE, the other baseline of the paper, is `configs/videomae.py:series`.
 
-Differences from the reference, beside its faults: no batch-norm and no dropout
+Differences from the reference, beside its faults: no batch-norm in the model
+(projections are standardised over the global batch instead) and no dropout
 (models/clip.py), the target of frame prediction gets no gradient
 (tasks/contrastive.py), images keep three channels and are normalised, weight
 decay leaves biases and norms alone. The published data are private and no
@@ -148,6 +159,7 @@ def get_config(arg: str = "") -> ConfigDict:
     {
       "kind": _OBJECTIVES.get(method, "contrastive"),
       "temperature": 0.1,
+      "standardise": True,
       "directions": 64,
       "mask_ratio": 0.15,
       "mask_mode": "hidden",
@@ -168,7 +180,7 @@ def get_config(arg: str = "") -> ConfigDict:
   if size:
     _for_cpu(config, count)
   if size == "demo":
-    _demo(config, count)
+    _demo(config, method)
   if size == "smoke":
     _smoke(config)
   return config.lock()
@@ -199,25 +211,31 @@ def _smoke(config: ConfigDict) -> None:
   config.report.update({"clusters": 4, "queries": 2})
 
 
-def _demo(config: ConfigDict, count: int) -> None:
+def _demo(config: ConfigDict, method: str) -> None:
   config.data.update(
     {
-      "clips": f"{count}c{8 // count}f1s",
-      "batch_size": 64,
-      "image_px": (48, 48),
+      # The shortest series has 6 visits. See the module on the second clip.
+      "clips": "1c4f1s" if method == "csimclr" else "2c4f1s",
+      "batch_size": 32,
+      "image_px": (32, 32),
       "time_jitter": 0.02,
       "dense_step": 1,
     }
   )
   config.data.augment.update(
-    {"crop_areas": (0.4, 1.0), "blur_sigma_px": (0.1, 1.0)}
+    {
+      "crop_areas": (0.6, 1.0),
+      "brightness": 0.4,
+      "contrast": 0.4,
+      "blur_sigma_px": (0.1, 1.0),
+    }
   )
   config.model.update(
     {"size": "demo", "projector_width": 256, "projection": 64}
   )
   config.optim.update(
-    {"warmup_steps": 50, "total_steps": 1000, "lr_per_256": 4e-3}
+    {"warmup_steps": 25, "total_steps": 600, "lr_per_256": 8e-3}
   )
-  config.checkpoint.update({"every_steps": 500, "every_minutes": 1.0})
+  config.checkpoint.update({"every_steps": 300, "every_minutes": 0.0})
   config.log_every_steps = 50
-  config.eval_every_steps = 250
+  config.eval_every_steps = 300

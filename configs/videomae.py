@@ -36,6 +36,13 @@ Presets (after the colon; `base` if none is given):
           mesh.fsdp, model.remat=dots or full, a smaller data.batch_size (the
           rate follows it).
 
+  series  The MAE baseline of `configs/contrastive.py`, for series and films: a
+          ViT-S on 8 of every second frame, 128 px, tokens of one frame and
+          16 x 16 px of which 0.9 are hidden at random; its optimiser is that
+          of the contrastive methods. `series,demo` has encoder and pictures of
+          theirs (32 px, 6 visits, under a minute on one CPU core, for
+          `configs/prep_series.py:demo`); `series,smoke` takes seconds.
+
 Differences from the published recipe: masks follow the tissue (`mask.kind`;
 'tube' is the published one), the decoder rebuilds all hidden tokens
 (mask.decoder='running_cell' is V2's half).
@@ -45,7 +52,8 @@ from ml_collections import ConfigDict
 
 from configs import common
 
-PRESETS = ("base", "smoke", "demo", "small", "large", "huge", "giant")
+SERIES = ("series", "series,demo", "series,smoke")
+PRESETS = ("base", "smoke", "demo", "small", "large", "huge", "giant", *SERIES)
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -64,7 +72,7 @@ def get_config(arg: str = "") -> ConfigDict:
   )
   config.model = ConfigDict(
     {
-      "size": preset,
+      "size": "small" if preset in SERIES else preset,
       "patch": (2, 16, 16),  # frames, px, px
       # Sizes one by one; 0 is the value of `size`. See models/videomae.py.
       "width": 0,
@@ -112,6 +120,15 @@ def get_config(arg: str = "") -> ConfigDict:
   if preset == "giant":
     config.model.patch = (2, 14, 14)
     config.optim.update({"lr_per_256": 6e-4, "clip_norm": 0.02})
+  if preset in SERIES:
+    _series(config)
+  if preset == "series,demo":
+    _series_demo(config)
+  if preset == "series,smoke":
+    _for_cpu(config)
+    config.data.update({"frames": 4, "frame_step": 2})
+    config.model.patch = (1, 16, 16)
+    _smoke(config)
   return config.lock()
 
 
@@ -161,3 +178,43 @@ def _demo(config: ConfigDict) -> None:
   config.log_every_steps = 20
   config.eval_every_steps = 200
   config.report.mask_ratios = (0.25, 0.5, 0.75)
+
+
+def _series(config: ConfigDict) -> None:
+  config.data.update(
+    {
+      "batch_size": 128,
+      "frames": 8,
+      "frame_step": 2,
+      "repeats": 1,
+      "image_px": (128, 128),
+      "crop_scales": (1.0,),
+    }
+  )
+  config.model.patch = (1, 16, 16)
+  config.mask.kind = "random"
+  config.optim.update({"lr_per_256": 2e-4, "min_lr_per_256": 0.0, "b2": 0.999})
+
+
+def _series_demo(config: ConfigDict) -> None:
+  _for_cpu(config)
+  # The shortest series has 6 visits.
+  config.data.update({"frames": 6, "batch_size": 32})
+  config.model.update(
+    {
+      "size": "tiny",
+      "patch": (1, 8, 8),
+      # Encoder of the contrastive demo.
+      "width": 64,
+      "depth": 2,
+      "heads": 2,
+      "decoder_width": 32,
+    }
+  )
+  config.mask.ratio = 0.75
+  config.optim.update(
+    {"warmup_steps": 25, "total_steps": 600, "lr_per_256": 8e-3}
+  )
+  config.checkpoint.update({"every_steps": 300, "every_minutes": 0.0})
+  config.log_every_steps = 50
+  config.eval_every_steps = 300

@@ -190,7 +190,7 @@ def test_job_prints_and_writes(tmp_path, capsys):
 @pytest.mark.aot
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  "preset", [p for p in videomae.PRESETS if p != "smoke"]
+  "preset", [p for p in videomae.PRESETS if "smoke" not in p]
 )
 def test_every_preset_compiles(preset):
   """One record a chip on eight chips: it fits, and nothing is wasted."""

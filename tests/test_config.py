@@ -27,7 +27,7 @@ def test_every_preset_is_valid_and_builds_its_model(preset):
   config.workdir = "out"
   configs.validate(config, videomae.CHECKS)
   model = videomae.model_config(config)
-  assert model.grid[0] == config.data.frames // 2
+  assert model.grid[0] == config.data.frames // model.patch[0]
   assert model.patch == tuple(config.model.patch)
 
 

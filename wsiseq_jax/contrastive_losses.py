@@ -5,10 +5,14 @@ counts nothing. Numbers that are no average over records (a contrastive loss
 depends on who else is in the batch) are given the weight of their batch.
 
 A model has *collapsed* when it gives all clips one feature. InfoNCE then is
-log(2B - 1), which a glance at a curve does not tell from slow learning. Three
+log(2B - 1), which a glance at a curve does not tell from slow learning. The
 monitors do: the spread of features over the batch falls to 0, the cosine of
 different clips rises to 1, and so does that of neighbouring frames (which is
 high for a slow movie in any case; compare it with the one before).
+
+Frames may collapse while clips do not: a model that is told the times of its
+frames may tell records apart by their times alone, and never look. Then
+`frame_cosine`, of frames of different records, is 1.
 """
 
 from collections.abc import Mapping
@@ -39,6 +43,7 @@ def info_nce(
   projected: Float[Array, "b v p"],
   weight: Float[Array, "b"],
   temperature: float,
+  is_standardised: bool,
 ) -> Pairs:
   """Contrast of each view with all views of the *global* batch (NT-Xent).
 
@@ -48,6 +53,13 @@ def info_nce(
 
   Records of weight 0 are neither rows nor among the k.
 
+  Views may be compared in units of their channels' mean and deviation over the
+  global batch. What all views have in common is most of a fresh network's
+  output, and the little they differ in is what is to grow: without this the
+  demo's networks collapse in the first steps. It is the last batch-norm of the
+  reference's projector, right on any number of devices and without averages to
+  carry along.
+
   The batch may be cut over devices. Then each device compares its own rows with
   all: one all-gather, of the vectors and weights side by side. It has the same
   value as on one device.
@@ -56,6 +68,7 @@ def info_nce(
     projected: Two vectors a record, of any length.
     weight: 1 for records that count, 0 for others.
     temperature: T.
+    is_standardised: See above.
 
   Returns:
     `contrastive_loss`; `top1` and `top5`, how often the partner is the most
@@ -65,7 +78,7 @@ def info_nce(
 
   Example:
     >>> views = jnp.array([[[1.0, 0.0]] * 2, [[0.0, 1.0]] * 2])
-    >>> out = info_nce(views, jnp.ones(2), temperature=1.0)
+    >>> out = info_nce(views, jnp.ones(2), 1.0, is_standardised=False)
     >>> total, count = out["contrastive_loss"]  # -1 + log(e + 2) for each view
     >>> round(float(total / count), 4), float(out["rank"][0] / count)
     (0.5514, 1.0)
@@ -75,12 +88,21 @@ def info_nce(
   """
   b, views, _ = projected.shape
   weight = weight.astype(jnp.float32)
-  own = parallel.by_rows(unit(projected))
+  projected = parallel.by_rows(projected.astype(jnp.float32))
   # Weights travel with the vectors; by themselves they would cost a second
   # all-gather.
   marks = jnp.broadcast_to(weight[:, None, None], (b, views, 1))
-  everything = parallel.everywhere(jnp.concatenate([own, marks], axis=-1))
-  vectors, counts = everything[..., :-1], everything[..., -1] > 0
+  everything = parallel.everywhere(jnp.concatenate([projected, marks], axis=-1))
+  vectors, marks = everything[..., :-1], everything[..., -1:]
+  counts = marks[..., 0] > 0
+  if is_standardised:
+    n = jnp.maximum(jnp.sum(marks), 1.0)
+    mean = jnp.sum(vectors * marks, axis=(0, 1), keepdims=True) / n
+    spread = jnp.square(vectors - mean) * marks
+    variance = jnp.sum(spread, axis=(0, 1), keepdims=True) / n
+    scale = jax.lax.rsqrt(variance + 1e-5)
+    vectors, projected = (vectors - mean) * scale, (projected - mean) * scale
+  own, vectors = unit(projected), unit(vectors)
   cosine = jnp.einsum(
     "ivp,kup->ivku", own, vectors, precision=jax.lax.Precision.HIGHEST
   )
@@ -162,6 +184,7 @@ def monitors(
                        about 1 if features point everywhere, 0 if all are one
     clip_cosine        mean u_i . u_j over i != j,
                        = (|sum u|^2 - n) / (n (n - 1))
+    frame_cosine       mean cosine of frame features of different records
     neighbour_cosine   mean cosine of a frame's feature and the next one's
 
   Args:
@@ -171,13 +194,15 @@ def monitors(
     weight: 1 for records that count.
 
   Returns:
-    The three, the first two with the weight n.
+    The four, the first two with the weight n.
 
   Example:
     >>> collapsed = monitors(jnp.ones((3, 4)), jnp.ones((3, 2, 4)),
     ...   jnp.ones((3, 2)), jnp.ones(3))
-    >>> {k: round(float(s / w), 3) for k, (s, w) in collapsed.items()}
-    {'feature_std': 0.0, 'clip_cosine': 1.0, 'neighbour_cosine': 1.0}
+    >>> {k: round(float(s / w), 3) for k, (s, w) in collapsed.items()
+    ... }  # doctest: +NORMALIZE_WHITESPACE
+    {'feature_std': 0.0, 'clip_cosine': 1.0, 'frame_cosine': 1.0,
+     'neighbour_cosine': 1.0}
   """
   clips, frames = jax.lax.stop_gradient((clips, frames))
   weight = weight.astype(jnp.float32)
@@ -191,11 +216,20 @@ def monitors(
   square = jnp.sum(jnp.square(total))
   norms = jnp.sum(jnp.sum(jnp.square(u), axis=-1) * weight)
   clip_cosine = (square - norms) / jnp.maximum(count * (count - 1.0), 1.0)
+  real = frame_mask * weight[:, None]
+  sums = jnp.einsum("btd,bt->bd", unit(frames), real)
+  counts = jnp.sum(real, axis=1)
+  # Of all pairs of frames, those within a record are left out.
+  across = jnp.sum(jnp.square(jnp.sum(sums, axis=0))) - jnp.sum(
+    jnp.square(sums)
+  )
+  pairs = jnp.square(jnp.sum(counts)) - jnp.sum(jnp.square(counts))
   both = frame_mask[:, 1:] * frame_mask[:, :-1] * weight[:, None]
   negative, frame_count = cosine_loss(frames[:, 1:], frames[:, :-1], both)
   return {
     "feature_std": (feature_std * count, count),
     "clip_cosine": (clip_cosine * count, count),
+    "frame_cosine": (across, pairs),
     "neighbour_cosine": (-negative, frame_count),
   }
 

@@ -11,7 +11,6 @@ evaluation.
 
 import csv
 import dataclasses
-import functools
 import json
 import os
 import pathlib
@@ -29,7 +28,7 @@ from wsiseq_jax import config as configs
 from wsiseq_jax.data import loader
 from wsiseq_jax.data import source as sources
 from wsiseq_jax.state import with_shardings
-from wsiseq_jax.tasks import base, videomae
+from wsiseq_jax.tasks import base
 
 # Taken from the command line; everything else comes from the checkpoint.
 RUNTIME_KEYS = (
@@ -191,11 +190,12 @@ def evaluate_split(
 
 
 def run_evaluate(config: ConfigDict) -> dict[str, Any]:
-  """The job `evaluate`: loss of the evaluation split at several mask ratios.
+  """The job `evaluate`: what the task measures, on the evaluation split.
 
-  Writes `<workdir>/evaluation.json`: checkpoint, step, split, records, and for
-  each ratio of `report.mask_ratios` (and that of the training) the loss, beside
-  that of painting the mean colour.
+  Writes `<workdir>/evaluation.json`: checkpoint, step, split, records, what the
+  task says of its measures, and {metric: {name of the measure: mean}}. For
+  VideoMAE these are the losses at each ratio of `report.mask_ratios` (and that
+  of the training), beside those of painting the mean colour.
 
   Returns:
     What was written.
@@ -204,8 +204,7 @@ def run_evaluate(config: ConfigDict) -> dict[str, Any]:
   source = sources.RecordSource(
     config.data.path, config.data.eval_split, "data.eval_split"
   )
-  setup = run.task.setup
-  ratios = sorted({*config.report.mask_ratios, setup.mask.ratio})
+  plan = run.task.evaluations(run.config)
   result = {
     "checkpoint": os.fspath(checkpoint_folder(config)),
     "identity": run.identity,
@@ -213,9 +212,7 @@ def run_evaluate(config: ConfigDict) -> dict[str, Any]:
     "data": run.spec.fingerprint,
     "split": source.split,
     "records": len(source),
-    "mask_kind": setup.mask.kind,
-    "trained_mask_ratio": setup.mask.ratio,
-    "mask_ratios": ratios,
+    **plan.facts,
   }
   path = pathlib.Path(config.workdir) / "evaluation.json"
   done = json.loads(path.read_text()) if path.exists() else {}
@@ -223,34 +220,19 @@ def run_evaluate(config: ConfigDict) -> dict[str, Any]:
   if launch.agree(is_done):
     launch.log(f"evaluation of step {run.step} is done: {path}")
     return done
-  loss, trivial = {}, {}
   launch.log(f"checkpoint of step {run.step}, {len(source)} records")
-  for ratio in ratios:
-    spec = dataclasses.replace(setup.mask, ratio=ratio)
-    step = make_eval_step(
-      functools.partial(videomae.evaluate, setup, spec), run.mesh
-    )
+  for name, function in plan.functions.items():
+    step = make_eval_step(function, run.mesh)
     means = evaluate_split(step, run.params, source, run.config, run.mesh, "")
-    loss[f"{ratio:g}"] = means["loss"]
-    trivial[f"{ratio:g}"] = means["mean_colour_loss"]
-    launch.log(
-      f"  mask ratio {ratio:<5g} loss {means['loss']:.4f} (mean colour: "
-      f"{means['mean_colour_loss']:.4f})"
-    )
-  result |= {"loss": loss, "mean_colour_loss": trivial}
+    for metric, value in means.items():
+      result.setdefault(metric, {})[name] = value
+    text = ", ".join(f"{metric} {value:.4f}" for metric, value in means.items())
+    launch.log(f"  {name}: {text}")
   if launch.is_main():
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n")
     launch.log(f"wrote {path}")
   return result
-
-
-@functools.lru_cache(maxsize=4)
-def _compile_embed(embed, mesh: Mesh):
-  """Compiles `Task.embed`, once for all splits."""
-  return jax.jit(
-    parallel.within(mesh, embed), out_shardings=parallel.batch_sharding(mesh)
-  )
 
 
 def embed_split(
@@ -363,11 +345,11 @@ def reconstruct(
   batch: Mapping[str, np.ndarray],
   ratio: float | None = None,
   kind: str | None = None,
-) -> videomae.Reconstruction:
+) -> Any:
   """Pictures of hidden patches and what the model makes of them.
 
   Args:
-    run: the model.
+    run: the model, of a task that hides patches (`Task.reconstruct`).
     batch: records as the loader gives them (`loader.eval_batches`, or
       `loader.stack` of `loader.load`).
     ratio: part to hide; that of the training by default.
@@ -378,6 +360,6 @@ def reconstruct(
   """
   # A handful of records for a page need not divide over the devices.
   batch = {name: np.asarray(array) for name, array in batch.items()}
-  return videomae.reconstruct(
+  return run.task.reconstruct(
     run.task.setup, run.params, batch, ratio=ratio, kind=kind
   )

@@ -40,9 +40,10 @@ def build_report(
   reconstructions: Sequence[Reconstruction] = (),
   model: Mapping[str, Any] | None = None,
   measures: Sequence[Measure] = (),
+  curve: str = "",
   extra: Sequence[ExtraFigure] = (),
   settings: ReportSettings | None = None,
-  title: str = "Sequences of tissue: what was learned",
+  title: str = "Sequences: what was learned",
   config_text: str = "",
 ) -> pathlib.Path:
   """Writes `<out>/index.html`, a single file without outside links.
@@ -59,6 +60,7 @@ def build_report(
     model: facts for the summary, e.g. {"model": "demo", "step": 400,
       "checkpoint": "..."}.
     measures: numbers for the summary.
+    curve: how to read the curves of this task's losses.
     extra: more figures, below the training loss.
     settings: how much is shown.
     title: heading of the page.
@@ -109,32 +111,32 @@ def build_report(
   )
   sections = [
     ("summary", "Summary", report.summary(model or {}, measures)),
-    ("slides", "Slides", report.slides()),
     ("sequences", "Sequences", report.examples()),
     (
       "training",
       "Training",
-      f'<div class="charts">{report.training()}{more}</div>',
+      f'<div class="charts">{report.training(curve)}{more}</div>',
     ),
-    (
-      "reconstructions",
-      "Reconstructions",
-      report.reconstructions(reconstructions),
-    ),
-    ("maps", "Clusters on the slides", report.maps()),
     ("clusters", "Clusters", report.montages()),
     ("neighbours", "Nearest neighbours", report.neighbours()),
   ]
+  if reconstructions:
+    rebuilt = report.reconstructions(reconstructions)
+    sections.insert(3, ("reconstructions", "Reconstructions", rebuilt))
+  if preparation.slides:
+    sections.insert(1, ("slides", "Slides", report.slides()))
+    sections.insert(-2, ("maps", "Clusters on the slides", report.maps()))
   if config_text:
     folded = (
       "<details><summary>The whole configuration</summary>"
       f"<pre>{escape(config_text)}</pre></details>"
     )
     sections.append(("config", "Configuration", folded))
+  what = "pictures in time" if report.is_series else "tissue windows"
   lead = (
-    "<p>A model looked at short sequences of neighbouring tissue windows, "
-    "without labels. This page shows the data, what the model fills in, and "
-    "which tissue it holds to be similar.</p>"
+    f"<p>A model looked at short sequences of neighbouring {what}, without "
+    "labels. This page shows the data, what was learned, and which sequences "
+    "it holds to be similar.</p>"
     '<p class="limit">For research. Not for diagnosis. Pictures are shrunk and '
     "compressed.</p>"
   )

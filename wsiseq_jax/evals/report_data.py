@@ -65,7 +65,8 @@ class Preparation:
   Attributes:
     folder: the folder.
     metadata: metadata of the shards.
-    table: rows of `slides.csv`.
+    table: rows of `slides.csv`, or of `series.csv` with the series' name as
+      `slide_id`.
     errors: rows of `errors.csv`.
     slides: finished slides that gave a thumbnail, sorted by name.
   """
@@ -94,13 +95,17 @@ def read_preparation(folder: pathlib.Path) -> Preparation:
   Raises:
     ValueError: if the folder was not written by `data_prep`.
   """
-  for name in ("slides.csv", "shards/metadata.json"):
-    if not (folder / name).is_file():
-      raise ValueError(
-        f"{folder} has no {name}: the config key report.prep must name the "
-        "output folder of `python -m data_prep`"
-      )
-  table = _rows(folder / "slides.csv")
+  tables = [folder / "slides.csv", folder / "series.csv"]
+  tables = [path for path in tables if path.is_file()]
+  if not tables or not (folder / "shards" / "metadata.json").is_file():
+    name = "shards/metadata.json" if tables else "slides.csv or series.csv"
+    raise ValueError(
+      f"{folder} has no {name}: the config key report.prep must name the "
+      "output folder of `python -m data_prep`"
+    )
+  table = _rows(tables[0])
+  if tables[0].name == "series.csv":
+    table = [row | {"slide_id": row["series_id"]} for row in table]
   by_id = {row["slide_id"]: row for row in table}
   errors = folder / "errors.csv"
   slides = []

@@ -66,7 +66,8 @@ def report_job(config: ConfigDict) -> pathlib.Path:
     _frames_of(opened),
     _reconstructions(run, opened, arrays),
     model=_model_facts(run),
-    measures=_measures(workdir),
+    measures=_measures(run, workdir),
+    curve=run.task.words.curve,
     settings=report.ReportSettings(
       clusters=min(config.report.clusters, len(arrays["features"])),
       queries=config.report.queries,
@@ -134,7 +135,10 @@ def _reconstructions(
 
   They come from the evaluation split, spread over it, so that most show tissue
   that the model was not trained on; without such a split, from the training.
+  A task that hides no patches has none to rebuild.
   """
+  if run.task.reconstruct is None:
+    return []
   wanted = run.config.data.eval_split
   rows = [i for i, (s, _) in enumerate(opened) if s.split == wanted]
   rows = rows or list(range(len(opened)))
@@ -162,31 +166,17 @@ def _reconstructions(
 
 
 def _model_facts(run: evaluate.Loaded) -> dict[str, Any]:
-  model, mask = run.task.setup.model, run.task.setup.mask
-  h, w = model.image_px
   return {
-    "model": f"VideoMAE {run.config.model.size}, {model.frames} frames of "
-    f"{h} × {w} px, tokens of {' × '.join(map(str, model.patch))}",
-    "masks in training": f"{mask.kind}, ratio {mask.ratio:g}",
-    "target": "normalised patches" if model.normalise_target else "pixels",
+    **run.task.words.facts,
     "step": f"{run.step} of {run.meta['total_steps']}",
     "code revision": (run.meta["revision"] or "unknown")[:10],
   }
 
 
-def _measures(workdir: pathlib.Path) -> list[report.Measure]:
-  """Losses of the job `evaluate`, if it was run."""
+def _measures(run: evaluate.Loaded, workdir: pathlib.Path) -> list:
+  """Results of the job `evaluate`, if it was run."""
   file = workdir / "evaluation.json"
   if not file.is_file():
     return []
   result = json.loads(file.read_text())
-  trivial = result["mean_colour_loss"]
-  return [
-    report.Measure(
-      f"loss on {result['split']}, mask ratio {ratio}",
-      f"{loss:.4f}",
-      f"mean over {result['records']} sequences, step {result['step']}; "
-      f"painting the mean colour costs {trivial[ratio]:.4f}",
-    )
-    for ratio, loss in result["loss"].items()
-  ]
+  return [report.Measure(*m) for m in run.task.words.measures(result)]

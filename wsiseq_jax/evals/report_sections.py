@@ -6,7 +6,8 @@ for stands there.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -68,6 +69,8 @@ class Sections:
 
   def __init__(self, prep, losses, embeddings, frames_of, settings):
     self.prep, self.losses, self.settings = prep, losses, settings
+    self.is_series = prep.metadata["geometry"] == "series"
+    self.whole = "series" if self.is_series else "slide"
     self.rng = np.random.default_rng(settings.seed)
     self.features = np.asarray(embeddings["features"], np.float32)
     self.names = np.asarray(embeddings["sequence_id"]).astype(str)
@@ -99,7 +102,7 @@ class Sections:
     """A labelled strip."""
     heading = self.heading[row]
     to = f", heading {heading:.0f}°" if np.isfinite(heading) else ""
-    label = f"{text} · slide {self.slide[row]}{to}"
+    label = f"{text} · {self.whole} {self.slide[row]}{to}"
     return (
       f'<div class="row"><span class="label">{escape(label)}</span>'
       f"{self.strip(row)}</div>"
@@ -118,6 +121,11 @@ class Sections:
   def frame_text(self) -> str:
     """How large a frame is, in words."""
     pixels, mpp = self.prep.metadata["frame_px"], self.prep.metadata["mpp"]
+    if self.is_series:
+      return (
+        f"A frame has {pixels[1]} × {pixels[0]} pixels; frames follow one "
+        "another in time, not always at equal intervals."
+      )
     height, width = (round(n * mpp) for n in pixels)
     geometry = self.prep.metadata["geometry"]
     if geometry == "zoom":
@@ -140,23 +148,16 @@ class Sections:
     splits = Counter()
     for slide in shown:
       splits[slide["split"]] += slide["sequences"]
-    scans = sorted({round(float(s["mpp"]), 3) for s in shown})
+    whole = "series" if self.is_series else "slides"
     items = [
-      ("slides used", len(shown)),
+      (f"{whole} used", len(shown)),
       ("of these damaged", len(troubled & set(used))),
-      ("slides refused", len(troubled - set(used))),
+      (f"{whole} refused", len(troubled - set(used))),
       ("patients", len({s["patient_id"] for s in shown})),
       ("sequences", " + ".join(f"{n} {k}" for k, n in splits.items())),
       ("sequences in this report", len(self.features)),
       ("geometry", f"{meta['geometry']}, {meta['frames']} frames stored"),
-      ("pixel size", f"{meta['mpp']:g} µm"),
-      (
-        "slides scanned at",
-        f"{scans[0]:g}"
-        + (f" to {scans[-1]:g}" if len(scans) > 1 else "")
-        + " µm/px",
-      ),
-      ("pixel size from", ", ".join(sorted({s["mpp_origin"] for s in shown}))),
+      *([] if self.is_series else _scale(meta["mpp"], shown)),
       *model.items(),
     ]
     for name, (_, values) in self.losses.items():
@@ -172,7 +173,7 @@ class Sections:
       rows = [[row.get(k, "") for k in header] for row in prep.errors]
       parts.append(page.table(header, rows, stack=True))
     else:
-      parts.append("<p>No slide was refused.</p>")
+      parts.append(f"<p>No {self.whole} was refused.</p>")
     # Empty slides are a result and not an error, but they must not vanish.
     empty = [
       (row["slide_id"], row.get("status", ""), row.get("reason", ""))
@@ -181,7 +182,8 @@ class Sections:
     ]
     if empty:
       parts.append("<h3>Without sequences</h3>")
-      parts.append(page.table(("slide", "status", "reason"), empty, stack=True))
+      header = (self.whole, "status", "reason")
+      parts.append(page.table(header, empty, stack=True))
     return "".join(parts)
 
   def slides(self) -> str:
@@ -235,8 +237,8 @@ class Sections:
       "the data.",
     )
 
-  def training(self) -> str:
-    """The loss curve."""
+  def training(self, curve: str) -> str:
+    """The loss curve; `curve` says how to read it."""
     if not self.losses:
       return (
         '<p class="warn">There is no metrics.jsonl in the run\'s folder: the '
@@ -260,20 +262,13 @@ class Sections:
     )
     return page.figure(
       chart,
-      "Loss over the training. mean_colour_loss is what painting all hidden "
-      "patches in the mean colour of the visible ones would cost (with "
-      "normalised patches: each in its own mean colour); a model above it has "
-      "understood nothing yet. Losses at different mask ratios or mask kinds "
-      "cannot be compared: what a mask leaves visible nearby can simply be "
-      "copied. A low loss is no proof of useful features; look at clusters and "
-      "neighbours.",
+      f"Loss over the training. {escape(curve)} A low loss is no proof of "
+      "useful features; look at clusters and neighbours.",
       "chart",
     )
 
   def reconstructions(self, clips: Sequence[Reconstruction]) -> str:
     """Original, masked, reconstructed, side by side."""
-    if not clips:
-      return "<p>No reconstructions were handed to this report.</p>"
     borrowed = any(clip.used_true_statistics for clip in clips)
     parts = [
       "<p>Left: what was there. Middle: what the model was shown; hidden "
@@ -376,9 +371,10 @@ class Sections:
       f"{escape(self.frame_text())}</p>"
       '<p class="limit">The members nearest the centre are the most typical '
       "ones and look more alike than the cluster as a whole. Agreement of "
-      f"clusters with slides: {by_slide:.2f} (normalised mutual information; 0 "
-      "= clusters ignore the slide, 1 = each slide has its own clusters). A "
-      "high value means that stain or scanner, not tissue, may have been "
+      f"clusters with {self.whole}{'' if self.is_series else 's'}: "
+      f"{by_slide:.2f} (normalised mutual information; 0 = clusters ignore the "
+      f"{self.whole}, 1 = each {self.whole} has its own clusters). A high "
+      "value means that stain or scanner, not what is shown, may have been "
       "learned.</p>"
     ]
     for number, rows in enumerate(members):
@@ -386,7 +382,8 @@ class Sections:
       slides = Counter(self.slide[mine].tolist())
       top = ", ".join(f"{name} {n}" for name, n in slides.most_common(3))
       rest = len(slides) - 3
-      more = f" and {rest} more slide{'s' * (rest > 1)}" if rest > 0 else ""
+      plural = "s" * (rest > 1 and not self.is_series)
+      more = f" and {rest} more {self.whole}{plural}" if rest > 0 else ""
       middle = [self.frames(int(r)) for r in rows[:6]]
       preview = np.stack([clip[len(clip) // 2] for clip in middle])
       lines = [
@@ -424,13 +421,17 @@ class Sections:
     parts = [
       f"<p>For {len(rows)} sequences drawn at random (seed {settings.seed}): "
       f"the {settings.neighbours} most similar sequences of all "
-      f"{len(self.features)}, by cosine distance (0 = same direction). "
-      "Sequences of the query's own region are left out.</p>"
-      '<p class="limit">Neighbouring regions of one slide may overlap and '
-      f"count as finds. Over {len(many)} queries, {same:.0%} of the nearest "
-      f"neighbours come from the query's own slide; by chance it would be "
-      f"about {chance:.0%}. Part of that is tissue, part is stain.</p>"
+      f"{len(self.features)}, by cosine distance (0 = same direction)."
     ]
+    if not self.is_series:
+      parts.append(
+        " Sequences of the query's own region are left out.</p>"
+        '<p class="limit">Neighbouring regions of one slide may overlap and '
+        f"count as finds. Over {len(many)} queries, {same:.0%} of the nearest "
+        f"neighbours come from the query's own slide; by chance it would be "
+        f"about {chance:.0%}. Part of that is tissue, part is stain."
+      )
+    parts.append("</p>")
     for row, hits, distances in zip(
       rows, found.index, found.distance, strict=True
     ):
@@ -442,13 +443,24 @@ class Sections:
           continue
         kin = ""
         if self.slide[hit] == self.slide[row]:
-          kin = " · same slide"
+          kin = f" · same {self.whole}"
         elif self.patient[hit] == self.patient[row]:
           kin = " · same patient"
         lines.append(self.line(hit, f"{place}. distance {distance:.3g}{kin}"))
       parts.append(f"<h3>{escape(self.names[row])}</h3>")
       parts.append(page.scroll("".join(lines), 900))
     return "".join(parts)
+
+
+def _scale(mpp: float, slides: Sequence[Mapping[str, Any]]) -> list[tuple]:
+  scans = sorted({round(float(slide["mpp"]), 3) for slide in slides})
+  most = f" to {scans[-1]:g}" if len(scans) > 1 else ""
+  origins = sorted({slide["mpp_origin"] for slide in slides})
+  return [
+    ("pixel size", f"{mpp:g} µm"),
+    ("slides scanned at", f"{scans[0]:g}{most} µm/px"),
+    ("pixel size from", ", ".join(origins)),
+  ]
 
 
 def _left_out(count: int, most: int) -> str:

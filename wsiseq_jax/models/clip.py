@@ -13,8 +13,9 @@ Padded frames are keys that nobody sees: their content changes nothing.
 
 No layer has statistics of the batch. Batch-norm would need its mean over all
 devices, would tie the views of a batch together, and behaves otherwise in
-evaluation; GroupNorm with one group takes its place in the stem, and the heads
-have no normalisation.
+evaluation; GroupNorm with one group takes its place in the stem. The heads have
+none; projections are standardised where they are compared, over the global
+batch (`contrastive_losses.info_nce`).
 
 Deviations from the reference (besides): no dropout (two passes over a frame
 give one feature, so that the target of frame prediction is no moving one);

@@ -15,10 +15,42 @@ from typing import Any
 
 import jax
 from jaxtyping import Array, Key
+from ml_collections import ConfigDict
 
 Batch = Mapping[str, Array]
 # Pairs; lists where they come back from a JSON file.
 Metrics = dict[str, tuple[Any, Any] | list[float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluations:
+  """What the job `evaluate` measures.
+
+  Attributes:
+    facts: What tells these measures from others, beside the checkpoint and the
+      data; part of the result.
+    functions: name → a function like `Task.evaluate`; a task may be measured in
+      several ways.
+  """
+
+  facts: Mapping[str, Any]
+  functions: Mapping[str, Callable[[Any, Batch], Metrics]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+  """What the report says of a task.
+
+  Attributes:
+    facts: About the model, for the summary.
+    curve: How to read the curves of the loss.
+    measures: result of the job `evaluate` → (name, value, meaning) of each
+      number worth showing.
+  """
+
+  facts: Mapping[str, str]
+  curve: str
+  measures: Callable[[Mapping[str, Any]], list[tuple[str, str, str]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +76,10 @@ class Task:
       task's own pooling of `embed`'s tokens, with another class token in place
       of the trained one; None where a task has no such pooling.
     load_params: path → parameters from a file of weights.
+    evaluations: config → what the job `evaluate` measures.
+    reconstruct: (setup, params, batch, ratio or None, kind or None) → pictures
+      of hidden patches; None where a task hides none.
+    words: What the report says of the task.
     clips_per_record: clips computed for each record loaded.
     setup: what the task keeps for itself (model, crops, masks).
   """
@@ -55,6 +91,9 @@ class Task:
   encode: Callable[[Any, Batch, Key[Array, ""] | None], Array]
   pool: Callable[[Any, Array, Array, Array, Array], Array] | None
   load_params: Callable[[str], Any]
+  evaluations: Callable[[ConfigDict], Evaluations]
+  reconstruct: Callable[..., Any] | None
+  words: Words
   clips_per_record: int
   setup: Any
 

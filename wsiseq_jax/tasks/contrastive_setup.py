@@ -52,6 +52,7 @@ CHECKS: Mapping[str, checks.Check] = {
   "model.init_from": checks.text(),
   "objective.kind": checks.one_of(*clip_config.OBJECTIVES),
   "objective.temperature": checks.number(1e-3, 10.0),
+  "objective.standardise": checks.flag(),
   "objective.directions": checks.integer(1),
   "objective.mask_ratio": checks.number(0, 1),
   "objective.mask_mode": checks.one_of(*MASK_MODES),
@@ -68,6 +69,8 @@ class Objective:
   Attributes:
     kind: See the module.
     temperature: Of InfoNCE.
+    standardise: Whether projections are compared in units of their mean and
+      deviation over the batch.
     mask_ratio: Chance of each frame to be hidden.
     mask_mode: Whether hidden frames are 'hidden' from the class token that is
       compared, too (the reference's v2), or 'seen' by it (v1).
@@ -79,6 +82,7 @@ class Objective:
 
   kind: str
   temperature: float
+  standardise: bool
   mask_ratio: float
   mask_mode: str
   gradient_into: str
