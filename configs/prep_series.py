@@ -57,6 +57,8 @@ call is wrong; 130 stopped by Ctrl-C.
 
 from ml_collections import config_dict
 
+from configs import prep_common
+
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:
   """Returns the settings of a preset.
@@ -96,17 +98,7 @@ def _default() -> config_dict.ConfigDict:
   config.csv = ""
   config.images = ""  # where relative file names start; "" = the table's folder
   config.out = ""
-  # Dask workers: on this machine, as Slurm jobs, or of a scheduler that runs
-  # already (an address, tcp://host:port).
-  config.cluster = "local"
-  config.workers = -1  # processes; -1 = one a core, 0 = none (for debugging)
-  config.memory_gb = 4.0  # that a worker may use
-  config.slurm = config_dict.ConfigDict(
-    {
-      "queue": "", "account": "", "walltime": "", "interface": "",
-      "workers_per_job": 1, "log_folder": "", "directives": (), "prologue": (),
-    }
-  )  # fmt: skip
+  prep_common.add_cluster(config)
   config.splits = config_dict.ConfigDict(
     {"train": 0.7, "val": 0.1, "test": 0.2}
   )

@@ -37,6 +37,10 @@ shards are byte for byte those of an undisturbed run. A slide is done again if
 its file or a setting that shapes its sequences changed. One slide that cannot
 be used never stops the others.
 
+Slides are done side by side, one a core, by Dask workers on this machine. With
+`--config.cluster` they are done by Slurm jobs or on a Dask cluster that runs
+already (`docs/cluster.md`); the bytes that come out are the same.
+
 Exit code: 0 all slides fine ("no tissue" is fine: a result); 3 finished, but
 some slides are in errors.csv and everything else is written; 1 no data set
 could be written; 2 the call is wrong; 130 stopped by Ctrl-C.
@@ -47,6 +51,8 @@ included, and a second or two a slide for mask and pictures; see
 """
 
 from ml_collections import config_dict
+
+from configs import prep_common
 
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:
@@ -87,7 +93,7 @@ def _reference(
   config.slides = ""
   config.table = ""  # a CSV that describes slides named in `slides`
   config.out = ""
-  config.workers = -1  # processes; -1 = one a core, 0 = none (for debugging)
+  prep_common.add_cluster(config)
   config.splits = config_dict.ConfigDict(
     {"train": 0.8, "val": 0.1, "test": 0.1}
   )

@@ -5,10 +5,11 @@
 Native image libraries do crash on damaged files, so what matters here is who
 pays for it:
 
-- A worker process has one item at a time. Its death costs that item alone, the
-  event says how it ended, and Dask's nanny starts a fresh worker.
-- An item whose process died is not tried again in this run. One whose worker
-  left with its whole machine (a time limit, a lost node) is, twice.
+- A worker process has one item at a time. Its death costs that attempt alone,
+  and Dask's nanny starts a fresh worker.
+- The item is tried once more, elsewhere: its worker may have left with its
+  machine (a time limit, a lost node). If that one dies too, the item is to
+  blame, and `Died` says so.
 - Items are given to workers by name, not left to the scheduler, which would
   queue several on one worker and then suspect all of them.
 
@@ -25,7 +26,6 @@ import importlib.metadata
 import pathlib
 import platform
 import queue
-import signal
 import socket
 import sys
 import time
@@ -36,7 +36,6 @@ from typing import Any
 
 import distributed
 import tqdm
-from distributed.diagnostics.plugin import NannyPlugin
 
 from data_prep import schedulers, shards
 
@@ -47,9 +46,9 @@ PACKAGES = (
   *("opencv-python-headless", "openslide-bin", "openslide-python", "pillow"),
   *("protobuf", "pydicom", "scipy", "simplejpeg", "tensorflow-datasets"),
 )
-ATTEMPTS = 3  # workers an item may lose to nobody's fault
-_LOOK_SECONDS = 1.0  # between two looks at who is there
-_GRACE_SECONDS = 3.0  # for the reason to arrive after a worker is gone
+ATTEMPTS = 2  # workers that an item may take with it
+_LOOK_SECONDS = 0.5  # between two looks at who is there
+_LEAVE_SECONDS = 3.0  # in which the scheduler may still list who is gone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,17 +68,15 @@ class Done:
 
 @dataclasses.dataclass(frozen=True)
 class Died:
-  """The worker that had the item is gone, and the item with it.
+  """Every worker that was given the item is gone.
 
   Attributes:
     index: the item.
-    reason: how the worker ended, to stand in brackets.
-    code: 'worker_died', 'out_of_memory' or 'worker_lost'.
+    reason: what happened, to stand in brackets.
   """
 
   index: int
   reason: str
-  code: str = "worker_died"
 
 
 Event = Started | Done | Died
@@ -135,24 +132,6 @@ def run(
     token.unlink(missing_ok=True)
 
 
-def exit_reason(code: int | None) -> str:
-  """Says in words how a process ended.
-
-  Args:
-    code: exit code of `multiprocessing.Process`, negative for a signal.
-
-  Returns:
-    The name of the signal, or the code.
-
-  Example:
-    >>> exit_reason(-11), exit_reason(3)
-    ('killed by SIGSEGV', 'exit code 3')
-  """
-  if code is not None and code < 0:
-    return f"killed by {signal.Signals(-code).name}"
-  return f"exit code {code}"
-
-
 def environment() -> dict[str, str]:
   """Returns what must be equal here and on the workers, name to version."""
   found = {"python": ".".join(platform.python_version_tuple()[:2])}
@@ -182,37 +161,6 @@ def _hello(token: str) -> dict[str, Any]:
   }
 
 
-class _TellEnds(NannyPlugin):
-  """Makes every nanny publish how its worker process ended."""
-
-  def __init__(self, topic: str):
-    self.name, self._topic, self._on = topic, topic, True
-
-  def setup(self, nanny: distributed.Nanny) -> None:
-    """Called by Dask where a nanny starts, or already runs."""
-    pass_on = nanny._on_worker_exit_sync
-
-    def tell(code: int) -> None:
-      leaving = nanny.status != distributed.Status.running
-      event = {"worker": nanny.worker_address, "code": code, "leaving": leaving}
-      memory = nanny.memory_manager
-      if memory._last_terminated_pid == nanny.process.process.pid:
-        event["limit"] = memory.memory_limit
-      if self._on:
-        nanny.log_event(self._topic, event)
-      pass_on(code)
-
-    # Dask has no public hook for this. The second line reaches a process that
-    # runs already, the first those that follow.
-    nanny._on_worker_exit_sync = tell
-    if nanny.process is not None:
-      nanny.process.on_exit = tell
-
-  def teardown(self, nanny: distributed.Nanny) -> None:
-    """Called by Dask when the run is over; the scheduler may go on."""
-    self._on = False
-
-
 @dataclasses.dataclass
 class _Worker:
   """What is known of a worker: `index` is None until it is ready, and idle."""
@@ -221,7 +169,6 @@ class _Worker:
   future: distributed.Future | None = None
   index: int | None = None
   ready: bool = False
-  missing_since: float | None = None
 
 
 class _Feed:
@@ -244,17 +191,8 @@ class _Feed:
     self.died_in_hello = 0
     self.here = environment()
     self.notes: set[str] = set()
-    # Filled from Dask's threads, emptied here.
+    # Answers; filled from Dask's threads, emptied here.
     self.news: queue.SimpleQueue = queue.SimpleQueue()
-    self.topic = f"wsiseq-ends-{uuid.uuid4().hex}"
-    client.subscribe_topic(
-      self.topic, lambda event: self.news.put((self._ended, event[1]))
-    )
-    for address, answer in client.register_plugin(
-      _TellEnds(self.topic)
-    ).items():
-      if answer["status"] != "OK":
-        self._refuse(address, answer["exception"])
 
   def events(self) -> Iterator[Event]:
     """Yields what happens until nothing is left to do."""
@@ -269,20 +207,18 @@ class _Feed:
           self._ask(worker, self.function, self.items[worker.index])
           yield Started(worker.index)
       try:
-        handle, item = self.news.get(
+        worker, future = self.news.get(
           timeout=max(0.0, look_at - time.monotonic())
         )
       except queue.Empty:
         continue
-      yield from handle(item)
+      yield from self._answered(worker, future)
 
   def stop(self) -> None:
     """Takes back what is not finished."""
     if self.client.status != "running":
       return
     self.client.cancel([w.future for w in self._all() if w.future is not None])
-    self.client.unsubscribe_topic(self.topic)
-    self.client.unregister_worker_plugin(self.topic, nanny=True)
 
   def _all(self) -> list[_Worker]:
     return list(self.workers.values())
@@ -298,7 +234,7 @@ class _Feed:
       allow_other_workers=False,
     )
     worker.future.add_done_callback(
-      lambda future: self.news.put((self._answered, (worker, future)))
+      lambda future: self.news.put((worker, future))
     )
 
   def _look(self) -> Iterator[Event]:
@@ -314,10 +250,11 @@ class _Feed:
     now = time.monotonic()
     self.left = {a: until for a, until in self.left.items() if until > now}
     for worker in self._all():
-      if worker.address in threads:
-        continue
-      worker.missing_since = worker.missing_since or now
-      if now - worker.missing_since > _GRACE_SECONDS:
+      # What is finished has been sent, and comes up next.
+      is_answered = worker.future is not None and (
+        worker.future.status == "finished"
+      )
+      if worker.address not in threads and not is_answered:
         yield from self._lose(worker)
     most = self.config["workers"]
     for address in threads:
@@ -330,10 +267,9 @@ class _Feed:
       self._note(schedulers.waiting_text(self.config))
 
   def _answered(
-    self, item: tuple[_Worker, distributed.Future]
+    self, worker: _Worker, future: distributed.Future
   ) -> Iterator[Event]:
     """A future is over."""
-    worker, future = item
     if self.workers.get(worker.address) is not worker:
       return  # Taken back when its worker ended.
     if future is not worker.future:
@@ -349,7 +285,8 @@ class _Feed:
     elif future.status == "error":
       error = future.exception()
       if isinstance(error, distributed.KilledWorker):
-        return  # How it ended is on its way.
+        yield from self._lose(worker)
+        return
       if not worker.ready:
         self._refuse(worker.address, error)
       raise RuntimeError(
@@ -397,36 +334,16 @@ class _Feed:
       f"data_prep ({type(error).__name__}: {error}){remedy}"
     ) from error
 
-  def _ended(self, event: Mapping[str, Any]) -> Iterator[Event]:
-    """A nanny says how its worker process ended."""
-    worker = self.workers.get(event["worker"])
-    if worker is None:
-      return
-    if event["leaving"]:
-      yield from self._lose(worker)
-      return
-    died = Died(worker.index, exit_reason(event["code"]))
-    if "limit" in event:
-      died = Died(
-        worker.index,
-        f"it took more than the {event['limit'] / 1e9:g} GB of memory that a "
-        "worker may",
-        "out_of_memory",
-      )
+  def _lose(self, worker: _Worker) -> Iterator[Event]:
+    """A worker is gone: its item is tried once more, or given up."""
+    self._forget(worker)
     if not worker.ready:
       self.died_in_hello += 1
-      if self.died_in_hello == ATTEMPTS:
+      if self.died_in_hello > 2 * ATTEMPTS:
         raise ValueError(
-          f"config.cluster={self.config['cluster']!r}: {ATTEMPTS} workers in a "
-          f"row died before their first item ({died.reason})"
+          f"config.cluster={self.config['cluster']!r}: {self.died_in_hello} "
+          "workers in a row were gone before their first item"
         )
-    self._forget(worker)
-    if worker.index is not None:
-      yield died
-
-  def _lose(self, worker: _Worker) -> Iterator[Event]:
-    """A worker is gone without a crash of its own."""
-    self._forget(worker)
     index = worker.index
     if index is None:
       return
@@ -436,14 +353,14 @@ class _Feed:
     else:
       yield Died(
         index,
-        f"its worker left the cluster {ATTEMPTS} times, last {worker.address}",
-        "worker_lost",
+        f"{ATTEMPTS} workers were lost over it, the last one "
+        f"{worker.address}; a worker may take {self.config['memory_gb']:g} GB",
       )
 
   def _forget(self, worker: _Worker) -> None:
     del self.workers[worker.address]
     # The scheduler may list it a moment longer.
-    self.left[worker.address] = time.monotonic() + _GRACE_SECONDS
+    self.left[worker.address] = time.monotonic() + _LEAVE_SECONDS
     if worker.future is not None:
       worker.future.cancel()
 

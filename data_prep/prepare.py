@@ -16,7 +16,6 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
-import os
 import pathlib
 import sys
 import time
@@ -26,6 +25,7 @@ from typing import Any
 import tqdm
 
 from data_prep import (
+  cluster,
   geometry,
   inputs,
   records,
@@ -34,7 +34,6 @@ from data_prep import (
   slide_job,
   splits,
   tables,
-  workers,
 )
 from data_prep.errors import SlideError
 from data_prep.inputs import SlideEntry
@@ -125,9 +124,6 @@ class _Run:
     jobs = list(self._jobs(classes))
     if not jobs:
       return
-    count = self.config["workers"]
-    if count < 0:
-      count = len(os.sched_getaffinity(0))
     running: dict[int, str] = {}
     written = time.perf_counter()
     bar = tqdm.tqdm(
@@ -137,12 +133,12 @@ class _Run:
       dynamic_ncols=True,
       smoothing=0.1,
     )
-    events = workers.run(slide_job.process, jobs, min(count, len(jobs)))
+    events = cluster.run(slide_job.process, jobs, self.config, self.out)
     with bar, contextlib.closing(events):
       try:
         for event in events:
           slide_id = jobs[event.index].entry.slide_id
-          if isinstance(event, workers.Started):
+          if isinstance(event, cluster.Started):
             running[event.index] = slide_id
           else:
             del running[event.index]
@@ -173,8 +169,8 @@ class _Run:
       else:
         self.outcomes[entry.slide_id] = outcome
 
-  def _take(self, slide_id: str, event: workers.Done | workers.Died) -> None:
-    if isinstance(event, workers.Died):
+  def _take(self, slide_id: str, event: cluster.Done | cluster.Died) -> None:
+    if isinstance(event, cluster.Died):
       error = SlideError(
         f"the process reading it died ({event.reason}): most likely a damaged "
         "file, or too little memory",

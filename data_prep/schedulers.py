@@ -37,6 +37,8 @@ _WORKER_CONFIG = {
   "distributed.worker.memory.pause": False,
   # The limit is the limit, not 95 % of it.
   "distributed.worker.memory.terminate": 1.0,
+  # The death of a worker is reported at once: we decide who tries again.
+  "distributed.scheduler.allowed-failures": 0,
   # Sampling every 10 ms what the worker is doing costs it time.
   "distributed.worker.profile.enabled": False,
 }
@@ -137,13 +139,13 @@ def _local(
     processes=True,
     memory_limit=int(config["memory_gb"] * 1e9),
     host="127.0.0.1",
-    dashboard_address=_dashboard(),
+    dashboard_address="127.0.0.1:8787",
     worker_dashboard_address=None,
     silence_logs=logging.CRITICAL,
   )
   try:
     with distributed.Client(cluster) as client:
-      _tell_dashboard(cluster)
+      _tell(cluster, config)
       yield client
   except BaseException:
     # In the middle of an item: not asked, killed. Nothing a worker is writing
@@ -203,7 +205,7 @@ def _slurm(
     # ones.
     cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
     with distributed.Client(cluster) as client:
-      _tell_dashboard(cluster)
+      _tell(cluster, config)
       yield client
 
 
@@ -256,7 +258,7 @@ def slurm_cluster(config: Mapping[str, Any]) -> Any:
       f'export PYTHONPATH="{root}:$PYTHONPATH"',
       *variables,
     ],
-    scheduler_options={"dashboard_address": _dashboard()},
+    scheduler_options={"dashboard_address": ":8787"},
     silence_logs=logging.CRITICAL,
     **given,
   )
@@ -284,16 +286,13 @@ def _check_job(script: str) -> None:
     )
 
 
-def _dashboard() -> str | None:
-  """Where the dashboard shall listen; Dask draws it with bokeh, or not."""
-  if importlib.util.find_spec("bokeh") is None:
-    return None
-  return ":8787"
-
-
-def _tell_dashboard(cluster: Any) -> None:
-  if _dashboard():
-    tqdm.tqdm.write(f"dashboard: {cluster.dashboard_link}", file=sys.stderr)
+def _tell(cluster: Any, config: Mapping[str, Any]) -> None:
+  """Says what was started, above the progress bar."""
+  tqdm.tqdm.write(
+    f"{len(cluster.worker_spec) or 'Slurm'} workers of up to "
+    f"{config['memory_gb']:g} GB each; dashboard: {cluster.dashboard_link}",
+    file=sys.stderr,
+  )
 
 
 @contextlib.contextmanager

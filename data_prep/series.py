@@ -228,7 +228,7 @@ class _Run:
         f"its process died again ({event.reason}) without the series that "
         "killed it before: most likely too little memory",
         "process",
-        event.code,
+        "worker_died",
         job.name,
       )
       self.outcomes[job.name] = Outcome(job.name, {}, True, problem)
@@ -264,7 +264,7 @@ class _Run:
       for event in events:
         if isinstance(event, cluster.Died):
           series_id = alone[event.index].series[0][0].series_id
-          deadly[series_id] = event.code, event.reason
+          deadly[series_id] = event.reason
     return dataclasses.replace(job, deadly=deadly)
 
   def _events(self, jobs: Sequence[Job]) -> Iterator[cluster.Event]:

@@ -58,8 +58,7 @@ class Job:
     shape: what all sequences share.
     out: the output folder; '' = write nothing, to see which series kills.
     config_hash: names everything that shapes the part.
-    deadly: series whose files kill the process that reads them: the code and
-      the reason.
+    deadly: series whose files kill the process that reads them, and how.
   """
 
   name: str
@@ -68,7 +67,7 @@ class Job:
   shape: Shape
   out: str
   config_hash: str
-  deadly: Mapping[str, tuple[str, str]] = dataclasses.field(
+  deadly: Mapping[str, str] = dataclasses.field(
     default_factory=dict
   )
 
@@ -205,12 +204,12 @@ class _Maker:
     for span, values in zip(series.spans, targets, strict=True):
       try:
         if series.series_id in self.job.deadly:
-          code, reason = self.job.deadly[series.series_id]
+          reason = self.job.deadly[series.series_id]
           raise SlideError(
             f"the process reading it died ({reason}): most likely a damaged "
             "file, or too little memory",
             "process",
-            code,
+            "worker_died",
           )
         more = self._span(series, span, values, info)
       except Exception as error:  # the one place where a series may fail

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_prep import geometry, splits, tissue
+from data_prep import geometry, schedulers, splits, tissue
 from data_prep.inputs import SlideEntry
 
 
@@ -26,7 +26,7 @@ def check_config(config: Mapping[str, Any]) -> geometry.Spec:
 
   need(bool(config["slides"]), "slides", config["slides"], "slides to prepare")
   need(bool(config["out"]), "out", config["out"], "an output folder")
-  need(config["workers"] >= -1, "workers", config["workers"], "-1, 0 or more")
+  schedulers.check_config(config)
   need(
     config["reader"] in ("auto", "openslide"),
     "reader",

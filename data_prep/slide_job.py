@@ -21,7 +21,15 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from data_prep import geometry, records, sequences, shards, slides, tissue
+from data_prep import (
+  geometry,
+  records,
+  schedulers,
+  sequences,
+  shards,
+  slides,
+  tissue,
+)
 from data_prep.errors import SlideError
 from data_prep.inputs import SlideEntry
 
@@ -32,7 +40,10 @@ THUMBNAIL = "thumbnail.jpg"
 THUMBNAIL_PX = 1024
 _DIGEST_BYTES = 1 << 16
 # Settings that say where and how to run, not what comes out for a slide.
-RUN_KEYS = ("slides", "table", "out", "workers", "splits", "labels")
+RUN_KEYS = (
+  *("slides", "table", "out", "splits", "labels"),
+  *schedulers.KEYS,
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,9 +52,8 @@ from wsiseq_jax.data import source as sources
 from wsiseq_jax.models import attention_tpu
 from wsiseq_jax.tasks import videomae
 
-
-# libtpu would otherwise ask the network whether this is a TPU machine, warn that
-# it found out neither its name nor its type (which the topology decides, not
+# libtpu would otherwise ask the network whether this is a TPU machine, warn
+# that it found out neither name nor type (which the topology decides, not
 # this), and take a lock so that one process alone can use the chips.
 _NO_TPU_HERE = {
   "TPU_SKIP_MDS_QUERY": "1",

@@ -1,0 +1,118 @@
+r"""Preparation by one and by two Dask workers, and the memory of each.
+
+    python benchmarks/preparation_cluster.py --slides=SLIDES --repeats=5
+
+The slides are named `repeats` times over under ids of their own, so that a
+worker does many. They are prepared with the demo's settings, one worker and two
+in turn, `rounds` times; of each the fastest run counts, its time from the first
+slide given out to the last one finished (starting and stopping workers is
+reported beside it). Resident memory of every worker is read from `/proc` each
+time it finishes a slide.
+
+Writes `benchmarks/results/preparation_cluster.json`: slides/s, their ratio, and
+for each worker the memory after its first ten slides and after its last ten.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+
+from configs import prep_wsi
+from data_prep import cluster, inputs, settings, slide_job
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "preparation_cluster.json"
+
+
+def process(job: slide_job.Job) -> tuple[int, int, int]:
+  """Does a slide; returns sequences, this process, and its memory in bytes."""
+  outcome = slide_job.process(job)
+  status = pathlib.Path("/proc/self/status").read_text()
+  (line,) = [row for row in status.splitlines() if row.startswith("VmRSS")]
+  made = outcome.info.get("sequences", 0) if outcome.info else 0
+  return made, os.getpid(), int(line.split()[1]) * 1024
+
+
+def measure(slides: str, repeats: int, workers: int) -> dict:
+  """One run over all slides."""
+  out = pathlib.Path(tempfile.mkdtemp(prefix="preparation_cluster"))
+  config = prep_wsi.get_config("demo").unlock()
+  config.slides, config.out, config.workers = slides, str(out), workers
+  values = config.to_dict()
+  settings.check_config(values)
+  entries, _ = inputs.find_slides(slides, "")
+  jobs = []
+  for number in range(repeats):
+    for entry in entries:
+      digest = f"{number}"
+      name = f"{entry.slide_id}_{number}"
+      copy = dataclasses.replace(entry, slide_id=name, patient_id=name)
+      jobs.append(slide_job.Job(copy, values, str(out), (), digest))
+  called, first, memory, sequences = time.perf_counter(), None, {}, 0
+  for event in cluster.run(process, jobs, values, out):
+    if isinstance(event, cluster.Started) and first is None:
+      first = time.perf_counter()
+    if isinstance(event, cluster.Died):
+      raise SystemExit(f"{jobs[event.index].entry.slide_id}: {event.reason}")
+    if isinstance(event, cluster.Done):
+      made, worker, resident = event.value
+      sequences += made
+      memory.setdefault(worker, []).append(resident)
+      last = time.perf_counter()
+  ended = time.perf_counter()
+  shutil.rmtree(out)
+  few = 10
+  return {
+    "workers": workers,
+    "slides": len(jobs),
+    "sequences": sequences,
+    "seconds": last - first,
+    "start_and_stop_seconds": ended - called - (last - first),
+    "slides_per_s": len(jobs) / (last - first),
+    "memory": [
+      {
+        "slides": len(rows),
+        "first_bytes": statistics.mean(rows[few : 2 * few]),
+        "last_bytes": statistics.mean(rows[-few:]),
+        "peak_bytes": max(rows),
+      }
+      for rows in memory.values()
+    ],
+  }
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--slides", required=True)
+  parser.add_argument("--repeats", type=int, default=5)
+  parser.add_argument("--rounds", type=int, default=2)
+  args = parser.parse_args()
+  runs = []
+  for _ in range(args.rounds):
+    for workers in (1, 2):
+      runs.append(measure(args.slides, args.repeats, workers))
+      print(json.dumps(runs[-1]), flush=True)
+  best = {
+    n: max(r["slides_per_s"] for r in runs if r["workers"] == n) for n in (1, 2)
+  }
+  result = {
+    "system": f"{platform.system()} {platform.machine()}",
+    "cores": len(os.sched_getaffinity(0)),
+    "slides_per_s": best,
+    "ratio": best[2] / best[1],
+    "runs": runs,
+  }
+  RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+  print(f"two workers do {result['ratio']:.2f} times the slides of one")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,25 @@
+"""Settings that all preparations share: where the work is done."""
+
+from ml_collections import config_dict
+
+
+def add_cluster(config: config_dict.ConfigDict) -> None:
+  """Adds the settings of `data_prep/schedulers.py`; see `docs/cluster.md`.
+
+  Args:
+    config: of a preparation, not yet locked.
+  """
+  # local: workers on this machine; slurm: Slurm jobs; or the address of a Dask
+  # scheduler that runs already, tcp://host:port.
+  config.cluster = "local"
+  # Processes; -1 = one a core (local) or all there are (address), 0 = none:
+  # everything in this process, without Dask (for debugging).
+  config.workers = -1
+  config.memory_gb = 4.0  # a worker that takes more is stopped
+  # What is empty here comes from dask-jobqueue's own configuration.
+  config.slurm = config_dict.ConfigDict(
+    {
+      "queue": "", "account": "", "walltime": "", "interface": "",
+      "workers_per_job": 1, "log_folder": "", "directives": (), "prologue": (),
+    }
+  )  # fmt: skip
