@@ -10,7 +10,7 @@ reported beside it). Resident memory of every worker is read from `/proc` each
 time it finishes a slide.
 
 Writes `benchmarks/results/preparation_cluster.json`: slides/s, their ratio, and
-for each worker the memory after its first ten slides and after its last ten.
+for each worker the memory in its second ten slides and in its last ten.
 """
 
 import argparse
@@ -37,6 +37,11 @@ def process(job: slide_job.Job) -> tuple[int, int, int]:
   (line,) = [row for row in status.splitlines() if row.startswith("VmRSS")]
   made = outcome.info.get("sequences", 0) if outcome.info else 0
   return made, os.getpid(), int(line.split()[1]) * 1024
+
+
+def few(rows: list) -> int:
+  """Ten slides, or a third of those there are."""
+  return max(1, min(10, len(rows) // 3))
 
 
 def measure(slides: str, repeats: int, workers: int) -> dict:
@@ -67,7 +72,6 @@ def measure(slides: str, repeats: int, workers: int) -> dict:
       last = time.perf_counter()
   ended = time.perf_counter()
   shutil.rmtree(out)
-  few = 10
   return {
     "workers": workers,
     "slides": len(jobs),
@@ -78,8 +82,8 @@ def measure(slides: str, repeats: int, workers: int) -> dict:
     "memory": [
       {
         "slides": len(rows),
-        "first_bytes": statistics.mean(rows[few : 2 * few]),
-        "last_bytes": statistics.mean(rows[-few:]),
+        "first_bytes": statistics.mean(rows[few(rows) : 2 * few(rows)]),
+        "last_bytes": statistics.mean(rows[-few(rows) :]),
         "peak_bytes": max(rows),
       }
       for rows in memory.values()

@@ -55,6 +55,8 @@ KNOW_TIME = ("csimclr_te", "tvrl")
 UNTRAINED = ("csimclr", "csimclr_te")
 RATE = ("growth_rate", "growth")
 APPEARANCE = ("last_size", "shape", "texture")
+# What whole networks are trained for, which takes longest.
+SUPERVISED = ("growth_rate", "last_size")
 METRICS = {
   "growth_rate": "r2",
   "last_size": "r2",
@@ -101,25 +103,39 @@ def run_one(work, name, method, seed, steps, more):
       "--config.optim.min_lr_per_256=0.0",
     ]
   call(folder / "log.txt", *train)
-  kinds = ["linear", "attentive" if method == "mae" else "pooling"]
+  pooled = "attentive" if method == "mae" else "pooling"
+  rows = probe(work, name, seed, tuple(METRICS), ("linear", pooled))
   if not steps:
-    kinds.append("supervised")
+    rows += probe(work, name, seed, SUPERVISED, ("supervised",))
+  log = folder / "run" / "metrics.jsonl"
+  lines = [json.loads(line) for line in log.read_text().splitlines()]
+  return rows, {"features": name, "seed": seed, **monitors(lines)}
+
+
+def probe(work, name, seed, targets, kinds):
+  """Scores of one checkpoint on some labels."""
+  folder = work / f"{name}_{seed}"
+  out = folder / "_".join(("probe", *kinds))
   call(
     folder / "log.txt",
     "main.py",
     "--config=configs/probe.py",
     f"--config.data.path={work / 'prep' / 'shards'}",
     f"--config.checkpoint.path={folder / 'run' / 'checkpoints'}",
-    f"--config.workdir={folder / 'probe'}",
-    f"--config.probe.targets={tuple(METRICS)}",
-    f"--config.probe.kinds={tuple(kinds)}",
+    f"--config.workdir={out}",
+    f"--config.probe.targets={targets}",
+    f"--config.probe.kinds={kinds}",
     "--config.probe.fractions=(1.0,)",
     f"--config.probe.seeds=({seed},)",
     "--config.probe.resamples=200",
+    "--config.head.epochs=40",
+    "--config.head.warmup_epochs=4",
+    "--config.fine_tune.epochs=20",
+    "--config.fine_tune.warmup_epochs=2",
     "--config.data.threads=1",
   )
   rows = []
-  with (folder / "probe" / "probe.csv").open() as file:
+  with (out / "probe.csv").open() as file:
     for row in csv.DictReader(file):
       if row["metric"] == METRICS[row["target"]]:
         rows.append(
@@ -131,9 +147,7 @@ def run_one(work, name, method, seed, steps, more):
             "score": float(row["value"]),
           }
         )
-  log = folder / "run" / "metrics.jsonl"
-  lines = [json.loads(line) for line in log.read_text().splitlines()]
-  return rows, {"features": name, "seed": seed, **monitors(lines)}
+  return rows
 
 
 def monitors(lines):
@@ -205,9 +219,9 @@ def main():
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--work", default="out/series_targets")
-  parser.add_argument("--subjects", type=int, default=1000)
+  parser.add_argument("--subjects", type=int, default=2000)
   parser.add_argument("--seeds", type=int, default=5)
-  parser.add_argument("--steps", type=int, default=400)
+  parser.add_argument("--steps", type=int, default=600)
   parser.add_argument("--methods", nargs="*", default=list(METHODS))
   parser.add_argument("--processes", type=int, default=2)
   parser.add_argument(
