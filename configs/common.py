@@ -72,6 +72,8 @@ def base_config(task: str) -> ConfigDict:
         "every_minutes": 10.0,  # 0 is never
         "keep": 2,
       },
+      # Scalars also go to this project of Weights & Biases; '' is nowhere.
+      "wandb": {"project": "", "entity": "", "group": ""},
       "log_every_steps": 50,
       "eval_every_steps": 0,  # 0 is never
       # Compiling for TPUs that are not there, see wsiseq_jax/aot.py.

@@ -23,7 +23,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from wsiseq_jax import checkpoint, launch, parallel, tasks
+from wsiseq_jax import checkpoint, launch, parallel, tasks, wandb_sink
 from wsiseq_jax import config as configs
 from wsiseq_jax.data import loader
 from wsiseq_jax.data import source as sources
@@ -122,7 +122,7 @@ def load(
 
 def _merge(saved: Mapping[str, Any], config: ConfigDict) -> ConfigDict:
   """The checkpoint's config with the runtime keys of this run."""
-  merged = configs.from_dict(saved)
+  merged = configs.from_dict({"wandb": wandb_sink.OFF, **saved})
   given = configs.flatten(config)
   with merged.unlocked():
     for key, value in given.items():

@@ -39,6 +39,7 @@ from wsiseq_jax import (
   optim,
   parallel,
   tasks,
+  wandb_sink,
   writers,
 )
 from wsiseq_jax import config as configs
@@ -422,7 +423,10 @@ class _Log:
   def __init__(self, run: Run, start: int):
     self._run = run
     self._workdir = pathlib.Path(run.config.workdir)
-    self._writer = writers.MetricWriter(self._workdir, start)
+    sinks = ()
+    if run.config.wandb.project:
+      sinks = (wandb_sink.WandbSink(run.config),)
+    self._writer = writers.MetricWriter(self._workdir, start, sinks)
     self._progress = writers.Progress(run.total_steps)
     self._step, self._time = start, time.monotonic()
 

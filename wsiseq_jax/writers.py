@@ -1,5 +1,7 @@
 """Where numbers go: JSON lines, TensorBoard, a progress line, a picture.
 
+Other places are sinks (`wandb_sink`), which get what the JSON lines get.
+
 `metrics.jsonl` is the record of a run: one object a line, each with its step.
 A run that was killed has written lines beyond its last checkpoint; the resumed
 run will compute those steps again, so opening the file for a resume at step s
@@ -15,7 +17,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import matplotlib.figure
 import tensorboardX
@@ -40,6 +42,17 @@ def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
   return rows
 
 
+@runtime_checkable
+class Sink(Protocol):
+  """Another place for scalars, such as `wandb_sink.WandbSink`."""
+
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    """Takes the values of a step."""
+
+  def close(self) -> None:
+    """Ends it."""
+
+
 class MetricWriter:
   """Writes scalars to `<workdir>/metrics.jsonl` and TensorBoard event files.
 
@@ -47,9 +60,16 @@ class MetricWriter:
     workdir: Folder of the run.
     resume_step: Lines of later steps are dropped; 0 starts afresh, keeping
       what was written at step 0.
+    sinks: Where scalars go besides; closed with the writer.
   """
 
-  def __init__(self, workdir: str | pathlib.Path, resume_step: int):
+  def __init__(
+    self,
+    workdir: str | pathlib.Path,
+    resume_step: int,
+    sinks: Sequence[Sink] = (),
+  ):
+    self._sinks = sinks
     self.path = pathlib.Path(workdir) / "metrics.jsonl"
     self.path.parent.mkdir(parents=True, exist_ok=True)
     self.rows = [
@@ -75,6 +95,8 @@ class MetricWriter:
     self._file.flush()
     for name, value in values.items():
       self._events.add_scalar(name, value, step)
+    for sink in self._sinks:
+      sink.scalars(step, values)
 
   def sync(self) -> None:
     """Makes sure that all lines are on disk; call before a checkpoint."""
@@ -87,6 +109,8 @@ class MetricWriter:
     self.sync()
     self._file.close()
     self._events.close()
+    for sink in self._sinks:
+      sink.close()
 
 
 def plot_loss(
