@@ -11,6 +11,7 @@ evaluation.
 
 import csv
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -233,6 +234,14 @@ def run_evaluate(config: ConfigDict) -> dict[str, Any]:
     path.write_text(json.dumps(result, indent=2) + "\n")
     launch.log(f"wrote {path}")
   return result
+
+
+@functools.lru_cache(maxsize=4)
+def _compile_embed(embed, mesh: Mesh):
+  """Compiles `Task.embed`, once for all splits."""
+  return jax.jit(
+    parallel.within(mesh, embed), out_shardings=parallel.batch_sharding(mesh)
+  )
 
 
 def embed_split(
