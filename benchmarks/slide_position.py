@@ -1,0 +1,249 @@
+r"""Does knowing positions along the tissue help? On real slides.
+
+    python benchmarks/slide_position.py --slides=SLIDES --table=slides.csv
+
+Walks of 16 windows of 51 um, each 25 um from the last, are cut from every slide
+at 1.06 um/px. Methods of demo size are pretrained on them, with several seeds:
+blind to position (csimclr, cvrl) and told the position of each frame along the
+walk in um (csimclr_te and tvrl with `model.relative_time=False`, ltn), beside
+an untrained network and the mean colour of the frames.
+
+Scores, each from features that do not know to which slide they belong:
+
+- `duodenum_by_case`: sequences are classified by their 20 nearest neighbours
+  (cosine) among sequences of *other cases* as duodenum, the one organ with
+  several cases, or not; balanced accuracy, each slide counting alike (0.5 is
+  chance);
+- `organ_by_slide`: the same for all organs with at least two slides, with only
+  the slide itself left out: slides of one case may vote for each other;
+- `distance`: how well the distance between two frames of a walk (log um) is
+  predicted by ridge regression from |f_i - f_j|, the difference of their
+  *frame* features, which no method tells the position: R2 on cases that the
+  regression was not fitted on (5 folds).
+
+Pretraining sees all slides, without labels; all methods alike. Everything
+resumes. Writes `benchmarks/results/slide_position.json`.
+"""
+
+import argparse
+import csv
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+from sklearn import linear_model, metrics, model_selection, preprocessing
+
+from data_prep import records
+from wsiseq_jax.data import source as sources
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+AWARE = ("--config.model.relative_time=False", "--config.data.time_jitter=0.0")
+METHODS = {
+  "csimclr": (),
+  "cvrl": (),
+  "csimclr_te": AWARE,
+  "tvrl": AWARE,
+  "ltn": AWARE[1:],
+}
+NEIGHBOURS = 20
+PAIRS = 40  # of frames, of each walk
+
+
+def call(log, *arguments, good=(0,)):
+  """Runs a command of the README in the checkout."""
+  log.parent.mkdir(parents=True, exist_ok=True)
+  with log.open("a") as file:
+    done = subprocess.run(
+      [sys.executable, *arguments],
+      cwd=ROOT,
+      env=dict(os.environ, PYTHONPATH=str(ROOT)),
+      stdout=file,
+      stderr=subprocess.STDOUT,
+      check=False,
+    )
+  if done.returncode not in good:
+    raise SystemExit(f"{' '.join(arguments)} failed, see {log}")
+
+
+def embed(work, method, seed, steps):
+  """Trains (0 steps: not at all) and embeds; all splits' arrays, by id."""
+  folder = work / f"{method}_{seed}_{steps}"
+  common = [
+    "main.py",
+    f"--config=configs/contrastive.py:{method},demo",
+    f"--config.data.path={work / 'prep' / 'shards'}",
+    f"--config.workdir={folder}",
+    f"--config.seed={seed}",
+    f"--config.optim.total_steps={max(steps, 1)}",
+    "--config.data.image_px=(48,48)",
+    "--config.embed.tokens=True",
+    *METHODS[method],
+  ]
+  if not steps:
+    # One step at a rate of 0 leaves the weights as they were initialised.
+    common += [
+      "--config.optim.warmup_steps=0",
+      "--config.optim.lr_per_256=0.0",
+      "--config.optim.min_lr_per_256=0.0",
+    ]
+  call(folder / "log.txt", *common)
+  call(folder / "log.txt", *common, "--config.job=embed")
+  parts = []
+  for path in sorted((folder / "embeddings").glob("*.npz")):
+    with np.load(path) as file:
+      parts.append({k: file[k] for k in file.files if file[k].ndim})
+  joined = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+  order = np.argsort(joined["sequence_id"])
+  return {k: v[order] for k, v in joined.items()}
+
+
+def mean_colours(work, arrays):
+  """Mean colour of each frame that was looked at, in the arrays' order."""
+  found = {}
+  folder = work / "prep" / "shards"
+  for split in sources.split_names(folder):
+    source = sources.RecordSource(folder, split)
+    for i in range(len(source)):
+      record = source.record(i)
+      panels = records.decode_panels(record)
+      found[record.sequence_id] = panels.reshape(len(panels), -1, 3).mean(1)
+  rows = zip(arrays["sequence_id"], arrays["frames"], strict=True)
+  return np.stack([found[str(name)][frames] for name, frames in rows])
+
+
+def neighbour_score(features, organ, slide, left_out):
+  """Balanced accuracy of the vote of neighbours of other groups."""
+  unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+  similarity = unit @ unit.T
+  similarity[left_out[:, None] == left_out[None, :]] = -np.inf
+  names = np.unique(organ)
+  nearest = np.argsort(-similarity, axis=1)[:, :NEIGHBOURS]
+  votes = np.stack([(organ[nearest] == n).sum(1) for n in names], axis=1)
+  # Organs with more slides must not win by number.
+  share = np.array([(organ == n).mean() for n in names])
+  guess = names[np.argmax(votes / share, axis=1)]
+  # Each slide counts alike.
+  right = {s: (guess == organ)[slide == s].mean() for s in np.unique(slide)}
+  organs = {s: organ[slide == s][0] for s in right}
+  return float(
+    np.mean(
+      [np.mean([right[s] for s in right if organs[s] == n]) for n in names]
+    )
+  )
+
+
+def distance_score(tokens, xy_um, case):
+  """R2 of log distances from differences of frame features."""
+  rng = np.random.default_rng(0)
+  n, t, _ = tokens.shape
+  rows = np.repeat(np.arange(n), PAIRS)
+  i = rng.integers(0, t, len(rows))
+  j = (i + rng.integers(1, t, len(rows))) % t
+  x = np.abs(tokens[rows, i] - tokens[rows, j])
+  y = np.log(np.linalg.norm(xy_um[rows, i] - xy_um[rows, j], axis=1))
+  guess = np.zeros(len(y))
+  folds = model_selection.GroupKFold(5)
+  for fit, test in folds.split(x, y, case[rows]):
+    scaler = preprocessing.StandardScaler().fit(x[fit])
+    ridge = linear_model.RidgeCV(np.logspace(-1, 5, 7))
+    ridge.fit(scaler.transform(x[fit]), y[fit])
+    guess[test] = ridge.predict(scaler.transform(x[test]))
+  return float(metrics.r2_score(y, guess))
+
+
+def score(name, seed, features, tokens, arrays, table):
+  """A row of the result."""
+  slide = arrays["slide_id"].astype(str)
+  organ = np.array([table[s]["organ"] for s in slide])
+  case = np.array([table[s]["case_id"] for s in slide])
+  row = {"features": name, "seed": seed, "sequences": len(slide)}
+  stated = ~np.isin(organ, ("not stated", "none"))
+  # One organ has several cases. It is told from all others.
+  common = np.where(organ == "duodenum", "duodenum", "other")
+  row["duodenum_by_case"] = neighbour_score(
+    features[stated], common[stated], slide[stated], case[stated]
+  )
+  slides = {o: len(np.unique(slide[organ == o])) for o in np.unique(organ)}
+  several = stated & np.array([slides[o] >= 2 for o in organ])
+  row["organ_by_slide"] = neighbour_score(
+    features[several], organ[several], slide[several], slide[several]
+  )
+  row["organs"] = sorted({str(o) for o in organ[several]})
+  # From level 0 to um; the walk's own scale is stored with each sequence.
+  um = arrays["frame_level0_xy"] * arrays["level0_mpp"][:, None, None]
+  row["distance_r2"] = distance_score(tokens, um, case)
+  return row
+
+
+def level0_mpp(work, arrays):
+  """Micrometres per level-0 pixel of each sequence's slide."""
+  with (work / "prep" / "slides.csv").open() as file:
+    scale = {r["slide_id"]: float(r["mpp"]) for r in csv.DictReader(file)
+             if r["mpp"]}  # fmt: skip
+  return np.array([scale[str(s)] for s in arrays["slide_id"]])
+
+
+def main():
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--slides", required=True)
+  parser.add_argument("--table", required=True)
+  parser.add_argument("--work", default="out/slide_position")
+  parser.add_argument("--seeds", type=int, default=3)
+  parser.add_argument("--steps", type=int, default=400)
+  args = parser.parse_args()
+  work = pathlib.Path(args.work).resolve()
+  with open(args.table) as file:
+    table = {row["slide_id"]: row for row in csv.DictReader(file)}
+  call(
+    work / "log.txt", "-m", "data_prep",
+    "--config=configs/prep_wsi.py:demo",
+    f"--config.slides={pathlib.Path(args.slides).resolve()}",
+    f"--config.table={pathlib.Path(args.table).resolve()}",
+    f"--config.out={work / 'prep'}",
+    "--config.sequence.geometry=walk", "--config.sequence.frames=16",
+    "--config.sequence.step_um=25.44", "--config.sequence.spacing_um=250.0",
+    "--config.sequence.max_centres=32",
+    "--config.sequence.all_headings=False",
+    good=(0, 3),
+  )  # fmt: skip
+  rows = []
+  for seed in range(args.seeds):
+    for method, steps in [("csimclr", 0), *((m, args.steps) for m in METHODS)]:
+      arrays = embed(work, method, seed, steps)
+      arrays["level0_mpp"] = level0_mpp(work, arrays)
+      name = method if steps else "untrained"
+      if not rows:
+        colour = mean_colours(work, arrays)
+        rows.append(
+          score("mean colour", 0, colour.mean(1), colour, arrays, table)
+        )
+        print(json.dumps(rows[-1]), flush=True)
+      rows.append(
+        score(name, seed, arrays["features"], arrays["tokens"], arrays, table)
+      )
+      print(json.dumps(rows[-1]), flush=True)
+  summary = {}
+  for name in dict.fromkeys(r["features"] for r in rows):
+    mine = [r for r in rows if r["features"] == name]
+    summary[name] = {
+      key: {
+        "mean": round(float(np.mean([r[key] for r in mine])), 4),
+        "std": round(float(np.std([r[key] for r in mine], ddof=1)), 4)
+        if len(mine) > 1
+        else None,
+      }
+      for key in ("duodenum_by_case", "organ_by_slide", "distance_r2")
+    }
+    print(name, summary[name])
+  result = {"steps": args.steps, "summary": summary, "runs": rows}
+  out = ROOT / "benchmarks" / "results" / "slide_position.json"
+  out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+  main()
