@@ -310,6 +310,10 @@ def test_presets(tmp_path, repo_root, monkeypatch, preset):
   monkeypatch.chdir(repo_root)
   config = sweep_configs.get_config(preset)
   config.out = str(tmp_path)
+  if preset != "smoke":
+    with pytest.raises(ValueError, match="data.path is not set"):
+      sweep_plan.plan(config)
+    config.fixed = (("data.path", "DATA"),)
   runs = sweep_plan.plan(config)
   assert len(runs) == {"default": 1, "methods": 35, "smoke": 4}[preset]
 

@@ -256,6 +256,11 @@ def _check(run: Run) -> None:
   config = load(run.experiment)
   set_values(config, run.settings.items(), "grid")
   config.workdir = "w"
+  if not config.data.path:
+    raise ValueError(
+      f"{run.experiment}: data.path is not set; --config.fixed="
+      "\"(('data.path', 'DATA'),)\" sets it for all runs"
+    )
   try:
     configs.validate(config, tasks.get(config.task).CHECKS)
   except ValueError as error:
