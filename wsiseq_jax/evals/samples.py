@@ -131,10 +131,11 @@ def standardise(
     All of them, scaled; a feature that never changes becomes 0 in training.
 
   Example:
-    >>> [x.tolist() for x in standardise(np.array([[1.0], [3.0]]), [[5.0]])]
+    >>> train, test = np.array([[1.0], [3.0]]), np.array([[5.0]])
+    >>> [x.tolist() for x in standardise(train, test)]
     [[[-1.0], [1.0]], [[3.0]]]
   """
   mean = train.mean(axis=0, dtype=np.float64)
   std = train.std(axis=0, dtype=np.float64)
   scale = np.where(std > 1e-7 * np.maximum(np.abs(mean), 1e-30), std, 1.0)
-  return [(np.asarray(x) - mean) / scale for x in (train, *others)]
+  return [(x - mean) / scale for x in (train, *others)]
