@@ -7,7 +7,6 @@ import pytest
 
 from wsiseq_jax import contrastive_losses as losses
 
-
 INFO_NCE = jax.jit(losses.info_nce, static_argnums=(2, 3))
 MONITORS = jax.jit(losses.monitors)
 
@@ -147,6 +146,8 @@ def test_monitors_by_hand():
   assert mean(out["clip_cosine"]) == pytest.approx(1 / 3)
   # Deviation of (1,0,0) and of (0,1,1) is sqrt(2)/3; times sqrt(2).
   assert mean(out["feature_std"]) == pytest.approx(2 / 3)
+  # They differ along one line.
+  assert mean(out["feature_rank"]) == pytest.approx(1)
   # Neighbours: 0, 0 in the first; 1 in the second; 1 in the third.
   assert mean(out["neighbour_cosine"]) == pytest.approx(2 / 4)
   # Frames of different records: sums (2,1), (2,0), (0,2) of 3, 2, 2 frames;
@@ -159,6 +160,8 @@ def test_monitors_of_spread_features():
   frames = jax.random.normal(jax.random.key(1), (512, 2, 64))
   out = MONITORS(clips, frames, jnp.ones((512, 2)), jnp.ones(512))
   assert mean(out["feature_std"]) == pytest.approx(1, abs=0.02)
+  # 64 directions; 512 samples let it look like 64 / (1 + 64 / 512).
+  assert mean(out["feature_rank"]) == pytest.approx(56.9, rel=0.02)
   for name in ("clip_cosine", "frame_cosine", "neighbour_cosine"):
     assert mean(out[name]) == pytest.approx(0, abs=0.02), name
 

@@ -10,6 +10,11 @@ monitors do: the spread of features over the batch falls to 0, the cosine of
 different clips rises to 1, and so does that of neighbouring frames (which is
 high for a slow movie in any case; compare it with the one before).
 
+Features may also share a large part and differ in a small one: standardised
+projections do not mind, and neither does a probe. Then cosines are near 1, and
+`top1` is high all the same; `feature_rank` says in how many directions they
+differ.
+
 Frames may collapse while clips do not: a model that is told the times of its
 frames may tell records apart by their times alone, and never look. Then
 `frame_cosine`, of frames of different records, is 1.
@@ -182,6 +187,8 @@ def monitors(
 
     feature_std        sqrt(d) * mean over channels of std over records of u;
                        about 1 if features point everywhere, 0 if all are one
+    feature_rank       (trace C)^2 / trace(C^2) of the covariance C of u: the
+                       number of directions, were all equally long
     clip_cosine        mean u_i . u_j over i != j,
                        = (|sum u|^2 - n) / (n (n - 1))
     frame_cosine       mean cosine of frame features of different records
@@ -194,15 +201,15 @@ def monitors(
     weight: 1 for records that count.
 
   Returns:
-    The four, the first two with the weight n.
+    The five, the first three with the weight n.
 
   Example:
     >>> collapsed = monitors(jnp.ones((3, 4)), jnp.ones((3, 2, 4)),
     ...   jnp.ones((3, 2)), jnp.ones(3))
     >>> {k: round(float(s / w), 3) for k, (s, w) in collapsed.items()
     ... }  # doctest: +NORMALIZE_WHITESPACE
-    {'feature_std': 0.0, 'clip_cosine': 1.0, 'frame_cosine': 1.0,
-     'neighbour_cosine': 1.0}
+    {'feature_std': 0.0, 'feature_rank': 0.0, 'clip_cosine': 1.0,
+     'frame_cosine': 1.0, 'neighbour_cosine': 1.0}
   """
   clips, frames = jax.lax.stop_gradient((clips, frames))
   weight = weight.astype(jnp.float32)
@@ -210,9 +217,14 @@ def monitors(
   count = jnp.sum(weight)
   total = jnp.sum(u * weight[:, None], axis=0)
   mean = total / jnp.maximum(count, 1.0)
-  spread = jnp.square(u - mean[None]) * weight[:, None]
-  variance = jnp.sum(spread, axis=0) / jnp.maximum(count, 1.0)
+  centred = (u - mean[None]) * weight[:, None]
+  covariance = jnp.einsum("bd,be->de", centred, centred)
+  covariance /= jnp.maximum(count, 1.0)
+  variance = jnp.diagonal(covariance)
   feature_std = u.shape[-1] ** 0.5 * jnp.mean(jnp.sqrt(variance))
+  feature_rank = jnp.square(jnp.sum(variance)) / jnp.maximum(
+    jnp.sum(jnp.square(covariance)), 1e-12
+  )
   square = jnp.sum(jnp.square(total))
   norms = jnp.sum(jnp.sum(jnp.square(u), axis=-1) * weight)
   clip_cosine = (square - norms) / jnp.maximum(count * (count - 1.0), 1.0)
@@ -228,6 +240,7 @@ def monitors(
   negative, frame_count = cosine_loss(frames[:, 1:], frames[:, :-1], both)
   return {
     "feature_std": (feature_std * count, count),
+    "feature_rank": (feature_rank * count, count),
     "clip_cosine": (clip_cosine * count, count),
     "frame_cosine": (across, pairs),
     "neighbour_cosine": (-negative, frame_count),

@@ -329,7 +329,9 @@ _MEANINGS = {
   "top1": "how often the partner is the most similar of all views",
   "prediction_loss": "minus the cosine of predicted and true frame features",
   "feature_std": "spread of clip features; 0 if all are one",
-  "clip_cosine": "cosine of clips of different records; 1 if all are one",
+  "feature_rank": "directions in which clip features differ",
+  "clip_cosine": "cosine of clips of different records; 1 if all are one, or "
+  "share a large part",
   "frame_cosine": "cosine of frames of different records; 1 if the model does "
   "not look at them",
 }
