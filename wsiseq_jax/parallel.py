@@ -27,6 +27,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 BATCH_AXES = ("data", "fsdp")
@@ -55,12 +56,11 @@ def make_mesh(
     raise ValueError(
       f"config.mesh.fsdp = {fsdp}: must divide the {len(devices)} devices"
     )
-  return jax.make_mesh(
-    (len(devices) // fsdp, fsdp),
-    BATCH_AXES,
-    (AxisType.Auto,) * 2,
-    devices=devices,
+  # A slice of 16 x 16 chips has no axis of 8: one of its axes is split.
+  grid = mesh_utils.create_device_mesh(
+    (len(devices) // fsdp, fsdp), devices, allow_split_physical_axes=True
   )
+  return Mesh(grid, BATCH_AXES, (AxisType.Auto,) * 2)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
