@@ -2,7 +2,7 @@ r"""Does knowing positions along the tissue help? On real slides.
 
     python benchmarks/slide_position.py --slides=SLIDES --table=slides.csv
 
-Walks of 16 windows of 51 um, each 25 um from the last, are cut from every slide
+Walks of 12 windows of 51 um, side by side, are cut from every slide
 at 1.06 um/px. Methods of demo size are pretrained on them, with several seeds:
 blind to position (csimclr, cvrl) and told the position of each frame along the
 walk in um (csimclr_te and tvrl with `model.relative_time=False`, ltn), beside
@@ -205,8 +205,8 @@ def main():
     f"--config.slides={pathlib.Path(args.slides).resolve()}",
     f"--config.table={pathlib.Path(args.table).resolve()}",
     f"--config.out={work / 'prep'}",
-    "--config.sequence.geometry=walk", "--config.sequence.frames=16",
-    "--config.sequence.step_um=25.44", "--config.sequence.spacing_um=250.0",
+    "--config.sequence.geometry=walk", "--config.sequence.frames=12",
+    "--config.sequence.step_um=0.0", "--config.sequence.spacing_um=250.0",
     "--config.sequence.max_centres=32",
     "--config.sequence.all_headings=False",
     good=(0, 3),
