@@ -9,8 +9,15 @@ import pytest
 
 _SMOKE = {
   "configs/prep_wsi.py": "configs/prep_wsi.py:smoke",
+  "configs/prep_series.py": "configs/prep_series.py:smoke",
   "configs/videomae.py:base": "configs/videomae.py:smoke",
+  "configs/contrastive.py:tvrl": "configs/contrastive.py:tvrl,smoke",
+  "configs/probe.py": "configs/probe.py:quick",
 }
+# Folders and the like that the README writes in capitals.
+_PLACES = (
+  *("SLIDES", "DATA", "RUN", "SERIES", "VISITS", "TVRL", "PROBE", "SWEEP"),
+)
 
 
 def blocks(readme, language=""):
@@ -23,25 +30,24 @@ def job_commands(readme):
   for block in blocks(readme):
     lines = block.replace("\\\n", " ").splitlines()
     commands += [shlex.split(x) for x in lines if x.startswith("python ")]
-  # Slides are needed first; the README tells of them last.
-  return sorted(commands, key=lambda words: "data_prep.synthetic" not in words)
+  # Pictures are needed first; the README tells of them last.
+  return sorted(
+    commands,
+    key=lambda words: not words[2].startswith("data_prep.synthetic"),
+  )
 
 
 @pytest.mark.slow
 def test_every_command_of_the_readme_runs(repo_root, tmp_path):
   readme = (repo_root / "README.md").read_text()
-  folders = {
-    name: tmp_path / name.lower() for name in ("SLIDES", "DATA", "RUN")
-  }
+  folders = {name: tmp_path / name.lower() for name in _PLACES}
   commands = job_commands(readme)
-  assert len(commands) == 6
+  assert len(commands) == 11
   for words in commands:
     for short, smoke in _SMOKE.items():
-      words = [
-        w.replace(f"--config={short}", f"--config={smoke}") for w in words
-      ]
+      words = [re.sub(rf"={short}$", f"={smoke}", word) for word in words]
     for name, folder in folders.items():
-      words = [re.sub(rf"={name}$", f"={folder}", word) for word in words]
+      words = [re.sub(rf"\b{name}\b", str(folder), word) for word in words]
     done = subprocess.run(
       [sys.executable, *words[1:]],
       cwd=repo_root,
