@@ -20,11 +20,12 @@ frames may tell records apart by their times alone, and never look. Then
 `frame_cosine`, of frames of different records, is 1.
 """
 
+import functools
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from wsiseq_jax import parallel
 
@@ -66,8 +67,8 @@ def info_nce(
   carry along.
 
   The batch may be cut over devices. Then each device compares its own rows with
-  all: one all-gather, of the vectors and weights side by side. It has the same
-  value as on one device.
+  all (`parallel.beside_all`): one all-gather, of the vectors and weights side
+  by side. It has the same value as on one device.
 
   Args:
     projected: Two vectors a record, of any length.
@@ -93,40 +94,14 @@ def info_nce(
   """
   b, views, _ = projected.shape
   weight = weight.astype(jnp.float32)
-  projected = parallel.by_rows(projected.astype(jnp.float32))
   # Weights travel with the vectors; by themselves they would cost a second
   # all-gather.
   marks = jnp.broadcast_to(weight[:, None, None], (b, views, 1))
-  everything = parallel.everywhere(jnp.concatenate([projected, marks], axis=-1))
-  vectors, marks = everything[..., :-1], everything[..., -1:]
-  counts = marks[..., 0] > 0
-  if is_standardised:
-    n = jnp.maximum(jnp.sum(marks), 1.0)
-    mean = jnp.sum(vectors * marks, axis=(0, 1), keepdims=True) / n
-    spread = jnp.square(vectors - mean) * marks
-    variance = jnp.sum(spread, axis=(0, 1), keepdims=True) / n
-    scale = jax.lax.rsqrt(variance + 1e-5)
-    vectors, projected = (vectors - mean) * scale, (projected - mean) * scale
-  own, vectors = unit(projected), unit(vectors)
-  cosine = jnp.einsum(
-    "ivp,kup->ivku", own, vectors, precision=jax.lax.Precision.HIGHEST
+  marked = jnp.concatenate([projected.astype(jnp.float32), marks], axis=-1)
+  compare = functools.partial(
+    _compare, temperature=temperature, is_standardised=is_standardised
   )
-  cosine = parallel.by_rows(cosine)
-  record, view = jnp.arange(b), jnp.arange(views)
-  same_record = (record[:, None] == record[None, :])[:, None, :, None]
-  same_view = (view[:, None] == view[None, :])[None, :, None, :]
-  is_self = same_record & same_view
-  is_partner = same_record & ~same_view
-  is_candidate = counts[None, None] & ~is_self
-  logits = cosine / temperature
-  partner = jnp.sum(jnp.where(is_partner, logits, 0.0), axis=(2, 3))
-  # The partner is always a candidate, also in rows that do not count: an empty
-  # sum would be -inf and its gradient no number.
-  others = jnp.where(is_candidate | is_partner, logits, -jnp.inf)
-  loss = jax.nn.logsumexp(others, axis=(2, 3)) - partner
-  is_before = is_candidate & ~is_partner & (logits >= partner[..., None, None])
-  rank = 1.0 + jnp.sum(is_before, axis=(2, 3)).astype(jnp.float32)
-  rank = jax.lax.stop_gradient(rank)
+  loss, rank = parallel.beside_all(compare, marked)
   rows = views * jnp.sum(weight)
 
   def pair(values: Array) -> tuple[Array, Array]:
@@ -138,6 +113,56 @@ def info_nce(
     "top5": pair((rank <= 5).astype(jnp.float32)),
     "rank": pair(rank),
   }
+
+
+def _compare(
+  own: Float[Array, "r v q"],
+  everything: Float[Array, "b v q"],
+  first: Int[Array, ""] | int,
+  temperature: float,
+  is_standardised: bool,
+) -> tuple[Float[Array, "r v"], Float[Array, "r v"]]:
+  """Loss and rank of own views; vectors have their record's weight at the end.
+
+  Args:
+    own: Records first, first + 1, ... of everything.
+    everything: All records.
+    first: See above.
+    temperature: See `info_nce`.
+    is_standardised: See `info_nce`.
+  """
+  r, views, _ = own.shape
+  own, vectors = own[..., :-1], everything[..., :-1]
+  marks = everything[..., -1:]
+  if is_standardised:
+    n = jnp.maximum(jnp.sum(marks), 1.0)
+    mean = jnp.sum(vectors * marks, axis=(0, 1), keepdims=True) / n
+    spread = jnp.square(vectors - mean) * marks
+    variance = jnp.sum(spread, axis=(0, 1), keepdims=True) / n
+    scale = jax.lax.rsqrt(variance + 1e-5)
+    own, vectors = (own - mean) * scale, (vectors - mean) * scale
+  logits = jnp.einsum(
+    "ivp,kup->ivku",
+    unit(own),
+    unit(vectors),
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  logits /= temperature
+  record, view = first + jnp.arange(r), jnp.arange(views)
+  same_record = record[:, None] == jnp.arange(len(everything))[None]
+  same_record = same_record[:, None, :, None]
+  same_view = (view[:, None] == view[None, :])[None, :, None, :]
+  is_partner = same_record & ~same_view
+  counts = (marks[..., 0] > 0)[None, None]
+  is_candidate = counts & ~(same_record & same_view)
+  partner = jnp.sum(jnp.where(is_partner, logits, 0.0), axis=(2, 3))
+  # The partner is always a candidate, also in rows that do not count: an empty
+  # sum would be -inf and its gradient no number.
+  others = jnp.where(is_candidate | is_partner, logits, -jnp.inf)
+  loss = jax.nn.logsumexp(others, axis=(2, 3)) - partner
+  is_before = is_candidate & ~is_partner & (logits >= partner[..., None, None])
+  rank = 1.0 + jnp.sum(is_before, axis=(2, 3)).astype(jnp.float32)
+  return loss, jax.lax.stop_gradient(rank)
 
 
 def cosine_loss(

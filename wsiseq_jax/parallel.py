@@ -108,21 +108,34 @@ def by_rows(x: jax.Array) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
 
 
-def everywhere(x: jax.Array) -> jax.Array:
-  """Activations of the whole batch on every device: one all-gather.
+def beside_all(
+  function: Callable[[jax.Array, jax.Array, Any], Any], rows: jax.Array
+) -> Any:
+  """Lets each device work on its own rows beside those of all: one all-gather.
 
-  What compares each clip with all others needs them all. Gradients of the rows
-  come back as a sum over devices.
+  What compares each clip with all others needs them all. Written out for each
+  device, because the compiler, left to itself, gathers whatever comes after the
+  comparison as well. Gradients of the rows come back as a sum over devices.
 
   Args:
-    x: an array with a leading batch axis, cut over it.
+    function: (own rows, all rows, number of the first own row) → arrays with a
+      leading axis of own rows.
+    rows: an array with a leading batch axis, cut over it.
 
   Returns:
-    The same; unchanged where no mesh is announced (`within`).
+    The results, with a leading batch axis that is cut alike. Where no mesh is
+    announced (`within`) all rows are own rows.
   """
   if jax.sharding.get_abstract_mesh().empty:
-    return x
-  return jax.lax.with_sharding_constraint(x, PartitionSpec())
+    return function(rows, rows, 0)
+
+  def local(own):
+    everything = jax.lax.all_gather(own, BATCH_AXES, tiled=True)
+    first = jax.lax.axis_index(BATCH_AXES) * own.shape[0]
+    return function(own, everything, first)
+
+  spec = PartitionSpec(BATCH_AXES)
+  return jax.shard_map(local, in_specs=spec, out_specs=spec)(rows)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
