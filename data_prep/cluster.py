@@ -47,6 +47,9 @@ PACKAGES = (
   *("protobuf", "pydicom", "scipy", "simplejpeg", "tensorflow-datasets"),
 )
 ATTEMPTS = 2  # workers that an item may take with it
+# As text: a worker that is sent a function of a package that it lacks drops its
+# connection instead of saying so.
+_HELLO = "__import__('data_prep.cluster').cluster._hello({token!r})"
 _LOOK_SECONDS = 0.5  # between two looks at who is there
 _LEAVE_SECONDS = 3.0  # in which the scheduler may still list who is gone
 
@@ -262,7 +265,7 @@ class _Feed:
         continue
       if most < 0 or len(self.workers) < most:
         self.workers[address] = worker = _Worker(address)
-        self._ask(worker, _hello, str(self.token))
+        self._ask(worker, eval, _HELLO.format(token=str(self.token)))
     if not threads:
       self._note(schedulers.waiting_text(self.config))
 
@@ -288,7 +291,9 @@ class _Feed:
         yield from self._lose(worker)
         return
       if not worker.ready:
-        self._refuse(worker.address, error)
+        raise schedulers.refusal(
+          self.config, f"worker {worker.address}", error
+        ) from error
       raise RuntimeError(
         f"a worker failed on item {worker.index}:\n"
         + "".join(traceback.format_exception(error))
@@ -319,20 +324,6 @@ class _Feed:
       )
     worker.ready = True
     self.died_in_hello = 0
-
-  def _refuse(self, address: str, error: BaseException) -> None:
-    """Stops everything: a worker cannot even run our code."""
-    remedy = ""
-    if isinstance(error, ImportError):
-      root = pathlib.Path(__file__).resolve().parents[1]
-      remedy = (
-        f": start the workers from an environment that has this package, or "
-        f"with PYTHONPATH={root}"
-      )
-    raise ValueError(
-      f"config.cluster={self.config['cluster']!r}: worker {address} cannot run "
-      f"data_prep ({type(error).__name__}: {error}){remedy}"
-    ) from error
 
   def _lose(self, worker: _Worker) -> Iterator[Event]:
     """A worker is gone: its item is tried once more, or given up."""

@@ -125,6 +125,32 @@ def waiting_text(config: Mapping[str, Any]) -> str:
   )
 
 
+def refusal(
+  config: Mapping[str, Any], who: str, error: BaseException
+) -> ValueError:
+  """Makes the error of a process that cannot even run our code.
+
+  Args:
+    config: holds `KEYS`.
+    who: names the process.
+    error: what it answered.
+
+  Returns:
+    An error that says what to do.
+  """
+  remedy = ""
+  if isinstance(error, ImportError):
+    root = pathlib.Path(__file__).resolve().parents[1]
+    remedy = (
+      ": start scheduler and workers from an environment that has this "
+      f"package, or with PYTHONPATH={root}"
+    )
+  return ValueError(
+    f"config.cluster is {config['cluster']!r}: {who} cannot run data_prep "
+    f"({type(error).__name__}: {error}){remedy}"
+  )
+
+
 @contextlib.contextmanager
 def _local(
   config: Mapping[str, Any], items: int
@@ -184,6 +210,11 @@ def _existing(
         f" this process has {distributed.__version__}; start it from the same "
         "environment"
       )
+    try:
+      # As text, so that it can be read there; all else that is sent needs this.
+      client.run_on_scheduler(eval, "bool(__import__('data_prep.series'))")
+    except ImportError as error:
+      raise refusal(config, "its scheduler", error) from error
     yield client
 
 

@@ -67,9 +67,7 @@ class Job:
   shape: Shape
   out: str
   config_hash: str
-  deadly: Mapping[str, str] = dataclasses.field(
-    default_factory=dict
-  )
+  deadly: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @property
   def folder(self) -> pathlib.Path:

@@ -125,6 +125,15 @@ def test_workers_must_have_the_same_libraries(tmp_path, monkeypatch):
 
 
 @pytest.mark.multiprocess
+def test_workers_must_have_this_package(tmp_path):
+  without = "import sys; sys.modules['data_prep'] = None"
+  with other_cluster(preload=[without]) as address:
+    config = config_of(cluster=address)
+    with pytest.raises(ValueError, match="cannot run data_prep.*PYTHONPATH="):
+      list(cluster.run(eval, ["1"], config, tmp_path))
+
+
+@pytest.mark.multiprocess
 def test_workers_must_see_the_output(tmp_path, monkeypatch):
   monkeypatch.setattr(pathlib.Path, "touch", lambda self: None)
   with pytest.raises(ValueError, match="does not see .*config.out must be on"):
