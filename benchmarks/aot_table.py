@@ -83,19 +83,34 @@ def measure(row: tuple, known: list[dict]) -> list[dict]:
   return [report.to_dict() for report in reports]
 
 
-def line(name: str, row: dict) -> str:
-  """A line of the printed table."""
-  if not row["fits"]:
-    return f"{name:<30} {row['clips']:>5}  {row['problem']}"
-  return (
-    f"{name:<30} {row['clips']:>5} {row['peak_bytes'] / 2**30:>6.2f} "
-    f"{row['flops'] / 1e12:>7.2f} {row['hbm_bytes'] / 1e9:>7.1f} "
-    f"{row['intensity']:>5.0f} {1e3 * row['compute_seconds']:>8.1f} "
-    f"{1e3 * row['memory_seconds']:>8.1f} {1e3 * row['network_seconds']:>8.1f} "
-    f"{1e3 * row['model_seconds']:>8.1f} "
-    f"{100 * row['model_seconds'] / row['step_seconds']:>4.0f} "
-    f"{row['clips_per_second']:>9,.0f}"
-  )
+COLUMNS = (
+  ("program", lambda name, row: name),
+  ("clips a chip", lambda name, row: f"{row['clips']}"),
+  ("GiB", lambda name, row: f"{row['peak_bytes'] / 2**30:.2f}"),
+  ("TFLOP", lambda name, row: f"{row['flops'] / 1e12:.2f}"),
+  ("GB", lambda name, row: f"{row['hbm_bytes'] / 1e9:.1f}"),
+  ("compute", lambda name, row: f"{1e3 * row['compute_seconds']:.1f}"),
+  ("memory", lambda name, row: f"{1e3 * row['memory_seconds']:.1f}"),
+  ("network", lambda name, row: f"{1e3 * row['network_seconds']:.1f}"),
+  (
+    "MFU",
+    lambda name, row: f"{row['model_seconds'] / row['step_seconds']:.0%}",
+  ),
+  ("clips/s", lambda name, row: f"{row['clips_per_second']:,.0f}"),
+)
+
+
+def markdown(rows: dict[str, list[dict]]) -> str:
+  """The table of all rows that fit, the last report of each."""
+  lines = [
+    "| " + " | ".join(title for title, _ in COLUMNS) + " |",
+    "|---" * len(COLUMNS) + "|",
+  ]
+  for name in ROWS:
+    if name in rows and rows[name][-1]["fits"]:
+      cells = [cell(name, rows[name][-1]) for _, cell in COLUMNS]
+      lines.append("| " + " | ".join(cells) + " |")
+  return "\n".join(lines)
 
 
 def main() -> None:
@@ -116,12 +131,7 @@ def main() -> None:
       "rows": rows,
     }
     results.write_text(json.dumps(values, indent=1) + "\n")
-  print(
-    f"{'':<30} clips    GiB  TFLOP      GB  F/B  compute   memory  network"
-    "    model  MFU   clips/s"
-  )
-  for name in ROWS:
-    print(line(name, rows[name][-1]))
+  print(markdown(rows))
 
 
 if __name__ == "__main__":
