@@ -2,7 +2,8 @@
 #
 #   make demo                          synthetic slides -> out/demo/report
 #   make demo SLIDES=folder OUT=folder the same on your own slides
-#   make test                          all tests
+#   make test                          all tests but those of:
+#   make aot                           compiling for TPUs (needs no TPU)
 #   make lint                          ruff: rules and format
 
 PYTHON ?= python3
@@ -20,7 +21,7 @@ slides := $(or $(SLIDES),$(OUT)/slides)
 run := $(PY) main.py --config=configs/videomae.py:demo \
   --config.workdir=$(OUT)/run --config.data.path=$(OUT)/prep/shards
 
-.PHONY: demo test lint
+.PHONY: demo test aot lint
 
 demo: $(INSTALLED)
 	$(if $(SLIDES),,$(PY) -m data_prep.synthetic --out=$(OUT)/slides --slides=6)
@@ -34,10 +35,13 @@ demo: $(INSTALLED)
 	  --config.report.out=$(OUT)/report
 	@echo "Open $(OUT)/report/index.html in a browser."
 
+test: $(INSTALLED)
+	$(PY) -m pytest -n 2 -m "not aot" $(TESTS)
+
 # The compiler for TPU lies beside the environment: within it, every other
 # program would look for a TPU first.
-test: $(INSTALLED) $(LIBTPU)/.installed
-	PYTHONPATH=$(LIBTPU) $(PY) -m pytest -n 2 $(TESTS)
+aot: $(INSTALLED) $(LIBTPU)/.installed
+	PYTHONPATH=$(LIBTPU) $(PY) -m pytest -n 2 -m aot $(TESTS)
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .

@@ -202,7 +202,7 @@ def test_every_preset_compiles(preset):
   assert report.fits, report.problem
   # The kernels compute the scores once more; the crop runs in three passes.
   assert report.flops >= report.model_flops
-  if config.model.remat == "none" and preset != "demo":
+  if config.model.remat == "none" and "demo" not in preset:
     assert report.flops < 1.3 * report.model_flops
   if config.mesh.fsdp == 1:
     # Weights are whole on each chip: gradients are summed, nothing else moves.
