@@ -37,10 +37,6 @@ from ml_collections import ConfigDict, config_flags
 from wsiseq_jax import checkpoint, sweep_plan, sweep_tables, writers
 from wsiseq_jax.sweep_plan import Run
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "The sweep: configs/sweep.py or a copy, and a preset.",
-  lock_config=True,
-)  # fmt: skip
 _MAIN = pathlib.Path(__file__).resolve().parents[1] / "main.py"
 
 DONE, FAILED, STOPPED, ELSEWHERE, WAITING = (
@@ -397,11 +393,16 @@ def main(_: list[str]) -> None:
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
   try:
-    sys.exit(sweep(_CONFIG.value))
+    sys.exit(sweep(flags.FLAGS.config))
   except (ValueError, FileNotFoundError) as error:
     sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
+  # Not when imported: main.py has a flag of this name.
+  config_flags.DEFINE_config_file(
+    "config", None, "The sweep: configs/sweep.py or a copy, and a preset.",
+    lock_config=True,
+  )  # fmt: skip
   flags.mark_flag_as_required("config")
   app.run(main)
