@@ -36,12 +36,12 @@ demo: $(INSTALLED)
 	@echo "Open $(OUT)/report/index.html in a browser."
 
 test: $(INSTALLED)
-	$(PY) -m pytest -n 2 -m "not aot" $(TESTS)
+	$(PY) -m pytest -n 2 --dist worksteal -m "not aot" $(TESTS)
 
 # The compiler for TPU lies beside the environment: within it, every other
 # program would look for a TPU first.
 aot: $(INSTALLED) $(LIBTPU)/.installed
-	PYTHONPATH=$(LIBTPU) $(PY) -m pytest -n 2 -m aot $(TESTS)
+	PYTHONPATH=$(LIBTPU) $(PY) -m pytest -n 2 --dist worksteal -m aot $(TESTS)
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .

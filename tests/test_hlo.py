@@ -99,6 +99,29 @@ def test_collective_in_a_fusion_is_counted():
   assert collectives["all-gather"] == (4, 4 * 16 * 128 * 4)
 
 
+def test_collective_beside_other_work_is_counted_once():
+  """The compiler writes it into the fusions that start, run and end it."""
+  gather = "%g = f32[16,128]{1,0} all-gather(%p2), channel_id=7, dimensions={0}"
+  text = LOOP.replace(
+    "%zero = s32[] constant(0)", f"%zero = s32[] constant(0)\n  {gather}"
+  )
+  fused = text[text.index("%fused") : text.index("%body")]
+  call = "  %updated = f32[8,8,128]{2,1,0:T(8,128)} fusion(%table, %i, %new), "
+  call += "kind=kLoop, calls=%fused\n"
+  assert call in text
+  ends = {"%fused": "%ending", "%updated": "%ended"}
+  for part in (fused, call):
+    second = part
+    for old, new in ends.items():
+      second = second.replace(old, new)
+    text = text.replace(part, part + second)
+  collectives = hlo_costs.costs(text).collectives
+  assert collectives["all-gather"] == (4, 4 * 16 * 128 * 4)
+  # Another channel is another collective.
+  two = text.replace("channel_id=7", "channel_id=8", 1)
+  assert hlo_costs.costs(two).collectives["all-gather"][0] == 8
+
+
 def test_batched_product_as_convolution():
   """A window of 12 with dilation 12 meets one element: heads are a batch."""
   text = """

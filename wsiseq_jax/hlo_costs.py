@@ -151,14 +151,22 @@ def _read_elements(program: Program, inner: Computation, number: int) -> int:
 
 def _collectives(
   program: Program, computation: Computation, item: Instruction
-) -> Iterator[tuple[str, float]]:
-  """Kind and bytes of the collectives in an instruction, fused or not."""
+) -> Iterator[tuple[str, str, float]]:
+  """Name, kind and bytes of the collectives in an instruction, fused or not.
+
+  A collective that runs beside other work is written into several fusions, its
+  start, the work, and its end: it goes by its channel and its size, which they
+  share. (Collectives that the compiler has put together share a channel only.)
+  """
   if item.collective:
-    yield item.collective, collective_bytes(program, computation, item)
+    name = f"{computation.name}/{item.name}"
+    yield name, item.collective, collective_bytes(program, computation, item)
   elif item.opcode == "fusion":
     inner = program.computations[item.called("calls")]
     for fused in inner.instructions.values():
-      yield from _collectives(program, inner, fused)
+      channel = re.search(r"channel_id=(\d+)", fused.attributes)
+      for name, kind, sent in _collectives(program, inner, fused):
+        yield f"{channel.group(1)}/{sent}" if channel else name, kind, sent
 
 
 def collective_bytes(
@@ -331,19 +339,23 @@ def costs(text: str) -> Costs:
   """
   program = Program(text)
   flops, mxu, moved = 0, 0, 0.0
-  collectives: dict[str, tuple[int, float]] = {}
+  once: dict[tuple[str, str], tuple[int, float]] = {}
   kernels = []
   for computation, item, times in program.walk():
     flops += times * matrix_flops(program, computation, item)
     mxu += times * matrix_flops(program, computation, item, count_passes=True)
     size = hbm_bytes(program, computation, item)
     moved += times * size
-    for kind, sent in _collectives(program, computation, item):
-      count, total = collectives.get(kind, (0, 0.0))
-      collectives[kind] = (count + times, total + times * sent)
+    for name, kind, sent in _collectives(program, computation, item):
+      before = once.get((kind, name), (0, 0.0))
+      once[kind, name] = max(before, (times, sent))
     if item.opcode == "custom-call" and item.target == KERNEL_TARGET:
       operands = program.operand_shapes(computation, item)
       kernels.append(Kernel(_kernel_name(item), times, size, operands))
+  collectives: dict[str, tuple[int, float]] = {}
+  for (kind, _), (times, sent) in once.items():
+    count, total = collectives.get(kind, (0, 0.0))
+    collectives[kind] = (count + times, total + times * sent)
   return Costs(flops, mxu, moved, collectives, tuple(kernels))
 
 
