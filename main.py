@@ -5,7 +5,9 @@ r"""Runs an experiment: trains, evaluates, embeds, probes, or writes a report.
 
 `config.job` is train (the default), evaluate, embed, report or aot; all take
 the same config, and evaluate, embed and report what training left in the
-workdir. The job `probe` has a config of its own, `configs/probe.py`:
+workdir. Other jobs have configs of their own: `configs/probe.py`, and for
+slides with labels `configs/embed_tiles.py`, `configs/mil.py` and
+`configs/mil_report.py`. For example:
 
     python main.py --config=configs/probe.py --config.workdir=PROBE \
         --config.checkpoint.path=RUN --config.data.path=DATA
@@ -53,9 +55,9 @@ def main(_: list[str]) -> None:
   launch.start(saves_on_sigterm=config.job == "train")
   with launch.ending_together():
     try:
-      if config.job != "probe":  # which has a config of its own
+      if config.job not in configs.OWN_CONFIGS:
         configs.validate(config, tasks.get(config.task).CHECKS)
-      if config.data.path == "synthetic":
+      if config.data.get("path") == "synthetic":
         maker = smoke_labels if config.job == "probe" else smoke_data
         folder = pathlib.Path(config.workdir, "data")
         with launch.main_first("synthetic data"):

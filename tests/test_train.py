@@ -10,32 +10,12 @@ import time
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from tests import small_run
 from wsiseq_jax import evaluate, launch, parallel, train, writers
 from wsiseq_jax.data import loader
 from wsiseq_jax.data import source as sources
 from wsiseq_jax.tasks import videomae
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-  """Runs of this file share programs; compiling them is most of the time."""
-  folder = str(tmp_path_factory.mktemp("compiled"))
-  names = (
-    ("jax_compilation_cache_dir", folder),
-    ("jax_persistent_cache_min_compile_time_secs", 0.2),
-    ("jax_persistent_cache_min_entry_size_bytes", -1),
-  )
-  before = [(name, getattr(jax.config, name)) for name, _ in names]
-  for name, value in names:
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-  yield
-  for name, value in before:
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,19 @@ JOBS: Mapping[str, tuple[str, str]] = {
   "report": ("wsiseq_jax.evals.report_job", "report_job"),
   "probe": ("wsiseq_jax.probe", "probe"),
   "aot": ("wsiseq_jax.aot", "aot"),
+  "embed_tiles": ("wsiseq_jax.embed_tiles", "run"),
+  "mil": ("wsiseq_jax.mil.job", "mil"),
+  "mil_predict": ("wsiseq_jax.mil.predict", "mil_predict"),
+  "mil_report": ("wsiseq_jax.mil.report_job", "mil_report"),
+}
+
+# Jobs that are no part of a pretraining experiment: each checks its own config.
+OWN_CONFIGS: Mapping[str, str] = {
+  "probe": "configs/probe.py",
+  "embed_tiles": "configs/embed_tiles.py",
+  "mil": "configs/mil.py",
+  "mil_predict": "configs/mil.py",
+  "mil_report": "configs/mil_report.py",
 }
 
 # Keys that may differ between a checkpoint and the run that resumes it: where
@@ -154,7 +167,7 @@ def _rules(value: Any) -> str | None:
 
 
 COMMON: Mapping[str, Check] = {
-  "job": one_of(*JOBS),
+  "job": one_of(*(job for job in JOBS if job not in OWN_CONFIGS)),
   "task": text(),
   "workdir": text(),
   "seed": integer(0),

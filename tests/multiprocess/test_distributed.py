@@ -72,8 +72,6 @@ class Launcher:
       environ = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(2 // processes),
-        "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         "PYTHONPATH": str(self.root),
         "RECORD": str(record),
         # One process needs no time to be disturbed in.
