@@ -1,0 +1,400 @@
+"""Vision transformers as pathology's foundation models have them; inference.
+
+    pixels [b,h,w,3] --patches--> linear + position [b,n,d]
+      --class token, registers in front--> blocks, LayerNorm --> pooling [b,e]
+
+One model with switches serves them all (`ViTSpec`); `PRESETS` is the table of
+those with a name. They are timm's `VisionTransformer` and Hugging Face's `ViT`,
+`Dinov2` and `Dinov2WithRegisters`; `encoder_weights` reads the files of each.
+
+Blocks are those of `vit`, stacked and scanned, with other insides: one matrix
+for query, key and value (with a bias on all three, or none), LayerScale at the
+end of both branches, and SwiGLU in place of the GELU MLP:
+
+    down(silu(a) b),  a and b the halves of up(x)
+
+Libraries differ in what they add positions to. Here the class token and the
+registers are stored with their positions already added (`prefix`), so that all
+of them are one case: only patches have a position table.
+
+References: Dosovitskiy et al., ViT, 2021. Oquab et al., DINOv2, 2024. Darcet et
+al., Vision transformers need registers, 2024. Touvron et al., Going deeper with
+image transformers (LayerScale), 2021. Shazeer, GLU variants, 2020.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from wsiseq_jax.data import augment
+from wsiseq_jax.models import attention, tokens, vit
+
+MLPS = ("gelu", "swiglu")
+POOLINGS = ("class", "mean", "class_mean")
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTSpec:
+  """Shape and numerics of a tile encoder.
+
+  Attributes:
+    patch_px: Side of a patch.
+    width: Channels.
+    depth: Blocks.
+    heads: Attention heads; must divide `width`.
+    mlp: 'gelu' or 'swiglu'.
+    mlp_width: Hidden channels of the MLP; of SwiGLU those after the product,
+      half of what timm derives from `mlp_ratio`.
+    registers: Tokens beside the class token that no position belongs to.
+    layer_scale: Whether branches end in a factor for each channel.
+    qkv_bias: Whether query, key and value have a bias.
+    tile_px: Side of the tiles to be encoded.
+    trained_px: Side of the tiles that the file's position table belongs to; 0
+      for `tile_px`. If they differ the table is resampled when it is loaded.
+    pooling: 'class' token; 'mean' of patch tokens; 'class_mean', both side by
+      side (Virchow). Registers are never looked at.
+    norm_eps: Added to the variance in LayerNorm.
+    mean: Channel means that pixels in [0, 1] were normalised by in training.
+    std: Channel deviations, likewise.
+    dtype: Compute dtype, 'float32' or 'bfloat16'.
+    attention_kernel: See `attention.attend`.
+
+  Raises:
+    ValueError: At construction, naming the config key that cannot be.
+
+  Example:
+    >>> PRESETS["virchow2"].features, PRESETS["dinov2_small_14"].trained_grid
+    (2560, 37)
+  """
+
+  patch_px: int
+  width: int
+  depth: int
+  heads: int
+  mlp_width: int
+  mlp: str = "gelu"
+  registers: int = 0
+  layer_scale: bool = True
+  qkv_bias: bool = True
+  tile_px: int = 224
+  trained_px: int = 0
+  pooling: str = "class"
+  norm_eps: float = 1e-6
+  mean: tuple[float, ...] = augment.IMAGENET_MEAN
+  std: tuple[float, ...] = augment.IMAGENET_STD
+  dtype: str = "float32"
+  attention_kernel: str = "auto"
+
+  def __post_init__(self):
+    for key in ("tile_px", "trained_px"):
+      side = getattr(self, key)
+      if side % self.patch_px or side < 0 or (key == "tile_px" and side == 0):
+        raise ValueError(
+          f"config.encoder.{key} = {side}: must be a multiple of the patches "
+          f"of {self.patch_px} px"
+        )
+    choices = dict(mlp=MLPS, pooling=POOLINGS, dtype=DTYPES)
+    choices["attention_kernel"] = attention.KERNELS
+    for key, allowed in choices.items():
+      if getattr(self, key) not in allowed:
+        raise ValueError(
+          f"config.encoder.{key} = {getattr(self, key)!r}: must be one of "
+          f"{allowed}"
+        )
+    if self.width % self.heads:
+      raise ValueError(f"a width of {self.width} for {self.heads} heads")
+
+  @property
+  def grid(self) -> int:
+    """Patches along each side of a tile."""
+    return self.tile_px // self.patch_px
+
+  @property
+  def trained_grid(self) -> int:
+    """Patches along each side of what positions were trained for."""
+    return (self.trained_px or self.tile_px) // self.patch_px
+
+  @property
+  def features(self) -> int:
+    """Features of a tile."""
+    return self.width * (2 if self.pooling == "class_mean" else 1)
+
+
+def _spec(patch_px, width, depth, heads, mlp_width=0, **more):
+  """One row of the table; the MLP is four times as wide unless said."""
+  return ViTSpec(patch_px, width, depth, heads, mlp_width or 4 * width, **more)
+
+
+_BIOPTIMUS = dict(
+  mean=(0.707223, 0.578729, 0.703617), std=(0.211883, 0.230117, 0.177517)
+)
+_SWIGLU = dict(mlp="swiglu")
+_DINOV2 = dict(trained_px=518)
+_REG4 = dict(trained_px=518, registers=4)
+
+# Shapes, not weights: those are the user's to get, under their own licences.
+PRESETS: dict[str, ViTSpec] = {
+  "vit_small_16": _spec(16, 384, 12, 6, layer_scale=False),
+  "vit_base_16": _spec(16, 768, 12, 12, layer_scale=False),
+  # With LayerScale, unlike the two above: UNI.
+  "vit_large_16": _spec(16, 1024, 24, 16),
+  "dinov2_small_14": _spec(14, 384, 12, 6, **_DINOV2),
+  "dinov2_base_14": _spec(14, 768, 12, 12, **_DINOV2),
+  "dinov2_large_14": _spec(14, 1024, 24, 16, **_DINOV2),
+  "dinov2_giant_14": _spec(14, 1536, 40, 24, 4096, **_DINOV2, **_SWIGLU),
+  "dinov2_small_14_reg4": _spec(14, 384, 12, 6, **_REG4),
+  "dinov2_base_14_reg4": _spec(14, 768, 12, 12, **_REG4),
+  "dinov2_large_14_reg4": _spec(14, 1024, 24, 16, **_REG4),
+  "dinov2_giant_14_reg4": _spec(14, 1536, 40, 24, 4096, **_REG4, **_SWIGLU),
+  # A Hugging Face ViT, and a Dinov2 (patches of 16).
+  "phikon": _spec(16, 768, 12, 12, layer_scale=False, norm_eps=1e-12),
+  "phikon_v2": _spec(16, 1024, 24, 16),
+  "uni2_h": _spec(14, 1536, 24, 24, 4096, registers=8, **_SWIGLU),
+  "virchow": _spec(14, 1280, 32, 16, 3416, pooling="class_mean", **_SWIGLU),
+  "virchow2": _spec(
+    14, 1280, 32, 16, 3416, registers=4, pooling="class_mean", **_SWIGLU
+  ),
+  "h_optimus_0": _spec(
+    14, 1536, 40, 24, 4096, registers=4, **_BIOPTIMUS, **_SWIGLU
+  ),
+  "gigapath": _spec(16, 1536, 40, 24, 4096, **_SWIGLU),
+}
+
+
+def _linear(inner: int, outer: int, spec: ViTSpec, rngs, use_bias=True):
+  return nnx.Linear(
+    inner,
+    outer,
+    use_bias=use_bias,
+    kernel_init=nnx.initializers.xavier_uniform(),
+    dtype=jnp.dtype(spec.dtype),
+    rngs=rngs,
+  )
+
+
+class _Branch(nnx.Module):
+  """End of a residual branch: LayerScale, where there is one."""
+
+  def __init__(self, spec: ViTSpec):
+    # Small factors, the usual start, would make random blocks do nothing.
+    self.scale = nnx.Param(jnp.ones(spec.width)) if spec.layer_scale else None
+
+  def _end(self, rows: Array, shape: tuple[int, ...]) -> Array:
+    if self.scale is not None:
+      rows = rows * self.scale[...].astype(rows.dtype)[None]
+    return rows.reshape(shape)
+
+
+class Attention(_Branch):
+  """Multi-head self-attention; query, key and value come from one matrix."""
+
+  def __init__(self, spec: ViTSpec, rngs: nnx.Rngs):
+    super().__init__(spec)
+    self.qkv = _linear(spec.width, 3 * spec.width, spec, rngs, spec.qkv_bias)
+    self.out = _linear(spec.width, spec.width, spec, rngs)
+    self.heads = spec.heads
+    self.kernel = spec.attention_kernel
+
+  def __call__(
+    self, x: Float[Array, "b n d"], mask: None = None
+  ) -> Float[Array, "b n d"]:
+    """Mixes tokens. All see all: `mask` is there for `vit.Block` alone."""
+    b, n, d = x.shape
+    qkv = self.qkv(x.reshape(b * n, d)).reshape(b, n, 3, self.heads, -1)
+    mixed = attention.attend(*(qkv[:, :, i] for i in range(3)), self.kernel)
+    return self._end(self.out(mixed.reshape(b * n, d)), x.shape)
+
+
+class Mlp(_Branch):
+  """GELU MLP, or SwiGLU with both of its inputs in one matrix."""
+
+  def __init__(self, spec: ViTSpec, rngs: nnx.Rngs):
+    super().__init__(spec)
+    self.is_gated = spec.mlp == "swiglu"
+    hidden = spec.mlp_width * (2 if self.is_gated else 1)
+    self.up = _linear(spec.width, hidden, spec, rngs)
+    self.down = _linear(spec.mlp_width, spec.width, spec, rngs)
+
+  def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    """Transforms each token by itself."""
+    hidden = self.up(x.reshape(-1, x.shape[-1]))
+    if self.is_gated:
+      gate, value = jnp.split(hidden, 2, axis=-1)
+      hidden = jax.nn.silu(gate) * value
+    else:
+      hidden = vit.gelu(hidden)
+    return self._end(self.down(hidden), x.shape)
+
+
+class TileBlock(vit.Block):
+  """The pre-norm block of `vit` with this module's branches."""
+
+  def __init__(self, spec: ViTSpec, rngs: nnx.Rngs):
+    make_norm = functools.partial(
+      vit.make_norm, spec.width, spec.norm_eps, spec.dtype, rngs
+    )
+    self.attention_norm = make_norm()
+    self.attention = Attention(spec, rngs)
+    self.mlp_norm = make_norm()
+    self.mlp = Mlp(spec, rngs)
+
+
+def _make_blocks(spec: ViTSpec, rngs: nnx.Rngs) -> TileBlock:
+  """A block whose parameters have a leading layer axis, as `vit` has them."""
+  keys = jax.random.split(rngs.params(), spec.depth)
+
+  def make_params(key):
+    return nnx.state(TileBlock(spec, nnx.Rngs(params=key)), nnx.Param)
+
+  shape = nnx.eval_shape(lambda: TileBlock(spec, nnx.Rngs(0)))
+  return nnx.merge(nnx.graphdef(shape), jax.vmap(make_params)(keys))
+
+
+class TileViT(nnx.Module):
+  """The encoder.
+
+  Args:
+    spec: Shape and numerics.
+    rngs: Source of the initial parameters, stream `params`.
+  """
+
+  def __init__(self, spec: ViTSpec, rngs: nnx.Rngs):
+    def table(n: int) -> nnx.Param:
+      return nnx.Param(0.02 * jax.random.normal(rngs.params(), (n, spec.width)))
+
+    self.patch = _linear(3 * spec.patch_px**2, spec.width, spec, rngs)
+    self.prefix = table(1 + spec.registers)
+    self.pos_embed = table(spec.grid**2)
+    self.blocks = _make_blocks(spec, rngs)
+    self.norm = vit.make_norm(spec.width, spec.norm_eps, "float32", rngs)
+    self.spec = spec
+
+  def __call__(
+    self, pixels: Float[Array, "b h w 3"]
+  ) -> tuple[Float[Array, "b e"], dict[str, Array]]:
+    """Encodes tiles.
+
+    Args:
+      pixels: Normalised tiles.
+
+    Returns:
+      Features, float32, pooled as the spec says; and what they come from, after
+      the last LayerNorm: `class` [b, d], `registers` [b, r, d], `patches`
+      [b, n, d], by row and column.
+
+    Raises:
+      ValueError: Tiles are not those of the spec.
+    """
+    spec = self.spec
+    if pixels.shape[1:3] != (spec.tile_px, spec.tile_px):
+      raise ValueError(
+        f"config.encoder.tile_px = {spec.tile_px}: tiles of (h, w) = "
+        f"{pixels.shape[1:3]} px were given"
+      )
+    patches = tokens.patchify(
+      pixels[:, None].astype(spec.dtype), (1, spec.patch_px, spec.patch_px)
+    )
+    x = self.patch(patches) + self.pos_embed[...].astype(spec.dtype)[None]
+    prefix = self.prefix[...].astype(spec.dtype)[None]
+    prefix = jnp.broadcast_to(prefix, (len(x), *prefix.shape[1:]))
+    x = jnp.concatenate([prefix, x], axis=1)
+    x = self.norm(vit.run_blocks(self.blocks, x, remat="none"))
+    out = {
+      "class": x[:, 0],
+      "registers": x[:, 1 : 1 + spec.registers],
+      "patches": x[:, 1 + spec.registers :],
+    }
+    pooled = {
+      "class": [out["class"]],
+      "mean": [out["patches"].mean(axis=1)],
+      "class_mean": [out["class"], out["patches"].mean(axis=1)],
+    }
+    return jnp.concatenate(pooled[spec.pooling], axis=-1), out
+
+
+@functools.lru_cache(maxsize=8)
+def _graphdef(spec: ViTSpec) -> Any:
+  return nnx.graphdef(nnx.eval_shape(lambda: TileViT(spec, nnx.Rngs(0))))
+
+
+def init_params(spec: ViTSpec, key: Key[Array, ""]) -> dict[str, Any]:
+  """Random parameters, a nested dictionary; layers are stacked."""
+  model = TileViT(spec, nnx.Rngs(params=key))
+  return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def apply(
+  params: dict[str, Any], spec: ViTSpec, pixels: Float[Array, "b h w 3"]
+) -> Float[Array, "b e"]:
+  """Features of normalised tiles; see `TileViT`."""
+  return nnx.merge(_graphdef(spec), params)(pixels)[0]
+
+
+def resample_positions(
+  table: Float[np.ndarray, "n d"], old: int, new: int, antialias: bool
+) -> Float[np.ndarray, "m d"]:
+  """Interpolates a position table from one square grid to another.
+
+  Bicubic along both axes with cell centres aligned, as PyTorch does it:
+
+  - with antialias (timm, Hugging Face's Dinov2WithRegisters) the cubic has
+    a = -1/2 and is widened where the grid shrinks; weights of cells outside
+    are shared among those inside;
+  - without (Hugging Face's ViT and Dinov2) it has a = -3/4, sees four cells,
+    and the edge goes on outside.
+
+  Deviation: the first DINOv2 release scales by (new + 0.1) / old, a remedy for
+  rounding that Hugging Face's port and the models with registers do without.
+
+  Args:
+    table: Positions by row and column, n = old².
+    old: Cells along each side.
+    new: Cells wanted along each side.
+    antialias: See above.
+
+  Returns:
+    The new table, float32; the same values if the grids are equal.
+
+  Raises:
+    ValueError: The table does not have old² rows.
+
+  Example:
+    >>> table = np.repeat(np.arange(4.0), 4)[:, None]  # grows downwards
+    >>> resampled = resample_positions(table, 4, 2, antialias=True)
+    >>> [round(float(x), 3) for x in resampled[:, 0]]
+    [0.587, 0.587, 2.413, 2.413]
+  """
+  if len(table) != old**2:
+    raise ValueError(f"{len(table)} positions are no grid of {old} x {old}")
+  if old == new:
+    return table.astype(np.float32)
+  weights = _cubic_weights(old, new, antialias)
+  cells = table.astype(np.float64).reshape(old, old, -1)
+  cells = np.einsum("ih,jw,hwd->ijd", weights, weights, cells)
+  return cells.reshape(new**2, -1).astype(np.float32)
+
+
+def _cubic_weights(old: int, new: int, antialias: bool) -> np.ndarray:
+  """Weights `[new, old]` of cubic interpolation along one axis."""
+  a = -0.5 if antialias else -0.75
+  reach = max(old / new, 1.0) if antialias else 1.0
+  centre = (np.arange(new) + 0.5) * old / new
+  # Cells beyond the edges are there to be folded back or left out.
+  cell = np.arange(-2, old + 2)
+  x = np.abs(cell[None] + 0.5 - centre[:, None]) / reach
+  near = ((a + 2) * x - (a + 3)) * x**2 + 1
+  far = a * (((x - 5) * x + 8) * x - 4)
+  weight = np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+  inside = weight[:, 2:-2]
+  if antialias:
+    return inside / inside.sum(axis=1, keepdims=True)
+  inside[:, 0] += weight[:, :2].sum(axis=1)
+  inside[:, -1] += weight[:, -2:].sum(axis=1)
+  return inside
