@@ -1,0 +1,133 @@
+r"""Slides through a tile encoder: one feature file a slide, for attention MIL.
+
+    python main.py --config=configs/embed_tiles.py:resnet50 \
+        --config.data.slides=/data/slides --config.workdir=FEATURES \
+        --config.encoder.weights=resnet50.pth
+
+`--config.data.slides` takes a file, a folder, a glob, a CSV, or several with
+commas between them. A CSV has the columns `slide_id, filename, case_id, label,
+mpp`, and if wanted `split`, `mask` and `tissue_<parameter>`; see
+`data_prep/inputs.py` for the names it also understands.
+
+Tiles are cut at exactly `tiles.mpp` micrometres a pixel (20x is about 0.5, 40x
+about 0.25) on a regular grid, kept where at least `tiles.min_tissue` of their
+area is tissue, and go from the slide through the encoder with no files in
+between. Their side in pixels is the encoder's.
+
+Written to the workdir, which belongs to one encoder:
+
+  features/<slide_id>.h5     in the layout of CLAM and TRIDENT: `features` f32
+                             [tiles, width], `coords` int64 [tiles, 2], level-0
+                             px, top-left; see wsiseq_jax/data/feature_files.py
+  slides.csv                 every slide: case, label, state, tiles, scale,
+                             seconds, share of these waiting for the slide
+  errors.csv                 every slide or place in a slide that could not be
+                             used, and why
+  thumbnails/, qc/           each slide; each with its tissue and its tiles
+
+A slide without tissue is a result: a file with no row, `no_tissue` in the
+table. A damaged place costs the tiles that touch it, and is listed; a slide
+that loses more than `tiles.max_bad_share` of its tiles is refused.
+
+Stop it at any moment and start it again: finished slides are skipped. A slide
+is done again if its file, the encoder's weights or a setting that shapes its
+features changed; labels and cases may be corrected without.
+
+Exit code: 0 all slides fine ("no tissue" is fine); 3 finished, but errors.csv
+has rows; 1 no slide could be used, or the call is wrong.
+
+Many machines: each takes its share with `--config.data.part=3/8`, all in one
+workdir; then once more without it, which finds everything finished and writes
+the tables of all. Several GPUs of one machine share each batch.
+
+Presets:
+
+  resnet50_trunc  the default: 1024-d, what CLAM's features are
+  resnet50        2048-d
+  vit             UNI's architecture; any other by --config.encoder.name, such
+                  as virchow2, phikon_v2 or h_optimus_0
+  run             an encoder of sequences trained here, at its own scale:
+                  --config.encoder.checkpoint=RUN
+  smoke           a tiny random encoder on three synthetic slides, seconds
+
+Weights are the user's: no download is tried. Encoders look at tiles of the
+scale they were trained at; most pathology models want 0.5 um/px.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+PRESETS = ("resnet50_trunc", "resnet50", "vit", "run", "smoke")
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  """The settings of a preset.
+
+  Args:
+    arg: what follows the colon of `--config=configs/embed_tiles.py:`.
+
+  Returns:
+    The settings, locked: unknown keys are errors.
+
+  Raises:
+    ValueError: there is no such preset.
+  """
+  preset = common.choose(arg, PRESETS)
+  config = ConfigDict(
+    {
+      "job": "embed_tiles",
+      "workdir": "",
+      "data": {
+        "slides": "",  # 'synthetic' makes three small ones
+        "table": "",  # a CSV that describes slides named in `slides`
+        "part": "1/1",  # '3/8': the third of eight machines
+        "batch_size": 64,  # tiles on all devices together
+        "threads": 8,  # that decode
+      },
+      "tiles": {
+        "mpp": 0.5,  # um per pixel, met exactly; 0 = a run's own
+        "overlap_px": 0,  # of neighbours
+        "min_tissue": 0.25,  # share of a tile
+        "anchor": "level0",  # the grid begins at (0, 0); or 'bounds'
+        "mpp_tolerance": 0.02,  # how much finer than the scan `mpp` may be
+        "allow_upsampling": False,
+        "default_mpp": 0.0,  # for slides that state none; 0 = refuse them
+        "reader": "auto",  # 'openslide': read everything through OpenSlide
+        "max_bad_share": 0.1,  # of a slide's tiles that may be unreadable
+      },
+      "tissue": {
+        "method": "guarded",  # guarded, hsd or hsv_otsu
+        "thumbnail_px": 2048,  # longest side of what the mask is made of
+      },
+      # See wsiseq_jax/encoders.py, which also has the names.
+      "encoder": {
+        "name": "resnet50_trunc",
+        "weights": "",  # a .safetensors, or what torch.save wrote
+        "random_weights": False,  # a baseline, to be asked for
+        "seed": 0,  # of random weights
+        "dtype": "",  # '' = float32; bfloat16 is faster on accelerators
+        "tile_px": 0,  # 0 = the encoder's own
+        "trained_px": 0,  # ViT: tiles of the file's positions; 0 = the preset's
+        "pooling": "",  # ViT; '' = the preset's
+        "mean": (),  # of the normalisation; () = the encoder's own
+        "std": (),
+        "attention_kernel": "auto",
+        "checkpoint": "",  # run: its workdir
+        "frames": 1,  # run: 1 = a still clip, or the frames of the run
+        "data": "",  # run with a drift: its shards, if they were moved
+      },
+    }
+  )
+  if preset in ("resnet50", "run"):
+    config.encoder.name = preset
+  if preset == "vit":
+    config.encoder.name = "vit_large_16"
+  if preset == "run":
+    config.tiles.mpp = 0.0
+  if preset == "smoke":
+    config.encoder.update({"random_weights": True, "tile_px": 32})
+    config.data.update({"slides": "synthetic", "batch_size": 16, "threads": 2})
+    config.tiles.mpp = 2.0
+    config.tissue.thumbnail_px = 256
+  return config.lock()
