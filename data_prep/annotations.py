@@ -1,0 +1,400 @@
+"""What people drew on slides: ASAP XML, QuPath GeoJSON, mask pictures.
+
+Polygons are in level-0 pixels; their groups say what they mean:
+
+- Camelyon16 (ASAP XML): `_0`, `_1` and `Tumor` are tumour; `_2` and
+  `Exclusion` were cut out of a tumour again. Camelyon17 says `metastases` and
+  `normal`.
+- QuPath (GeoJSON): the name of the classification, '' where there is none.
+
+Any other group is an error that lists it, since a group left out unseen is a
+lesion that is missing. Exclusions are drawn last: what lies in one is out, also
+where a tumour polygon lies within it, as in the masks of the challenge.
+
+References:
+  Litjens et al. 2018, "1399 H&E-stained sentinel lymph node sections of breast
+  cancer patients: the CAMELYON dataset", GigaScience 7(6).
+  GeoJSON: RFC 7946.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+from xml.etree import ElementTree
+
+import cv2
+import numpy as np
+import tifffile
+from jaxtyping import Bool, Float, Shaped
+
+INCLUDE = ("_0", "_1", "Tumor", "tumor", "Tumour", "tumour", "metastases")
+EXCLUDE = ("_2", "Exclusion", "exclusion", "normal")
+Number = int | float | np.integer | np.floating
+# Shapes of ASAP that have an area.
+_AREAS = ("Polygon", "Spline", "Rectangle")
+_MAX_MASK_PX = 4_000_000_000
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Polygon:
+  """One drawn shape.
+
+  Attributes:
+    name: what the file calls it.
+    group: its group or class.
+    rings: the outline, then holes; [n 2] x, y in level-0 pixels, not closed.
+  """
+
+  name: str
+  group: str
+  rings: tuple[Float[np.ndarray, "_ 2"], ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Annotations:
+  """The annotations of one slide.
+
+  Attributes:
+    include: what is drawn.
+    exclude: what is cut out of it.
+    skipped: one sentence for each thing without an area (points, lines).
+  """
+
+  include: tuple[Polygon, ...]
+  exclude: tuple[Polygon, ...]
+  skipped: tuple[str, ...]
+
+
+def read(
+  path: str | os.PathLike,
+  *,
+  include: Sequence[str] = INCLUDE,
+  exclude: Sequence[str] = EXCLUDE,
+  ignore: Sequence[str] = (),
+  bounds_xy: tuple[Number, Number] = (0, 0),
+) -> Annotations:
+  """Reads an ASAP XML or a QuPath GeoJSON file.
+
+  Args:
+    path: `.xml`, or `.geojson` / `.json`.
+    include: groups that are drawn.
+    exclude: groups that are cut out.
+    ignore: groups that are left alone.
+    bounds_xy: where the file's origin lies in level-0 pixels. QuPath counts
+      from the corner of the scanned part (OpenSlide's `bounds-x`, `bounds-y`),
+      ASAP from (0, 0).
+
+  Returns:
+    The polygons, in the order of the file.
+
+  Raises:
+    ValueError: not such a file, a group that is none of the three, or
+      coordinates that are not numbers.
+  """
+  path = pathlib.Path(path)
+  readers = {".xml": _asap, ".geojson": _geojson, ".json": _geojson}
+  if path.suffix.lower() not in readers:
+    raise ValueError(
+      f"{path}: annotations are read from {', '.join(readers)} files"
+    )
+  polygons, skipped = readers[path.suffix.lower()](path)
+  unknown = {p.group for p in polygons} - {*include, *exclude, *ignore}
+  if unknown:
+    raise ValueError(
+      f"{path}: groups {sorted(unknown)} are not in include={tuple(include)}, "
+      f"exclude={tuple(exclude)} or ignore={tuple(ignore)}"
+    )
+  shift = np.asarray(bounds_xy, np.float64)
+  polygons = [
+    dataclasses.replace(p, rings=tuple(ring + shift for ring in p.rings))
+    for p in polygons
+  ]
+  return Annotations(
+    tuple(p for p in polygons if p.group in include),
+    tuple(p for p in polygons if p.group in exclude),
+    tuple(skipped),
+  )
+
+
+def fill(
+  rings: Sequence[Shaped[np.ndarray, "_ 2"]], shape: tuple[int, int]
+) -> Bool[np.ndarray, "h w"]:
+  """Fills rings by the even-odd rule; a pixel is in if its centre is.
+
+  Args:
+    rings: x, y in pixels of the mask (pixel i covers [i, i + 1]), closed or
+      not.
+    shape: height, width of the mask.
+
+  Returns:
+    True inside. A centre on a left or upper edge is inside, on a right or lower
+    one outside: polygons that share an edge share no pixel.
+
+  Example:
+    >>> square = np.array([[1, 0], [3, 0], [3, 2], [1, 2]])
+    >>> fill([square], (3, 4)).astype(int).tolist()
+    [[0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
+  """
+  mask = np.zeros(shape, bool)
+  box = _box(rings, shape)
+  if box is None:
+    return mask
+  left, top, right, bottom = box
+  # Every edge flips all pixels to its right; an odd number of flips is inside.
+  flips = np.zeros((bottom - top, right - left + 1), np.uint8)
+  for ring in rings:
+    start = np.asarray(ring, np.float64)
+    stop = np.roll(start, -1, axis=0)
+    upper = np.minimum(start[:, 1], stop[:, 1])
+    lower = np.maximum(start[:, 1], stop[:, 1])
+    first = np.clip(np.ceil(upper - 0.5), top, bottom).astype(np.int64)
+    count = np.clip(np.ceil(lower - 0.5), top, bottom).astype(np.int64) - first
+    edge = np.repeat(np.arange(len(start)), count)
+    row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count)
+    row += first[edge]
+    slope = (stop[edge, 0] - start[edge, 0]) / (stop[edge, 1] - start[edge, 1])
+    x = start[edge, 0] + (row + 0.5 - start[edge, 1]) * slope
+    column = np.clip(np.ceil(x - 0.5), left, right).astype(np.int64)
+    np.add.at(flips, (row - top, column - left), 1)
+  odd = np.bitwise_xor.accumulate(flips & 1, axis=1)[:, :-1]
+  mask[top:bottom, left:right] = odd > 0
+  return mask
+
+
+def _box(rings, shape) -> tuple[int, int, int, int] | None:
+  """The pixels that rings can touch: left, top, right, bottom."""
+  if not rings:
+    return None
+  points = np.concatenate(list(rings))
+  left, top = np.maximum(np.floor(points.min(axis=0)), 0).astype(int).tolist()
+  right, bottom = np.ceil(points.max(axis=0)).astype(int).tolist()
+  right, bottom = min(right, shape[1]), min(bottom, shape[0])
+  return (left, top, right, bottom) if left < right and top < bottom else None
+
+
+def draw(
+  annotations: Annotations,
+  level0_size: tuple[int, int],
+  downsample: Number,
+) -> Bool[np.ndarray, "h w"]:
+  """Draws annotations as a mask; exclusions are holes.
+
+  Args:
+    annotations: what `read` returned.
+    level0_size: width, height of the slide in level-0 pixels.
+    downsample: level-0 pixels per mask pixel.
+
+  Returns:
+    True where the centre of the pixel is in an included polygon and in no
+    excluded one. Level-0 x lies in column floor(x / downsample).
+
+  Raises:
+    ValueError: a polygon lies outside the slide: file and slide, or their
+      scales, do not belong together.
+
+  Example:
+    >>> ring = np.array([[0.0, 0.0], [40.0, 0.0], [40.0, 20.0], [0.0, 20.0]])
+    >>> inner = np.array([[10.0, 0.0], [20.0, 0.0], [20.0, 20.0], [10.0, 20.0]])
+    >>> shapes = Annotations(
+    ...   (Polygon("a", "_0", (ring,)),), (Polygon("b", "_2", (inner,)),), ()
+    ... )
+    >>> draw(shapes, (45, 20), 10.0).astype(int).tolist()
+    [[1, 0, 1, 1, 0], [1, 0, 1, 1, 0]]
+  """
+  mask = np.zeros(mask_shape(level0_size, downsample), bool)
+  for polygon in (*annotations.include, *annotations.exclude):
+    rings = [ring / downsample for ring in polygon.rings]
+    box = _box(rings, mask.shape)
+    if box is None:
+      low, high = polygon.rings[0].min(axis=0), polygon.rings[0].max(axis=0)
+      raise ValueError(
+        f"annotation {polygon.name!r} ({low.round().tolist()} to "
+        f"{high.round().tolist()}) lies outside the slide of "
+        f"{level0_size[0]}x{level0_size[1]} level-0 px"
+      )
+    left, top, right, bottom = box
+    window = mask[top:bottom, left:right]
+    inside = fill([ring - (left, top) for ring in rings], window.shape)
+    window[inside] = polygon in annotations.include
+  return mask
+
+
+def mask_shape(
+  level0_size: tuple[int, int], downsample: Number
+) -> tuple[int, int]:
+  """Height, width of a mask that covers a slide to its last pixel.
+
+  Example:
+    >>> mask_shape((100, 64), 32)
+    (2, 4)
+  """
+  if not downsample > 0:
+    raise ValueError(f"downsample={downsample}: must be positive")
+  width, height = (math.ceil(side / downsample) for side in level0_size)
+  return height, width
+
+
+def read_mask(
+  path: str | os.PathLike,
+  level0_size: tuple[int, int],
+  downsample: Number,
+  values: Sequence[int] | None = None,
+) -> Bool[np.ndarray, "h w"]:
+  """Reads a mask picture of a whole slide at a given scale.
+
+  Args:
+    path: PNG, or TIFF with or without a pyramid.
+    level0_size: width, height of the slide in level-0 pixels.
+    downsample: level-0 pixels per pixel of the result.
+    values: pixel values that count; None: whatever is above half of the
+      brightest value (0/1, 0/255 and JPEG masks all work).
+
+  Returns:
+    A mask as `draw` makes it: each pixel is what lies at its centre.
+
+  Raises:
+    ValueError: no picture, in colour, of another shape than the slide, or too
+      large without a pyramid.
+  """
+  path = pathlib.Path(path)
+  if path.suffix.lower() in (".tif", ".tiff"):
+    picture = _tiff_level(path, level0_size, downsample)
+  else:
+    picture = cv2.imread(os.fspath(path), cv2.IMREAD_UNCHANGED)
+    if picture is None:
+      raise ValueError(f"{path}: not a picture that can be read as a mask")
+  if picture.ndim == 3:
+    if (picture[..., :3] != picture[..., :1]).any():
+      raise ValueError(f"{path}: a colour picture, not a mask of one channel")
+    picture = picture[..., 0]
+  height, width = picture.shape
+  ratios = list(map(_true_ratio, level0_size, (width, height)))
+  if abs(ratios[0] / ratios[1] - 1) > 0.01 + 2 / min(width, height):
+    raise ValueError(
+      f"{path}: a mask of {width}x{height} px has not the shape of the slide "
+      f"({level0_size[0]}x{level0_size[1]} level-0 px)"
+    )
+  found = picture > picture.max() / 2
+  if values is not None:
+    found = np.isin(picture, np.asarray(values))
+  shape = mask_shape(level0_size, downsample)
+  rows, columns = (
+    np.minimum((np.arange(n) + 0.5) * downsample / ratio, side - 1).astype(int)
+    for n, ratio, side in zip(shape, ratios[::-1], (height, width), strict=True)
+  )
+  return found[rows[:, None], columns]
+
+
+def _true_ratio(level0: int, level: int) -> float:
+  """Level-0 pixels per pixel: whole if a dropped or padded one explains it."""
+  ratio = level0 / level
+  whole = round(ratio)
+  fits = whole and level in (level0 // whole, -(-level0 // whole))
+  return float(whole) if fits else ratio
+
+
+def _tiff_level(path, level0_size, downsample) -> np.ndarray:
+  """The coarsest level of a TIFF that is at least as fine as asked for."""
+  try:
+    with tifffile.TiffFile(path) as file:
+      levels = file.series[0].levels
+      wanted = level0_size[0] / downsample
+      # Wide enough, up to the pixel that rounding drops.
+      fine = [v for v in levels if v.shape[1] >= wanted - 1] or levels[:1]
+      level = min(fine, key=lambda v: v.shape[1])
+      if level.shape[0] * level.shape[1] > _MAX_MASK_PX:
+        raise ValueError(
+          f"{path}: {level.shape[1]}x{level.shape[0]} px is the smallest level "
+          f"for downsample={downsample}; store the mask as a pyramid"
+        )
+      return level.asarray()
+  except (tifffile.TiffFileError, OSError, IndexError) as error:
+    raise ValueError(f"{path}: not a TIFF that can be read: {error}") from error
+
+
+def _asap(path) -> tuple[list[Polygon], list[str]]:
+  """The polygons of an ASAP file, and what has no area."""
+  try:
+    root = ElementTree.parse(path).getroot()
+  except (ElementTree.ParseError, OSError) as error:
+    raise ValueError(f"{path}: not an XML file: {error}") from error
+  if root.tag != "ASAP_Annotations":
+    raise ValueError(f"{path}: <{root.tag}> is not <ASAP_Annotations>")
+  polygons, skipped = [], []
+  for number, item in enumerate(root.iter("Annotation")):
+    name = item.get("Name", f"annotation {number}")
+    points = item.findall("./Coordinates/Coordinate")
+    try:
+      points.sort(key=lambda point: float(point.get("Order", 0)))
+      ring = [[float(p.get("X")), float(p.get("Y"))] for p in points]
+    except (TypeError, ValueError) as error:
+      raise ValueError(
+        f"{path}: {name!r} has no number in an Order, X or Y"
+      ) from error
+    kind = item.get("Type", "Polygon")
+    group = item.get("PartOfGroup", "")
+    _keep(polygons, skipped, path, name, group, kind, [ring])
+  return polygons, skipped
+
+
+def _geojson(path) -> tuple[list[Polygon], list[str]]:
+  """Polygons of a GeoJSON file as QuPath writes it, and what has no area."""
+  try:
+    data = json.loads(path.read_text(encoding="utf-8"))
+  except (ValueError, OSError) as error:
+    raise ValueError(f"{path}: not a JSON file: {error}") from error
+  if isinstance(data, dict):
+    collection = data.get("type") == "FeatureCollection"
+    data = data.get("features") if collection else [data]
+  if not isinstance(data, list):
+    raise ValueError(f"{path}: neither a FeatureCollection nor a list")
+  polygons, skipped = [], []
+  for number, feature in enumerate(data):
+    geometry = feature.get("geometry") if isinstance(feature, dict) else None
+    if not isinstance(geometry, dict):
+      raise ValueError(f"{path}: feature {number} has no geometry")
+    properties = feature.get("properties") or {}
+    name = str(properties.get("name") or f"feature {number}")
+    group = _class_name(properties.get("classification"))
+    kind, parts = geometry.get("type"), geometry.get("coordinates")
+    if kind == "Polygon":
+      parts = [parts]
+    elif kind != "MultiPolygon":
+      parts = [()]
+    for rings in parts or ():
+      _keep(polygons, skipped, path, name, group, kind, rings)
+  return polygons, skipped
+
+
+def _class_name(value: Any) -> str:
+  """The name of a QuPath classification: text, `name`, or `names`."""
+  if isinstance(value, dict):
+    return str(value.get("name") or ": ".join(value.get("names", ())))
+  return str(value or "")
+
+
+def _keep(polygons, skipped, path, name, group, kind, rings) -> None:
+  """Adds one shape to the polygons, or says why it is not one."""
+  if kind not in (*_AREAS, "MultiPolygon"):
+    skipped.append(f"{name}: a {kind} has no area")
+    return
+  arrays = []
+  for ring in rings:
+    try:
+      ring = np.array([point[:2] for point in ring], np.float64)
+    except (TypeError, ValueError) as error:
+      raise ValueError(f"{path}: {name!r} has odd coordinates") from error
+    if not np.isfinite(ring).all():
+      raise ValueError(f"{path}: {name!r} has coordinates that are not finite")
+    if len(ring) > 1 and (ring[0] == ring[-1]).all():
+      ring = ring[:-1]
+    if len(ring) >= 3:
+      arrays.append(ring)
+    elif not arrays:
+      skipped.append(f"{name}: {len(ring)} points have no area")
+      return
+  polygons.append(Polygon(name, group, tuple(arrays)))
