@@ -4,9 +4,9 @@ Everything here runs before a JAX device is touched, because the number of CPU
 devices is fixed by the first use.
 
 Most of a test's time is compilation of a tiny network. So LLVM optimises
-little, and programs are compiled once for all workers of a test run and for
-the programs they start: they share a cache that begins empty and goes with the
-run. Workers inherit the environment that is set here.
+less, and programs are compiled once for all workers of a test run and for the
+programs they start: they share a cache that begins empty and goes with the run.
+Workers inherit the environment that is set here.
 """
 
 import atexit
@@ -19,7 +19,7 @@ import tempfile
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   _CACHE = tempfile.mkdtemp(prefix="wsiseq_tests_compiled_")
   atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
