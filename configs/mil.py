@@ -1,0 +1,209 @@
+r"""Attention MIL: learns from labels of slides, shows which tiles told it.
+
+    python main.py --config=configs/mil.py --config.workdir=MIL \
+        --config.data.features=FEATURES --config.data.table=TABLE.csv
+
+FEATURES is a folder of one HDF5 file a slide, written by the job `embed_tiles`,
+TRIDENT, CLAM or STAMP, any width. TABLE.csv has `slide_id`, `case_id` and a
+column of labels (`data.label`); `patient`, `slide` and file names are
+understood too (wsiseq_jax/mil/cohort.py). Run the same command again after an
+interruption: models that are trained are not trained again, and the result is
+the same.
+
+Presets are models (wsiseq_jax/models/mil.py); the first is the default:
+
+  additive   gated attention; signed contributions of tiles sum to the logit
+  gated      gated attention (ABMIL)          attention  without the gate
+  clam_sb    one branch, instance loss        clam_mb    a branch for each class
+  chowder    smallest and largest scores      dsmil      critical instance
+  transmil   Nyström transformer, true tile positions
+  mean       mean of tiles, linear            max        best tile
+  instance   tile classifier, mean of the top tiles: strong on good features
+
+  <name>,smoke  the same, tiny, on synthetic bags that are made on the fly: no
+                data needed, seconds. `smoke` is `additive,smoke`.
+
+Heads (`config.head`): binary, multiclass, multilabel (data.label='er,pr,her2',
+each 0, 1 or empty), regression, survival (data.label='time,event'; Cox).
+
+How it is kept honest. Cases, not slides, are split: `folds.k` folds, validation
+(`folds.val_share`) inside the training part of each, drawn once and kept in
+splits.csv, which you may also bring. Validation alone chooses the epoch (lowest
+loss) and the threshold (Youden's J, which is the highest balanced accuracy).
+`seeds` start every fold anew, five times: identical MIL runs differ by up to 10
+to 15 points of AUROC (arXiv 2507.00292), and one run shows nothing. Intervals
+(95 %) come from resampling cases. A slide without tissue, or whose features are
+missing or broken, is a failure: it is predicted by the training prior, flagged,
+counted and scored; the reasons are in errors.csv.
+
+Given splits: data.split_column names a column with train, val and test. There
+is one fold then (`folds.k` is of no use), and validation is drawn from train if
+it is not given. data.split_column='camelyon16' takes the challenge's official
+split by slide name: `normal_*` and `tumor_*` train, `test_*` tests. The table
+brings the labels, of the test slides too. Blemishes of that data: two of the
+normal training slides are known to be mislabelled (Liu et al. 2017); some 20
+tumour slides are annotated in part only, which matters for lesions, not here;
+`normal_027` yields no tissue under CLAM's default mask; the 160 normal and 110
+tumour slides are in circulation as 159 and 111 too. The literature trains with
+all of these, so nothing is left out silently: leave out or relabel in the
+table, and say so. Patients are unknown there, each slide is a case.
+
+What several devices do: batches are cut over as many of a process's devices as
+divide `data.batch_size`; several processes share out the models (fold and seed)
+and need one disk.
+
+Written to the workdir:
+
+  splits.csv             repeat, fold, slide_id, case_id, split
+  errors.csv             slide_id, status, reason of every failure
+  models/                parameters, losses and predictions of every model
+  predictions.csv        every model's predictions of its val and test slides
+  predictions_slide.csv  a row a slide: mean of the models that tested it
+  metrics.csv            repeat, fold, seed, class, metric, value
+  summary.csv summary.md mean, deviation over seeds, interval
+  roc.png calibration.png
+  maps/<slide_id>.npz    attention, probability, contribution of every tile
+
+Scores of all k folds are computed together, every slide by the model that did
+not know it; metrics.csv has those of single folds beside them.
+
+Apply the models of a finished workdir to other slides, all as one ensemble:
+
+    python main.py --config=configs/mil.py --config.job=mil_predict \
+        --config.predict.models=MIL --config.workdir=OUT \
+        --config.data.features=FEATURES [--config.data.table=TABLE.csv]
+
+Hardware: a GPU or a CPU. 500 slides of 10,000 tiles of width 1024 are 20 GB; up
+to `data.cache_gb` of features are kept in memory, the rest is read each epoch.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+MODELS = (
+  "additive",
+  "gated",
+  "attention",
+  "clam_sb",
+  "clam_mb",
+  "chowder",
+  "dsmil",
+  "transmil",
+  "mean",
+  "max",
+  "instance",
+)
+PRESETS = (*MODELS, *(f"{name},smoke" for name in MODELS), "smoke")
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  """The experiment of a preset; see the module's docstring."""
+  preset = common.choose(arg, PRESETS)
+  if preset == "smoke":
+    preset = "additive,smoke"
+  name, _, size = preset.partition(",")
+  config = ConfigDict(
+    {
+      "job": "mil",
+      "workdir": "",
+      # binary, multiclass, multilabel, regression or survival.
+      "head": "binary",
+      "data": {
+        "features": "",  # folder of feature files; 'synthetic' makes some
+        "table": "",  # CSV of slides, cases and labels
+        "label": "label",  # its column; several with commas for some heads
+        "classes": (),  # in order, the last of two is positive; () is sorted
+        "split_column": "",  # a column, 'camelyon16', or '' to draw splits
+        # Feature files that the table does not name: error or ignore.
+        "unlisted": "error",
+        "tile_size": 0.0,  # for files that do not say it, in their unit
+        "batch_size": 8,  # bags in a step
+        "max_tiles": 0,  # so many random tiles of a training bag; 0 is all
+        "smallest_bucket": 64,  # bags are padded to this times a power of 2
+        "cache_gb": 8.0,
+        "threads": 4,
+      },
+      # See wsiseq_jax/models/mil_config.py.
+      "model": {
+        "name": name,
+        "hidden": 512,
+        "attention_width": 256,
+        "dropout": 0.25,
+        "tile_hidden": 0,
+        "pooling": "top",
+        "top_tiles": 10,
+        "sharpness": 4.0,
+        "extremes": 5,
+        "chowder_hidden": (200, 100),
+        "instance_tiles": 8,
+        "instance_loss": "svm",
+        "subtyping": False,
+        "query_width": 128,
+        "heads": 8,
+        "landmarks": 256,
+        "pinv_iterations": 6,
+        "attention_dropout": 0.1,
+        "auxiliary_weight": -1.0,  # -1 takes the paper's
+        "dtype": "float32",
+        "remat": "dots",
+        "chunk_tiles": 4096,
+      },
+      # AdamW. Rates are of a step as it is, whatever its batch.
+      "optim": {
+        "lr": 3e-4,
+        "weight_decay": 1e-3,
+        "b1": 0.9,
+        "b2": 0.999,
+        "eps": 1e-8,
+        "clip_norm": 5.0,  # 0 switches clipping off
+        "warmup_epochs": 1,
+        "epochs": 100,
+        "patience": 15,  # epochs without a lower validation loss; 0 is never
+      },
+      "folds": {
+        "k": 5,
+        "repeats": 1,
+        "val_share": 0.2,  # of what is left after the test fold
+        "stratify": True,
+        "seed": 0,
+      },
+      "seeds": (0, 1, 2, 3, 4),
+      "scores": {"resamples": 1000, "ece_bins": 10},
+      "maps": {
+        "write": True,
+        "class_name": "",  # '' is the positive, or the predicted class
+      },
+      # For the job mil_predict: workdir of a finished job mil.
+      "predict": {"models": ""},
+    }
+  )
+  if name == "dsmil":
+    # The paper's betas.
+    config.optim.update({"b1": 0.5, "b2": 0.9})
+  if size == "smoke":
+    _smoke(config)
+  return config.lock()
+
+
+def _smoke(config: ConfigDict) -> None:
+  config.data.features = "synthetic"
+  config.data.update({"batch_size": 4, "threads": 2})
+  config.model.update(
+    {
+      "hidden": 32,
+      "attention_width": 16,
+      "chowder_hidden": (16, 8),
+      "top_tiles": 3,
+      "extremes": 3,
+      "instance_tiles": 2,
+      "query_width": 16,
+      "heads": 2,
+      "landmarks": 8,
+      "pinv_iterations": 2,
+    }
+  )
+  config.optim.update({"lr": 2e-2, "epochs": 30, "warmup_epochs": 0})
+  config.folds.k = 2
+  config.seeds = (0, 1)
+  config.scores.resamples = 50

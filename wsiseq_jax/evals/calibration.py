@@ -1,0 +1,162 @@
+"""Whether probabilities mean what they say: expected calibration error, tables.
+
+Sequences (or slides) are sorted into bins by their probability. In a calibrated
+bin the share of positives is the mean probability; the error is the distance
+between the two, averaged over bins by how many are in them:
+
+    ECE = Σ_b n_b / n · | observed_b − predicted_b |
+
+Two ways to cut bins. Equal *width*: [0, 0.1), [0.1, 0.2), ... as most papers
+have it; few slides leave most bins almost empty. Equal *mass*: as many slides
+in each bin as can be, equal probabilities never parted. Both overstate the
+error of a good model on few slides, since a bin of five cannot have a share of
+0.93; compare numbers only between models scored on the same slides.
+
+Two classes: probability of the second against how often it is true. Several
+classes: that of the class which was predicted against how often that is right
+(`top_label`).
+
+Reference: Guo et al., "On calibration of modern neural networks", ICML 2017.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float, Int
+
+CUTS = ("width", "mass")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reliability:
+  """The bins that hold anything, from low to high probability.
+
+  Attributes:
+    count: how many are in each bin.
+    predicted: their mean probability.
+    observed: the share of them that came true.
+  """
+
+  count: Int[np.ndarray, "k"]
+  predicted: Float[np.ndarray, "k"]
+  observed: Float[np.ndarray, "k"]
+
+
+def assign(
+  probability: Float[np.ndarray, "n"], bins: int, cut: str = "width"
+) -> Int[np.ndarray, "n"]:
+  """The bin of each probability.
+
+  Args:
+    probability: in [0, 1].
+    bins: how many bins.
+    cut: 'width' or 'mass', see the module's docstring.
+
+  Returns:
+    Numbers from 0 to bins - 1; a bin may be empty.
+
+  Raises:
+    ValueError: an unknown cut, no bin, or a probability outside [0, 1].
+
+  Example:
+    >>> p = np.array([0.0, 0.1, 0.1, 1.0])
+    >>> assign(p, 2).tolist(), assign(p, 2, "mass").tolist()
+    ([0, 0, 0, 1], [0, 0, 0, 1])
+    >>> assign(np.array([0.1, 0.2, 0.3, 0.4]), 2, "mass").tolist()
+    [0, 0, 1, 1]
+  """
+  probability = np.asarray(probability, np.float64)
+  if cut not in CUTS or bins < 1:
+    raise ValueError(
+      f"cut = {cut!r} with {bins} bins: cuts are {CUTS}, bins 1+"
+    )
+  if not ((probability >= 0) & (probability <= 1)).all():
+    raise ValueError(
+      "probabilities must lie in [0, 1], found "
+      f"{probability.min():g} to {probability.max():g}"
+    )
+  if cut == "width":
+    return np.minimum((probability * bins).astype(np.int64), bins - 1)
+  rank = np.searchsorted(np.sort(probability), probability, side="left")
+  return rank * bins // max(len(probability), 1)
+
+
+def ece(
+  outcomes: Float[np.ndarray, "n"] | Int[np.ndarray, "n"],
+  probability: Float[np.ndarray, "n"],
+  bins: int = 10,
+  cut: str = "width",
+  weights: Float[np.ndarray, "r n"] | None = None,
+) -> Float[np.ndarray, "r"]:
+  """Expected calibration error, for many weightings at once.
+
+  Args:
+    outcomes: 1 where it came true, else 0.
+    probability: what was predicted.
+    bins: how many bins.
+    cut: how they are cut; bins are those of all samples, whatever the weights.
+    weights: one row a resample; all 1 by default.
+
+  Returns:
+    One value for each row of weights, NaN where all of them are 0.
+
+  Example:
+    >>> ece(np.array([0, 1, 1, 1]), np.array([0.1, 0.3, 0.9, 0.7]), 2).tolist()
+    [0.25]
+  """
+  probability = np.asarray(probability, np.float64)
+  if weights is None:
+    weights = np.ones((1, len(probability)))
+  inside = assign(probability, bins, cut)[:, None] == np.arange(bins)
+  # n_b |observed - predicted| is the absolute sum of differences in the bin.
+  gap = (np.asarray(outcomes, np.float64) - probability)[:, None] * inside
+  total = weights.sum(axis=1)
+  error = np.abs(weights @ gap).sum(axis=1)
+  return np.where(total > 0, error / np.where(total > 0, total, 1.0), np.nan)
+
+
+def reliability(
+  outcomes: Float[np.ndarray, "n"] | Int[np.ndarray, "n"],
+  probability: Float[np.ndarray, "n"],
+  bins: int = 10,
+  cut: str = "width",
+) -> Reliability:
+  """Mean probability and share of positives in each bin that holds anything.
+
+  Args:
+    outcomes: 1 where it came true, else 0.
+    probability: what was predicted.
+    bins: how many bins.
+    cut: how they are cut.
+
+  Example:
+    >>> r = reliability(np.array([0, 1, 1]), np.array([0.2, 0.3, 0.9]), 2)
+    >>> r.count.tolist(), r.predicted.tolist(), r.observed.tolist()
+    ([2, 1], [0.25, 0.9], [0.5, 1.0])
+  """
+  number = assign(probability, bins, cut)
+  count = np.bincount(number, minlength=bins)
+  kept = count > 0
+  mean = [
+    np.bincount(number, np.asarray(values, np.float64), bins)[kept]
+    / count[kept]
+    for values in (probability, outcomes)
+  ]
+  return Reliability(count[kept], mean[0], mean[1])
+
+
+def top_label(
+  labels: Int[np.ndarray, "n"], probability: Float[np.ndarray, "n y"]
+) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+  """Of several classes: whether the predicted one is right, and how sure.
+
+  Returns:
+    Outcomes (1 = right), and the probability of the predicted class.
+
+  Example:
+    >>> p = np.array([[0.5, 0.2, 0.3], [0.1, 0.1, 0.8]])
+    >>> [x.tolist() for x in top_label(np.array([1, 2]), p)]
+    [[0, 1], [0.5, 0.8]]
+  """
+  guess = probability.argmax(axis=1)
+  return (guess == labels).astype(np.int64), probability.max(axis=1)

@@ -1,0 +1,1 @@
+"""Multiple-instance learning on bags of tile features: the jobs around it."""

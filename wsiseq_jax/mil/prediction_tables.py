@@ -1,0 +1,159 @@
+"""Tables written as they are: predictions of models and of slides, errors.
+
+Columns of predictions: `p_<class>` for classes and labels, `value` for a number
+or a risk (in deviations of the validation slides, see `fit.values_of`).
+"""
+
+import csv
+import dataclasses
+import io
+import math
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from data_prep import shards
+from wsiseq_jax.mil.cohort import Cohort
+from wsiseq_jax.mil.results import Result
+
+
+def value_columns(cohort: Cohort) -> list[str]:
+  """Names of the columns of predictions."""
+  if cohort.head in ("regression", "survival"):
+    return ["value"]
+  return [f"p_{name}" for name in cohort.classes]
+
+
+def _threshold_columns(cohort: Cohort) -> list[str]:
+  if cohort.head != "multilabel":
+    return ["threshold"]
+  return [f"threshold_{name}" for name in cohort.classes]
+
+
+def _thresholds(cohort: Cohort, threshold: np.ndarray) -> dict[str, float]:
+  """Of a binary head that of the positive class; of all labels."""
+  columns = _threshold_columns(cohort)
+  last = threshold if cohort.head == "multilabel" else threshold[-1:]
+  return dict(zip(columns, last.tolist(), strict=True))
+
+
+def prediction_columns(cohort: Cohort) -> list[str]:
+  """Columns of predictions.csv."""
+  return [
+    "slide_id", "case_id", "repeat", "fold", "seed", "split", "label", "status",
+    *_threshold_columns(cohort), *value_columns(cohort),
+  ]  # fmt: skip
+
+
+def prediction_rows(
+  cohort: Cohort, results: Sequence[Result]
+) -> Iterator[dict[str, Any]]:
+  """Rows of predictions.csv: every model's predictions, by split."""
+  slides = {slide.slide_id: slide for slide in cohort.slides}
+  columns = value_columns(cohort)
+  for result in results:
+    for split, part in result.predicted.items():
+      for slide_id, values, status in zip(
+        part.ids, part.values.tolist(), part.status, strict=True
+      ):
+        yield {
+          "slide_id": slide_id,
+          "case_id": slides[slide_id].case_id,
+          **dataclasses.asdict(result.run),
+          "split": split,
+          "label": slides[slide_id].text,
+          "status": status,
+          **_thresholds(cohort, result.threshold),
+          **dict(zip(columns, values, strict=True)),
+        }
+
+
+def slide_columns(cohort: Cohort) -> list[str]:
+  """Columns of predictions_slide.csv."""
+  columns = value_columns(cohort)
+  return [
+    "slide_id", "case_id", "label", "status", "models", "predicted",
+    *_threshold_columns(cohort), *columns, *(f"std_{c}" for c in columns),
+  ]  # fmt: skip
+
+
+def slide_rows(
+  cohort: Cohort,
+  status: Mapping[str, str],
+  whole: Any,
+  spread: np.ndarray,
+  count: np.ndarray,
+) -> Iterator[dict[str, Any]]:
+  """Rows of predictions_slide.csv.
+
+  Args:
+    cohort: the slides.
+    status: of each.
+    whole: the ensemble's prediction, a `tables.Whole`.
+    spread: deviation over its models, [n y].
+    count: how many models, [n].
+  """
+  columns = value_columns(cohort)
+  for i, row in enumerate(whole.rows):
+    slide = cohort.slides[row]
+    yield {
+      "slide_id": slide.slide_id,
+      "case_id": slide.case_id,
+      "label": slide.text,
+      "status": status[slide.slide_id],
+      "models": int(count[i]),
+      "predicted": predicted_name(cohort, whole.values[i], whole.threshold[i]),
+      **_thresholds(cohort, whole.threshold[i]),
+      **dict(zip(columns, whole.values[i].tolist(), strict=True)),
+      **{
+        f"std_{name}": value
+        for name, value in zip(columns, spread[i].tolist(), strict=True)
+      },
+    }
+
+
+def predicted_name(
+  cohort: Cohort, values: np.ndarray, threshold: np.ndarray
+) -> str:
+  """The class or the labels that a prediction says; '' for a number."""
+  if cohort.head == "binary":
+    return cohort.classes[int(values[-1] >= threshold[-1])]
+  if cohort.head == "multiclass":
+    return cohort.classes[int(values.argmax())]
+  if cohort.head == "multilabel":
+    chosen = zip(cohort.classes, values >= threshold, strict=True)
+    return ";".join(name for name, is_there in chosen if is_there)
+  return ""
+
+
+def write_errors(
+  path: pathlib.Path, status: Mapping[str, str], reason: Mapping[str, str]
+) -> None:
+  """Writes errors.csv: slides that cannot be used, and why."""
+  rows = [
+    {"slide_id": slide_id, "status": status[slide_id], "reason": text}
+    for slide_id, text in sorted(reason.items())
+  ]
+  write_csv(path, ("slide_id", "status", "reason"), rows)
+
+
+def write_csv(
+  path: pathlib.Path,
+  columns: Sequence[str],
+  rows: Iterator[Mapping[str, Any]] | Sequence[Mapping[str, Any]],
+) -> None:
+  """Writes a table, complete or not at all; NaN becomes an empty cell."""
+  text = io.StringIO()
+  writer = csv.DictWriter(text, columns, lineterminator="\n")
+  writer.writeheader()
+  for row in rows:
+    writer.writerow({key: _text(value) for key, value in row.items()})
+  shards.write_atomic(path, text.getvalue())
+
+
+def _text(value: Any) -> Any:
+  if isinstance(value, float):
+    return f"{value:.6g}" if math.isfinite(value) else ""
+  return value

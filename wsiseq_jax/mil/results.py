@@ -1,0 +1,193 @@
+"""What a trained model left behind: parameters, and predictions of its slides.
+
+Two files: `models/<name>.safetensors` has the parameters, `models/<name>.json`
+everything else, and a stamp of all that the model depends on. The JSON is
+written last: a model without it, or with another stamp, is trained again.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from safetensors import numpy as safetensors
+
+from data_prep import shards
+from wsiseq_jax import parallel
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """Which model: of a repeat, a fold and a seed."""
+
+  repeat: int
+  fold: int
+  seed: int
+
+  @property
+  def name(self) -> str:
+    """Of its files."""
+    return f"repeat{self.repeat}_fold{self.fold}_seed{self.seed}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predicted:
+  """Predictions of some slides.
+
+  Attributes:
+    ids: the slides.
+    values: probability of each class or label, a number, or a log risk, [n y].
+    status: 'ok', or why the prior stands there.
+  """
+
+  ids: tuple[str, ...]
+  values: Float[np.ndarray, "n y"]
+  status: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Result:
+  """A trained model and what it predicted.
+
+  Attributes:
+    run: which one.
+    epoch: the best one.
+    history: (training loss, validation loss) of each epoch.
+    scale: mean and deviation that a learned number is turned back with; for
+      survival mean and deviation of the log risk of validation slides.
+    prior: what a failed slide is given, [y].
+    threshold: of each column of predictions; NaN where there is none.
+    is_chosen: whether validation chose the thresholds; it cannot where it has
+      one class only, and 0.5 is taken.
+    predicted: by split, 'val' and 'test'.
+  """
+
+  run: Run
+  epoch: int
+  history: tuple[tuple[float, float], ...]
+  scale: tuple[float, float]
+  prior: Float[np.ndarray, "y"]
+  threshold: Float[np.ndarray, "y"]
+  is_chosen: bool
+  predicted: Mapping[str, Predicted]
+
+
+def _files(folder: pathlib.Path, run: Run) -> tuple[pathlib.Path, pathlib.Path]:
+  return folder / f"{run.name}.safetensors", folder / f"{run.name}.json"
+
+
+def save(folder: pathlib.Path, result: Result, params: Any, stamp: str) -> None:
+  """Writes both files.
+
+  Args:
+    folder: `models` of the workdir; made if it is missing.
+    result: everything but the parameters.
+    params: nested dict of arrays.
+    stamp: of what the model depends on.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  weights, text = _files(folder, result.run)
+  text.unlink(missing_ok=True)
+  draft = weights.with_suffix(".draft")
+  flat = {
+    parallel.path_name(path): np.ascontiguousarray(leaf)
+    for path, leaf in jax.tree.leaves_with_path(params)
+  }
+  safetensors.save_file(flat, draft)
+  os.replace(draft, weights)
+  values = {
+    "stamp": stamp,
+    **dataclasses.asdict(result.run),
+    "epoch": result.epoch,
+    "history": result.history,
+    "scale": result.scale,
+    "prior": result.prior.tolist(),
+    "threshold": result.threshold.tolist(),
+    "is_chosen": result.is_chosen,
+    "predicted": {
+      split: {
+        "ids": one.ids,
+        "values": one.values.tolist(),
+        "status": one.status,
+      }
+      for split, one in result.predicted.items()
+    },
+  }
+  shards.write_atomic(text, json.dumps(values) + "\n")
+
+
+def is_done(folder: pathlib.Path, run: Run, stamp: str) -> bool:
+  """Whether a model with this stamp is there."""
+  weights, text = _files(folder, run)
+  if not (weights.is_file() and text.is_file()):
+    return False
+  return json.loads(text.read_text())["stamp"] == stamp
+
+
+def load(folder: pathlib.Path, run: Run) -> Result:
+  """Reads everything but the parameters.
+
+  Raises:
+    ValueError: there is no such model.
+  """
+  path = _files(folder, run)[1]
+  if not path.is_file():
+    raise ValueError(f"no finished model {run.name} in {folder}")
+  values = json.loads(path.read_text())
+  predicted = {
+    split: Predicted(
+      tuple(one["ids"]),
+      np.array(one["values"], np.float64).reshape(len(one["ids"]), -1),
+      tuple(one["status"]),
+    )
+    for split, one in values["predicted"].items()
+  }
+  return Result(
+    run=run,
+    epoch=values["epoch"],
+    history=tuple(tuple(pair) for pair in values["history"]),
+    scale=tuple(values["scale"]),
+    prior=np.array(values["prior"]),
+    threshold=np.array(values["threshold"], np.float64),
+    is_chosen=values["is_chosen"],
+    predicted=predicted,
+  )
+
+
+def stamp_of(folder: pathlib.Path, run: Run) -> str:
+  """The stamp of a finished model."""
+  return json.loads(_files(folder, run)[1].read_text())["stamp"]
+
+
+def load_params(folder: pathlib.Path, run: Run) -> dict[str, Any]:
+  """The parameters as a nested dict."""
+  nested: dict[str, Any] = {}
+  for name, array in safetensors.load_file(_files(folder, run)[0]).items():
+    *parents, last = name.split("/")
+    node = nested
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[last] = array
+  return nested
+
+
+def find(folder: pathlib.Path) -> list[Run]:
+  """The finished models of a folder, in order.
+
+  Raises:
+    ValueError: there is none.
+  """
+  found = []
+  for path in folder.glob("repeat*_fold*_seed*.json"):
+    values = json.loads(path.read_text())
+    found.append(Run(values["repeat"], values["fold"], values["seed"]))
+  if not found:
+    raise ValueError(
+      f"config.predict.models: there are no finished models in {folder}"
+    )
+  return sorted(found, key=dataclasses.astuple)
