@@ -16,8 +16,8 @@ Attention is what the class token's last output is made of: Nyström weights,
 mean over heads, below 0 set to 0, summing to 1. What a tile says by itself is
 the output for a bag of that tile alone: after two layers the tokens of tiles
 know the whole slide, and in a slide with tumour all would tell of it. It takes
-about twice the time of the rest; leave `instance_logits` out of what a jitted
-training step returns and it is not computed.
+as long as all the rest; leave `instance_logits` out of what a jitted training
+step returns and it is not computed.
 
 Reference: Shao et al., TransMIL: transformer based correlated multiple instance
 learning for whole slide image classification, NeurIPS 2021.

@@ -1,0 +1,296 @@
+"""What the pages read from the workdir of a job `mil` or `mil_predict`.
+
+Only tables: a report can be made without models, features, or JAX. The head and
+the classes follow from the columns of `predictions_slide.csv`.
+"""
+
+import csv
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+NUMBER = "number"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """What was predicted for one slide.
+
+  Attributes:
+    slide_id: the slide.
+    case_id: its patient.
+    label: as the table writes it; '' = unknown.
+    status: 'ok', 'no_tissue' or 'error'; of a failure all values are what the
+      models knew before they saw anything.
+    models: how many models `values` is the mean of.
+    values: probability of each class or label, or the number.
+    spread: deviation over the models, of each value.
+    threshold: of each class that has one: the positive of two, every label.
+    reason: why a failure is one.
+  """
+
+  slide_id: str
+  case_id: str
+  label: str
+  status: str
+  models: int
+  values: Mapping[str, float]
+  spread: Mapping[str, float]
+  threshold: Mapping[str, float]
+  reason: str = ""
+
+  @property
+  def is_ok(self) -> bool:
+    """Whether a model saw tiles of it."""
+    return self.status == "ok"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictions:
+  """All predictions of a workdir.
+
+  Attributes:
+    head: 'binary', 'multiclass', 'multilabel' or 'number'.
+    classes: classes, labels, or the one name 'value'.
+    rows: a row a slide, as `predictions_slide.csv` has them.
+    single: each whole prediction (of a repeat and seed, or of one model) as
+      {slide_id: values in the order of `classes`}.
+    summary: rows of `summary.csv`; () where no label is known.
+    is_crossed: whether every slide was predicted only by models that were
+      trained without it and its case.
+    notes: `summary.md`.
+  """
+
+  head: str
+  classes: tuple[str, ...]
+  rows: tuple[Row, ...]
+  single: tuple[Mapping[str, tuple[float, ...]], ...]
+  summary: tuple[Mapping[str, str], ...]
+  is_crossed: bool
+  notes: str
+
+  @property
+  def labelled(self) -> tuple[Row, ...]:
+    """Slides with a label."""
+    return tuple(row for row in self.rows if row.label.strip(";"))
+
+  @property
+  def scored(self) -> tuple[Row, ...]:
+    """Slides with a label, if these are the ones that the job has scored.
+
+    `mil_predict` does not score slides of cases that its models were trained
+    on, though it knows their labels; the tables do not say which these are. ()
+    then, so that no chart shows what no table does.
+    """
+    found = self.labelled
+    counted = {int(row["slides"]) for row in self.summary}
+    return found if counted == {len(found)} else ()
+
+
+def read(workdir: pathlib.Path) -> Predictions:
+  """Reads the tables of a workdir.
+
+  Args:
+    workdir: of the job `mil` or `mil_predict`.
+
+  Raises:
+    ValueError: there are no predictions, or a table is none.
+  """
+  path = workdir / "predictions_slide.csv"
+  if not path.is_file():
+    raise ValueError(
+      f"config.workdir = {str(workdir)!r}: has no predictions_slide.csv; name "
+      "the workdir of a finished job 'mil' or 'mil_predict'"
+    )
+  heading, lines = _table(path)
+  names = tuple(name[2:] for name in heading if name.startswith("p_"))
+  if "value" in heading:
+    head, names = NUMBER, ("value",)
+  elif any(name.startswith("threshold_") for name in heading):
+    head = "multilabel"
+  elif any(line.get("threshold") for line in lines):
+    head = "binary"
+  else:
+    head = "multiclass"
+  reasons = {}
+  if (workdir / "errors.csv").is_file():
+    _, errors = _table(workdir / "errors.csv")
+    reasons = {line["slide_id"]: line["reason"] for line in errors}
+  try:
+    rows = tuple(_row(line, head, names, reasons) for line in lines)
+  except (KeyError, ValueError) as error:
+    raise ValueError(f"{path} is no table of predictions: {error!r}") from error
+  if not rows:
+    raise ValueError(f"{path} has no slide")
+  summary = ()
+  if (workdir / "summary.csv").is_file():
+    summary = tuple(_table(workdir / "summary.csv")[1])
+  notes = workdir / "summary.md"
+  return Predictions(
+    head,
+    names,
+    rows,
+    _single(workdir / "predictions.csv", head, names),
+    summary,
+    (workdir / "splits.csv").is_file(),
+    notes.read_text(encoding="utf-8") if notes.is_file() else "",
+  )
+
+
+def _table(path: pathlib.Path) -> tuple[list[str], list[dict[str, str]]]:
+  with path.open(newline="", encoding="utf-8") as file:
+    reader = csv.DictReader(file)
+    return list(reader.fieldnames or ()), list(reader)
+
+
+def _columns(head: str, names: Sequence[str]) -> list[str]:
+  return ["value"] if head == NUMBER else [f"p_{name}" for name in names]
+
+
+def _row(line, head, names, reasons) -> Row:
+  columns = _columns(head, names)
+  threshold = {}
+  if head == "binary":
+    threshold = {names[-1]: float(line["threshold"])}
+  elif head == "multilabel":
+    threshold = {name: float(line[f"threshold_{name}"]) for name in names}
+  return Row(
+    line["slide_id"],
+    line["case_id"],
+    line["label"],
+    line["status"],
+    int(line["models"]),
+    {n: float(line[c]) for n, c in zip(names, columns, strict=True)},
+    {n: _number(line[f"std_{c}"]) for n, c in zip(names, columns, strict=True)},
+    threshold,
+    reasons.get(line["slide_id"], ""),
+  )
+
+
+def _number(text: str) -> float:
+  return float(text) if text else math.nan
+
+
+def _single(path, head, names) -> tuple[dict[str, tuple[float, ...]], ...]:
+  """Whole predictions: the folds of a repeat and a seed together."""
+  if not path.is_file():
+    return ()
+  columns = _columns(head, names)
+  by_seed: dict[tuple, dict[str, dict]] = {}
+  for line in _table(path)[1]:
+    if line["split"] == "test":
+      folds = by_seed.setdefault((line["repeat"], line["seed"]), {})
+      values = tuple(float(line[column]) for column in columns)
+      folds.setdefault(line["fold"], {})[line["slide_id"]] = values
+  whole = []
+  for folds in by_seed.values():
+    parts = list(folds.values())
+    joined = {k: v for part in parts for k, v in part.items()}
+    # Folds with slides of their own make one prediction; applied models do not.
+    is_one = len(joined) == sum(map(len, parts))
+    whole += [joined] if is_one else parts
+  return tuple(whole)
+
+
+def truth(
+  predictions: Predictions, rows: Sequence[Row]
+) -> Float[np.ndarray, "n y"]:
+  """Whether each class or label is true of each slide: 0, 1, or NaN = unknown.
+
+  For a number: the number; NaN for survival, whose label has two parts.
+  """
+  names = predictions.classes
+  if predictions.head == "multilabel":
+    each = [row.label.split(";") for row in rows]
+    found = [[_number(cell) for cell in cells] for cells in each]
+  elif predictions.head == NUMBER:
+    found = [
+      [math.nan if ";" in row.label else _number(row.label)] for row in rows
+    ]
+  else:
+    found = [
+      [float(row.label == name) if row.label else math.nan for name in names]
+      for row in rows
+    ]
+  return np.array(found, np.float64).reshape(len(rows), len(names))
+
+
+def values(
+  predictions: Predictions, rows: Sequence[Row]
+) -> Float[np.ndarray, "n y"]:
+  """Predictions of slides, in the order of the classes."""
+  found = [[row.values[name] for name in predictions.classes] for row in rows]
+  return np.array(found, np.float64).reshape(-1, len(predictions.classes))
+
+
+@dataclasses.dataclass(frozen=True)
+class Decisions:
+  """How predictions become words.
+
+  Attributes:
+    threshold_from: 'validation' or 'given'.
+    threshold: where it is given.
+  """
+
+  threshold_from: str = "validation"
+  threshold: float = 0.5
+
+  def threshold_of(self, row: Row, name: str) -> float:
+    """Above which a slide is of that class; NaN = the class has none."""
+    if name not in row.threshold:
+      return math.nan
+    if self.threshold_from == "given":
+      return self.threshold
+    return row.threshold[name]
+
+  def predicted(self, predictions: Predictions, row: Row) -> str:
+    """The class, or the labels with ';' between; '' for a number.
+
+    Example:
+      >>> row = Row("s", "c", "", "ok", 1, {"no": 0.4, "yes": 0.6}, {},
+      ...           {"yes": 0.7})
+      >>> two = Predictions("binary", ("no", "yes"), (row,), (), (), True, "")
+      >>> Decisions().predicted(two, row)
+      'no'
+      >>> Decisions("given", 0.5).predicted(two, row)
+      'yes'
+    """
+    names = predictions.classes
+    if predictions.head == "multiclass":
+      return max(names, key=lambda name: row.values[name])
+    above = [
+      name for name in names if row.values[name] >= self.threshold_of(row, name)
+    ]
+    if predictions.head == "binary":
+      return names[-1] if above else names[0]
+    return ";".join(above)
+
+  def is_right(self, predictions: Predictions, row: Row) -> bool | None:
+    """Whether the prediction is the label; None where that cannot be said."""
+    if not row.label.strip(";") or predictions.head == NUMBER:
+      return None
+    if predictions.head != "multilabel":
+      return self.predicted(predictions, row) == row.label
+    said = self.predicted(predictions, row).split(";")
+    known = truth(predictions, [row])[0]
+    return all(
+      (name in said) == bool(true)
+      for name, true in zip(predictions.classes, known, strict=True)
+      if math.isfinite(true)
+    )
+
+
+def headline(predictions: Predictions, row: Row) -> tuple[str, float]:
+  """What a slide is sorted by: the name of a class, and its value.
+
+  The positive class of two; of several the most probable; the number.
+  """
+  if predictions.head == "binary":
+    name = predictions.classes[-1]
+  else:
+    name = max(predictions.classes, key=lambda name: row.values[name])
+  return name, row.values[name]
