@@ -7,7 +7,7 @@ parameter, so that every feature can be computed from the slide by hand.
 import csv
 import pathlib
 import shutil
-import time
+import types
 
 import h5py
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from configs import embed_tiles as presets
+from data_prep import tiles
 from data_prep.errors import SlideError
 from data_prep.slides import Slide
 from tests.data_prep import tiny_slides
@@ -340,27 +341,38 @@ def test_interruption_keeps_what_is_finished(cohort, tmp_path, monkeypatch):
   assert (summary.tiles, sorted(_times(config))) == (32, ["damaged", "good"])
 
 
-@pytest.mark.parametrize("slow", ["slide", "device"])
-def test_waiting_for_slides_is_measured(cohort, tmp_path, monkeypatch, slow):
-  read = embed_tiles.tile_job.tiles.read_tiles
+@pytest.mark.parametrize(
+  ("slide", "device", "share"), [(3, 1, 3 / 4), (0, 1, 0)]
+)
+def test_waiting_for_slides_is_measured(
+  cohort, tmp_path, monkeypatch, slide, device, share
+):
+  """By a clock that runs only where slides are waited for, or the device."""
+  now = [0.0]
 
-  def slowly(*arguments, **settings):
-    for batch in read(*arguments, **settings):
-      time.sleep(0.1 if slow == "slide" else 0)
-      yield batch
+  class Waiting(background.Background):
+    def get(self):
+      item = super().get()
+      if isinstance(item, tiles.TileBatch):
+        now[0] += slide
+      return item
 
   def encode(tiles):
-    time.sleep(0.1 if slow == "device" else 0)
+    now[0] += device
     return jnp.zeros((8, 4), np.float32)
 
-  monkeypatch.setattr(embed_tiles.tile_job.tiles, "read_tiles", slowly)
+  clock = types.SimpleNamespace(perf_counter=lambda: now[0])
+  monkeypatch.setattr(embed_tiles, "time", clock)
+  monkeypatch.setattr(embed_tiles, "Background", Waiting)
   monkeypatch.setattr(embed_tiles._Run, "_compile", lambda run: encode)
   config = _config(cohort / "good.tiff", tmp_path)
   summary = embed_tiles.embed_slides(config, _encoder())
-  assert summary.seconds >= 0.4
+  batches = summary.tiles / 8
+  assert batches >= 2
+  assert summary.seconds == batches * (slide + device)
   (row,) = _rows(tmp_path / "slides.csv").values()
-  for share in (summary.waiting, float(row["waiting"])):
-    assert share > 0.7 if slow == "slide" else share < 0.5
+  assert (summary.waiting, float(row["waiting"])) == (share, share)
+  assert float(row["seconds"]) == batches * (slide + device)
 
 
 def test_bad_settings(cohort, tmp_path):

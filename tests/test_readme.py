@@ -13,10 +13,21 @@ _SMOKE = {
   "configs/videomae.py:base": "configs/videomae.py:smoke",
   "configs/contrastive.py:tvrl": "configs/contrastive.py:tvrl,smoke",
   "configs/probe.py": "configs/probe.py:quick",
+  "configs/embed_tiles.py:resnet50_trunc": "configs/embed_tiles.py:smoke",
+  "configs/mil.py": "configs/mil.py:smoke",
 }
+# What else makes them small, by what a word is in the README.
+_SMALL = {
+  "--slides=60": ("--slides=6", "--mpp=2", "--size_px", "800", "800"),
+  "--config.encoder.weights=WEIGHTS": (
+    "--config.encoder.random_weights=True", "--config.encoder.tile_px=64",
+  ),
+  "--config.tiles.mpp=0.6": ("--config.tiles.mpp=2.0",),
+}  # fmt: skip
 # Folders and the like that the README writes in capitals.
 _PLACES = (
   *("SLIDES", "DATA", "RUN", "SERIES", "VISITS", "TVRL", "PROBE", "SWEEP"),
+  *("NODES", "TILES", "MIL", "SCORES"),
 )
 
 
@@ -42,8 +53,9 @@ def test_every_command_of_the_readme_runs(repo_root, tmp_path):
   readme = (repo_root / "README.md").read_text()
   folders = {name: tmp_path / name.lower() for name in _PLACES}
   commands = job_commands(readme)
-  assert len(commands) == 11
+  assert len(commands) == 16
   for words in commands:
+    words = [small for word in words for small in _SMALL.get(word, (word,))]
     for short, smoke in _SMOKE.items():
       words = [re.sub(rf"={short}$", f"={smoke}", word) for word in words]
     for name, folder in folders.items():
@@ -59,6 +71,9 @@ def test_every_command_of_the_readme_runs(repo_root, tmp_path):
   page = (folders["RUN"] / "report" / "index.html").read_text()
   for word in ("Reconstructions", "Nearest neighbours", "syn_00"):
     assert word in page
+  for name in ("index.html", "slides/lymph_000/regions.geojson"):
+    assert (folders["MIL"] / "report" / name).is_file()
+  assert (folders["SCORES"] / "predictions_slide.csv").is_file()
   snippet = blocks(readme, "python")[0].replace("DATA", str(folders["DATA"]))
   check = "import sys; assert len(source) > 0 and 'panels' in source[0]"
   check += "; assert 'tensorflow' not in sys.modules"
