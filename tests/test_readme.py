@@ -18,7 +18,7 @@ _SMOKE = {
 }
 # What else makes them small, by what a word is in the README.
 _SMALL = {
-  "--slides=60": ("--slides=6", "--mpp=2", "--size_px", "800", "800"),
+  "--slides=60": ("--slides=12", "--mpp=2", "--size_px", "800", "800"),
   "--config.encoder.weights=WEIGHTS": (
     "--config.encoder.random_weights=True", "--config.encoder.tile_px=64",
   ),

@@ -33,7 +33,6 @@ from wsiseq_jax.tasks import base
 
 # Taken from the command line; everything else comes from the checkpoint.
 RUNTIME_KEYS = (
-  "job",
   "workdir",
   "data.path",
   "data.eval_split",

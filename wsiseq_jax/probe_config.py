@@ -61,10 +61,11 @@ CHECKS: Mapping[str, configs.Check] = {
   **{
     key: configs.COMMON[key]
     for key in (
-      "job", "workdir", "data.path", "data.train_split", "data.batch_size",
+      "workdir", "data.path", "data.train_split", "data.batch_size",
       "data.threads", "data.worker_processes", "mesh.fsdp", "checkpoint.path",
     )
   },
+  "job": configs.one_of("probe"),
   "data.tfds": configs.text(),
   "data.tfds_dir": configs.text(),
   "data.val_split": configs.text(),
