@@ -55,6 +55,7 @@ def main(_: list[str]) -> None:
   launch.start(saves_on_sigterm=config.job == "train")
   with launch.ending_together():
     try:
+      configs.check_job(config)
       if config.job not in configs.OWN_CONFIGS:
         configs.validate(config, tasks.get(config.task).CHECKS)
       if config.data.get("path") == "synthetic":

@@ -1,3 +1,4 @@
+import importlib
 import json
 
 import pytest
@@ -148,3 +149,22 @@ def test_differences_leave_out_what_does_no_harm():
 def test_unknown_task_names_the_nearest():
   with pytest.raises(ValueError, match="config.task = 'videomea'.*'videomae'"):
     tasks.get("videomea")
+
+
+@pytest.mark.parametrize(
+  ("module", "job", "words"),
+  [
+    ("videomae", "embed_tiles", "own: --config=configs/embed_tiles.py"),
+    ("videomae", "mil_report", "own: --config=configs/mil_report.py"),
+    ("mil", "embed_tiles", "own: --config=configs/embed_tiles.py"),
+    ("mil", "train", "such as --config=configs/videomae.py"),
+    ("probe", "evaluate", "such as --config=configs/videomae.py"),
+    ("mil", "mill", "did you mean 'mil'"),
+  ],
+)
+def test_job_of_another_config(module, job, words):
+  config = importlib.import_module(f"configs.{module}").get_config("smoke")
+  configs.check_job(config)
+  config.job = job
+  with pytest.raises(ValueError, match=words):
+    configs.check_job(config)

@@ -51,6 +51,7 @@ def validate(config: ConfigDict) -> None:
   Raises:
     ValueError: all that is wrong.
   """
+  configs.check_job(config, "embed_tiles")
   rest = {key: config[key] for key in config if key != "encoder"}
   configs.check_keys(ConfigDict(rest), CHECKS)
   if "encoder" not in config:

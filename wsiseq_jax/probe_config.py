@@ -97,11 +97,7 @@ def validate(config: ConfigDict) -> None:
   Raises:
     ValueError: all that is wrong.
   """
-  if "probe" not in config:
-    raise ValueError(
-      "config.job = 'probe' has a config of its own: --config=configs/probe.py "
-      "with --config.checkpoint.path"
-    )
+  configs.check_job(config, "probe")
   configs.check_keys(config, CHECKS)
   if bool(config.data.tfds) == bool(config.data.path):
     raise ValueError(

@@ -21,6 +21,7 @@ from wsiseq_jax.mil import (
   synthetic,
 )
 from wsiseq_jax.mil.tile_map import TileMap
+from wsiseq_jax.models import mil_config
 
 # Of eight devices one divides three bags.
 QUICK = {"batch_size": 3}
@@ -385,6 +386,10 @@ def test_bad_values_are_named(block, key, value, words):
   config[block][key] = value
   with pytest.raises(ValueError, match=words):
     settings.validate(config)
+
+
+def test_presets_are_all_models():
+  assert mil_configs.MODELS == mil_config.MODELS
 
 
 def test_another_config_is_told_apart(tmp_path):

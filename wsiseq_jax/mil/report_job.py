@@ -119,11 +119,7 @@ def validate(config: ConfigDict) -> None:
   Raises:
     ValueError: all that is wrong.
   """
-  if "report" not in config or "task" in config:
-    raise ValueError(
-      "config.job = 'mil_report' has a config of its own: "
-      "--config=configs/mil_report.py"
-    )
+  configs.check_job(config, "mil_report")
   configs.check_keys(config, CHECKS)
   if not config.workdir:
     raise ValueError(

@@ -104,11 +104,7 @@ def validate(config: ConfigDict) -> None:
   Raises:
     ValueError: all that is wrong.
   """
-  if "head" not in config or "folds" not in config:
-    raise ValueError(
-      f"config.job = {config.job!r} has a config of its own: "
-      "--config=configs/mil.py"
-    )
+  configs.check_job(config, "mil")
   configs.check_keys(config, CHECKS)
   problems = []
   if not config.workdir:
