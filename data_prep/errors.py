@@ -4,6 +4,10 @@ A run over many slides never stops for one of them: whatever is wrong becomes a
 `SlideError`, and the run goes on.
 """
 
+import errno
+import pathlib
+import traceback
+
 
 class SlideError(Exception):
   """What is wrong with one slide, readable by the person who owns it.
@@ -49,3 +53,35 @@ class SlideError(Exception):
       "message": self.message,
       "tile": tile,
     }
+
+
+def as_slide_error(
+  error: Exception, slide_id: str, stage: str, folder: str
+) -> SlideError:
+  """Turns whatever went wrong with a slide into a row of errors.csv.
+
+  Args:
+    error: what was raised.
+    slide_id: the slide.
+    stage: what was being done.
+    folder: config key of the folder that is written to.
+
+  Returns:
+    The error, with the slide's id.
+  """
+  if isinstance(error, SlideError):
+    error.slide = slide_id
+    return error
+  code, message = type(error).__name__, str(error)
+  if isinstance(error, OSError):
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    code, message = "os_error", error.strerror or message
+    if full:
+      code, stage = "disk_full", "write"
+      message += f": make room in {folder} and start again"
+  else:
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    message += "".join(
+      f" ({pathlib.Path(frame.filename).name}:{frame.lineno})" for frame in last
+    )
+  return SlideError(message, stage=stage, error=code, slide=slide_id)

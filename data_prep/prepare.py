@@ -78,7 +78,7 @@ def prepare(config: Mapping[str, Any]) -> Summary:
   begin = time.perf_counter()
   spec = settings.check_config(config)
   entries, errors = inputs.find_slides(config["slides"], config["table"])
-  entries, bad_names = _usable_names(entries)
+  entries, bad_names = slide_job.usable_names(entries)
   errors = [*errors, *bad_names]
   given = splits.pinned((e.slide_id, e.patient_id, e.split) for e in entries)
   classes = settings.class_names(entries, config["labels"])
@@ -203,24 +203,6 @@ class _Run:
       tables.ERROR_COLUMNS,
       [error.row() for error in self.errors],
     )
-
-
-def _usable_names(
-  entries: Sequence[SlideEntry],
-) -> tuple[list[SlideEntry], list[SlideError]]:
-  """Sets slides aside whose id cannot be the name of a folder."""
-  good, bad = [], []
-  for entry in entries:
-    name = entry.slide_id
-    if "/" in name or name[:1] == "." or shards.TEMPORARY in name:
-      message = (
-        f"the slide id {name!r} cannot name a folder (no '/', no leading "
-        f"'.', no {shards.TEMPORARY!r}): give another in a CSV"
-      )
-      bad.append(SlideError(message, "find", "bad_slide_id", name))
-    else:
-      good.append(entry)
-  return good, bad
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ the files and settings its hash names, and remembers what could not be used.
 """
 
 import dataclasses
-import errno
 import itertools
 import json
 import pathlib
@@ -20,7 +19,7 @@ import cv2
 import numpy as np
 
 from data_prep import records, series_files, series_images, shards
-from data_prep.errors import SlideError
+from data_prep.errors import SlideError, as_slide_error
 from data_prep.series_spans import Series, Span, frame_times, kept
 
 MARK = "part.json"
@@ -137,14 +136,7 @@ def process(job: Job) -> Outcome:
     return Outcome(job.name, _write(job, maker), fresh=True)
   except OSError as error:
     # Reading errors belong to a series and are in `maker`: this is writing.
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    problem = SlideError(
-      (error.strerror or str(error))
-      + ": make room in config.out and start again" * full,
-      "write",
-      "disk_full" if full else "os_error",
-      job.name,
-    )
+    problem = as_slide_error(error, job.name, "write", "config.out")
     return Outcome(job.name, {}, fresh=True, error=problem)
 
 

@@ -7,14 +7,12 @@ folder that has one is complete, and made with the settings its hash names.
 """
 
 import dataclasses
-import errno
 import hashlib
 import json
 import os
 import pathlib
 import time
-import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -30,7 +28,7 @@ from data_prep import (
   slides,
   tissue,
 )
-from data_prep.errors import SlideError
+from data_prep.errors import SlideError, as_slide_error
 from data_prep.inputs import SlideEntry
 
 DONE, NO_TISSUE, NO_REGION, FAILED = "done", "no_tissue", "no_region", "failed"
@@ -195,35 +193,44 @@ def process(job: Job) -> Outcome:
   try:
     info = _process(job, stage)
   except Exception as error:  # the one place where a slide may fail at all
-    problem = _as_slide_error(error, job.entry.slide_id, stage.name)
+    problem = as_slide_error(
+      error, job.entry.slide_id, stage.name, "config.out"
+    )
     seconds = time.perf_counter() - start
     return Outcome(job.entry.slide_id, FAILED, {}, seconds, problem)
   seconds = time.perf_counter() - start
   return Outcome(job.entry.slide_id, info["status"], info, seconds)
 
 
+def usable_names(
+  entries: Sequence[SlideEntry],
+) -> tuple[list[SlideEntry], list[SlideError]]:
+  """Sets slides aside whose id cannot be the name of a file or folder.
+
+  Args:
+    entries: the slides.
+
+  Returns:
+    Those that can, and an error for each that cannot.
+  """
+  good, bad = [], []
+  for entry in entries:
+    name = entry.slide_id
+    if "/" in name or name[:1] == "." or shards.TEMPORARY in name:
+      message = (
+        f"the slide id {name!r} cannot name a file or folder (no '/', "
+        f"no leading '.', no {shards.TEMPORARY!r}): give another in a CSV"
+      )
+      bad.append(SlideError(message, "find", "bad_slide_id", name))
+    else:
+      good.append(entry)
+  return good, bad
+
+
 class _Stage:
   """Remembers what was being done, for the error row."""
 
   name = "open"
-
-
-def _as_slide_error(error: Exception, slide_id: str, stage: str) -> SlideError:
-  if isinstance(error, SlideError):
-    error.slide = slide_id
-    return error
-  code, message = type(error).__name__, str(error)
-  if isinstance(error, OSError):
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    code = "disk_full" if full else "os_error"
-    stage = "write" if full else stage
-    message = error.strerror or message
-    if full:
-      message += ": make room in config.out and start again"
-  else:
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    message = f"{message} ({pathlib.Path(last.filename).name}:{last.lineno})"
-  return SlideError(message, stage=stage, error=code, slide=slide_id)
 
 
 def _process(job: Job, stage: _Stage) -> dict[str, Any]:

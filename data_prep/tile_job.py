@@ -12,11 +12,9 @@ and `qc/<slide_id>.jpg` with the tissue and the tiles, for the eye that checks.
 import collections
 import concurrent.futures
 import dataclasses
-import errno
 import json
 import os
 import pathlib
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +23,7 @@ import numpy as np
 import simplejpeg
 
 from data_prep import qc, shards, slide_job, tiles, tissue
-from data_prep.errors import SlideError
+from data_prep.errors import SlideError, as_slide_error
 from data_prep.inputs import SlideEntry
 from data_prep.slides import Slide
 
@@ -131,60 +129,6 @@ def slide_hash(
   return slide_job.config_hash(own, shaping, ())
 
 
-def usable_names(
-  entries: Sequence[SlideEntry],
-) -> tuple[list[SlideEntry], list[SlideError]]:
-  """Sets slides aside whose id cannot be the name of a file.
-
-  Args:
-    entries: the slides.
-
-  Returns:
-    Those that can, and an error for each that cannot.
-  """
-  good, bad = [], []
-  for entry in entries:
-    name = entry.slide_id
-    if "/" in name or name[:1] == "." or shards.TEMPORARY in name:
-      message = (
-        f"the slide id {name!r} cannot name a file (no '/', no leading '.', "
-        f"no {shards.TEMPORARY!r}): give another in a CSV"
-      )
-      bad.append(SlideError(message, "find", "bad_slide_id", name))
-    else:
-      good.append(entry)
-  return good, bad
-
-
-def as_slide_error(error: Exception, slide_id: str, stage: str) -> SlideError:
-  """Turns whatever went wrong with a slide into a row of errors.csv.
-
-  Args:
-    error: what was raised.
-    slide_id: the slide.
-    stage: what was being done.
-
-  Returns:
-    The error, with the slide's id.
-  """
-  if isinstance(error, SlideError):
-    error.slide = slide_id
-    return error
-  code, message = type(error).__name__, str(error)
-  if isinstance(error, OSError):
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    code, message = "os_error", error.strerror or message
-    if full:
-      code, stage = "disk_full", "write"
-      message += ": make room in config.workdir and start again"
-  else:
-    last = traceback.extract_tb(error.__traceback__)[-1:]
-    message += "".join(
-      f" ({pathlib.Path(frame.filename).name}:{frame.lineno})" for frame in last
-    )
-  return SlideError(message, stage=stage, error=code, slide=slide_id)
-
-
 def events(
   entries: Sequence[SlideEntry],
   settings: Settings,
@@ -261,7 +205,9 @@ def _slide_events(
         bad=bad,
       )
     except Exception as error:  # the one place where reading may fail at all
-      yield Failed(entry, as_slide_error(error, entry.slide_id, "read"))
+      yield Failed(
+        entry, as_slide_error(error, entry.slide_id, "read", "config.workdir")
+      )
       return
     # Several tiles lie on one damaged native tile: one row for each of these.
     places = {error.tile: error for error in reversed(bad)}
@@ -332,7 +278,7 @@ def _plan(
   except Exception as error:  # the one place where opening may fail at all
     if slide is not None:
       slide.close()
-    return as_slide_error(error, entry.slide_id, stage)
+    return as_slide_error(error, entry.slide_id, stage, "config.workdir")
   return slide, grid, json.loads(json.dumps(info))
 
 

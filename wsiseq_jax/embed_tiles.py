@@ -28,8 +28,8 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from data_prep import inputs, synthetic, tile_job, tiles
-from data_prep.errors import SlideError
+from data_prep import inputs, slide_job, synthetic, tile_job, tiles
+from data_prep.errors import SlideError, as_slide_error
 from data_prep.inputs import SlideEntry
 from wsiseq_jax import embed_config, embed_tables, encoders, parallel
 from wsiseq_jax.data import feature_files
@@ -81,7 +81,7 @@ def embed_slides(config: ConfigDict, encoder: encoders.Encoder) -> Summary:
       synthetic.make_cohort(workdir / "slides", slides=3, size_px=(640, 512))
     )
   entries, errors = inputs.find_slides(source, config.data.table)
-  entries, bad_names = tile_job.usable_names(entries)
+  entries, bad_names = slide_job.usable_names(entries)
   number, parts = (int(v) for v in config.data.part.split("/"))
   work = _Run(
     config, settings, encoder, entries[number - 1 :: parts],
@@ -279,7 +279,7 @@ class _Run:
       self._write(slide, info)
     except (ValueError, OSError) as error:
       self._fail(
-        entry, tile_job.as_slide_error(error, entry.slide_id, "encode")
+        entry, as_slide_error(error, entry.slide_id, "encode", "config.workdir")
       )
     else:
       self.outcomes[entry.slide_id] = Outcome(entry, info["status"], info)

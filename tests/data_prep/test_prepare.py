@@ -347,7 +347,7 @@ def test_labels_become_numbers():
 
 
 def test_a_slide_id_that_is_no_folder_name_is_refused():
-  good, bad = prepare._usable_names(
+  good, bad = slide_job.usable_names(
     [inputs.SlideEntry(n, "x", "p") for n in ("ok", "../up", ".hidden")]
   )
   assert [e.slide_id for e in good] == ["ok"]

@@ -5,7 +5,7 @@ import concurrent.futures
 import numpy as np
 import pytest
 
-from data_prep import tile_job, tiles
+from data_prep import slide_job, tile_job, tiles
 from data_prep.errors import SlideError
 from data_prep.inputs import SlideEntry
 from data_prep.slides import Level, Slide
@@ -356,6 +356,6 @@ def test_hash_follows_what_shapes_features(tmp_path):
 
 def test_ids_that_cannot_name_a_file():
   entries = [SlideEntry(name, "x", "p") for name in ("a.b", ".a", "a/b")]
-  good, bad = tile_job.usable_names(entries)
+  good, bad = slide_job.usable_names(entries)
   assert [e.slide_id for e in good] == ["a.b"]
   assert [e.slide for e in bad] == [".a", "a/b"]
