@@ -328,7 +328,7 @@ def time_aware_r2(subjects: Sequence[Subject]) -> float:
   return _r2(subjects, rows)
 
 
-def _course(subject: Subject) -> list[float | int]:
+def _course(subject: Subject) -> list[float]:
   """Sizes and contrasts, at each visit and at ten places along the course."""
   sizes, contrasts = subject.sizes, subject.contrasts
   steps = np.diff(sizes)
@@ -336,7 +336,7 @@ def _course(subject: Subject) -> list[float | int]:
   even = np.linspace(0, 1, 10)
   grown = sizes[-1] - sizes[0]
   return [
-    len(sizes),
+    float(len(sizes)),
     sizes[0],
     sizes[-1],
     grown,
