@@ -103,7 +103,7 @@ class Truth:
 
   def tissue_type(
     self, level0_xy: Float[np.ndarray, "m 2"]
-  ) -> Int[np.ndarray, "m"]:
+  ) -> Int[np.ndarray, " m"]:
     """Tissue type at points of the slide.
 
     Args:
@@ -116,7 +116,7 @@ class Truth:
 
   def lesion(
     self, level0_xy: Float[np.ndarray, "m 2"]
-  ) -> Bool[np.ndarray, "m"]:
+  ) -> Bool[np.ndarray, " m"]:
     """Whether points (x, y in level-0 pixels) lie in a lesion."""
     return self._look_up(self.lesions, level0_xy, 0) > 0
 

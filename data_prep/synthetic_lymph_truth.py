@@ -15,7 +15,7 @@ def tumour_share(
   truth: synthetic.Truth,
   level0_xy: Float[np.ndarray, "m 2"] | Int[np.ndarray, "m 2"],
   side: int | float | np.integer | np.floating,
-) -> Float[np.ndarray, "m"]:
+) -> Float[np.ndarray, " m"]:
   """Share of each tile that is tumour: the truth about tiles.
 
   Args:

@@ -69,7 +69,7 @@ class TileGrid:
   """
 
   xy: Int[np.ndarray, "m 2"]
-  tissue: Float32[np.ndarray, "m"]
+  tissue: Float32[np.ndarray, " m"]
   tile_px: int
   mpp: float
   tile_level0: float
@@ -90,7 +90,7 @@ class TileBatch:
 
   pixels: UInt8[np.ndarray, "b window window 3"]
   xy: Int[np.ndarray, "b 2"]
-  index: Int[np.ndarray, "b"]
+  index: Int[np.ndarray, " b"]
 
 
 def check_settings(
@@ -225,7 +225,7 @@ def _tissue_share(
 
 def reading_order(
   xy: Int[np.ndarray, "m 2"], tile_level0: Number, downsample: Number
-) -> Int[np.ndarray, "m"]:
+) -> Int[np.ndarray, " m"]:
   """Returns the order in which tiles are read: strip by strip, row by row.
 
   Args:

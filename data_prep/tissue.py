@@ -136,7 +136,7 @@ def tissue_mask(
   return mask
 
 
-def otsu_threshold(values: UInt8[np.ndarray, "m"]) -> float:
+def otsu_threshold(values: UInt8[np.ndarray, " m"]) -> float:
   """Returns Otsu's threshold of 8-bit values: above it is the upper class.
 
   Args:

@@ -47,7 +47,7 @@ def unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
 
 def info_nce(
   projected: Float[Array, "b v p"],
-  weight: Float[Array, "b"],
+  weight: Float[Array, " b"],
   temperature: float,
   is_standardised: bool,
 ) -> Pairs:
@@ -204,7 +204,7 @@ def monitors(
   clips: Float[Array, "b d"],
   frames: Float[Array, "b t d"],
   frame_mask: Float[Array, "b t"],
-  weight: Float[Array, "b"],
+  weight: Float[Array, " b"],
 ) -> Pairs:
   """Signs of collapse, of one clip a record.
 

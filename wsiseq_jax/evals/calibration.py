@@ -37,14 +37,14 @@ class Reliability:
     observed: the share of them that came true.
   """
 
-  count: Int[np.ndarray, "k"]
-  predicted: Float[np.ndarray, "k"]
-  observed: Float[np.ndarray, "k"]
+  count: Int[np.ndarray, " k"]
+  predicted: Float[np.ndarray, " k"]
+  observed: Float[np.ndarray, " k"]
 
 
 def assign(
-  probability: Float[np.ndarray, "n"], bins: int, cut: str = "width"
-) -> Int[np.ndarray, "n"]:
+  probability: Float[np.ndarray, " n"], bins: int, cut: str = "width"
+) -> Int[np.ndarray, " n"]:
   """The bin of each probability.
 
   Args:
@@ -82,12 +82,12 @@ def assign(
 
 
 def ece(
-  outcomes: Float[np.ndarray, "n"] | Int[np.ndarray, "n"],
-  probability: Float[np.ndarray, "n"],
+  outcomes: Float[np.ndarray, " n"] | Int[np.ndarray, " n"],
+  probability: Float[np.ndarray, " n"],
   bins: int = 10,
   cut: str = "width",
   weights: Float[np.ndarray, "r n"] | None = None,
-) -> Float[np.ndarray, "r"]:
+) -> Float[np.ndarray, " r"]:
   """Expected calibration error, for many weightings at once.
 
   Args:
@@ -116,8 +116,8 @@ def ece(
 
 
 def reliability(
-  outcomes: Float[np.ndarray, "n"] | Int[np.ndarray, "n"],
-  probability: Float[np.ndarray, "n"],
+  outcomes: Float[np.ndarray, " n"] | Int[np.ndarray, " n"],
+  probability: Float[np.ndarray, " n"],
   bins: int = 10,
   cut: str = "width",
 ) -> Reliability:
@@ -146,8 +146,8 @@ def reliability(
 
 
 def top_label(
-  labels: Int[np.ndarray, "n"], probability: Float[np.ndarray, "n y"]
-) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+  labels: Int[np.ndarray, " n"], probability: Float[np.ndarray, "n y"]
+) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
   """Of several classes: whether the predicted one is right, and how sure.
 
   Returns:

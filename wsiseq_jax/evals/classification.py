@@ -16,10 +16,10 @@ NAMES = ("auroc", "auprc", "accuracy", "balanced_accuracy")
 
 
 def scores(
-  labels: Int[np.ndarray, "n"],
+  labels: Int[np.ndarray, " n"],
   probability: Float[np.ndarray, "n y"],
   weights: Float[np.ndarray, "r n"] | None = None,
-) -> dict[str, Float[np.ndarray, "r"]]:
+) -> dict[str, Float[np.ndarray, " r"]]:
   """AUROC, AUPRC, accuracy and balanced accuracy.
 
   Args:

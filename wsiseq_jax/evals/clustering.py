@@ -30,13 +30,13 @@ class Clusters:
     seed: seed of the k-means.
   """
 
-  assignment: Int[np.ndarray, "n"]
+  assignment: Int[np.ndarray, " n"]
   centroids: Float[np.ndarray, "k d"]
-  distance: Float[np.ndarray, "n"]
+  distance: Float[np.ndarray, " n"]
   seed: int
 
   @property
-  def sizes(self) -> Int[np.ndarray, "k"]:
+  def sizes(self) -> Int[np.ndarray, " k"]:
     """Members of each cluster."""
     return np.bincount(self.assignment, minlength=len(self.centroids))
 
@@ -126,7 +126,7 @@ def kmeans(
 def region_groups(
   slide_id: np.ndarray,
   start_xy: Float[np.ndarray, "n 2"],
-) -> Int[np.ndarray, "n"]:
+) -> Int[np.ndarray, " n"]:
   """Number of the region each sequence starts from.
 
   Sequences of one region share their first frame's centre: the headings of a
@@ -159,8 +159,8 @@ def region_groups(
 def nearest_members(
   clusters: Clusters,
   count: int = 10,
-  groups: Int[np.ndarray, "n"] | None = None,
-) -> list[Int[np.ndarray, "m"]]:
+  groups: Int[np.ndarray, " n"] | None = None,
+) -> list[Int[np.ndarray, " m"]]:
   """The members nearest each centroid, nearest first.
 
   Args:
@@ -184,7 +184,7 @@ def nearest_members(
 
 
 def mutual_information(
-  assignment: Int[np.ndarray, "n"], labels: np.ndarray
+  assignment: Int[np.ndarray, " n"], labels: np.ndarray
 ) -> float:
   """Normalised mutual information of clusters and labels, 0 to 1.
 
@@ -219,7 +219,7 @@ def mutual_information(
 
 def majority_label(
   frame_labels: Int[np.ndarray, "n t"], least_share: float = 0.5
-) -> Int[np.ndarray, "n"]:
+) -> Int[np.ndarray, " n"]:
   """The label most frames of a sequence carry.
 
   Args:
@@ -243,7 +243,7 @@ def majority_label(
 
 def linear_separability(
   features: Float[np.ndarray, "n d"],
-  labels: Int[np.ndarray, "n"],
+  labels: Int[np.ndarray, " n"],
   patients: np.ndarray,
   folds: int = 5,
 ) -> Separability:

@@ -40,7 +40,7 @@ class Detections:
     xy: x, y in level-0 pixels.
   """
 
-  probability: Float[np.ndarray, "n"]
+  probability: Float[np.ndarray, " n"]
   xy: Float[np.ndarray, "n 2"]
 
 
@@ -103,12 +103,12 @@ def level0_mpp(tile_map: TileMap) -> float:
 
 
 def suppress(
-  score: Float[np.ndarray, "m"],
+  score: Float[np.ndarray, " m"],
   xy: Float[np.ndarray, "m 2"],
   radius: Number,
   threshold: Number = -np.inf,
   most: int | None = None,
-) -> Int[np.ndarray, "n"]:
+) -> Int[np.ndarray, " n"]:
   """Takes the highest score, drops its neighbourhood, and so on.
 
   Args:
@@ -144,8 +144,8 @@ def suppress(
 
 
 def smooth(
-  score: Float[np.ndarray, "m"], xy: Float[np.ndarray, "m 2"], sigma: Number
-) -> Float[np.ndarray, "m"]:
+  score: Float[np.ndarray, " m"], xy: Float[np.ndarray, "m 2"], sigma: Number
+) -> Float[np.ndarray, " m"]:
   """Gaussian mean over neighbouring points.
 
   Weights add up to one over the points that are there, so that the edge of the

@@ -206,7 +206,7 @@ def cluster_picture(
   thumbnail: UInt8[np.ndarray, "h w 3"],
   downsample: float,
   frame_xy: Float[np.ndarray, "n t 2"],
-  assignment: Int[np.ndarray, "n"],
+  assignment: Int[np.ndarray, " n"],
 ) -> UInt8[np.ndarray, "h w 3"]:
   """A thumbnail with the path of every sequence in its cluster's colour.
 
@@ -243,7 +243,7 @@ def cluster_picture(
   return picture
 
 
-def smooth(values: Float[np.ndarray, "n"], window: int) -> np.ndarray:
+def smooth(values: Float[np.ndarray, " n"], window: int) -> np.ndarray:
   """Running mean over the last `window` values, fewer at the start.
 
   Example:

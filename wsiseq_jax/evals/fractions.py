@@ -20,7 +20,7 @@ def choose(
   classes: int,
   fraction: float,
   seed: int,
-) -> Int[np.ndarray, "k"]:
+) -> Int[np.ndarray, " k"]:
   """Rows of the patients that a fraction keeps.
 
   Args:

@@ -69,8 +69,8 @@ class SlideHits:
 
   slide_id: str
   patient: str
-  false_positives: Float[np.ndarray, "f"]
-  lesions: Float[np.ndarray, "l"]
+  false_positives: Float[np.ndarray, " f"]
+  lesions: Float[np.ndarray, " l"]
   isolated: int
 
 
@@ -97,9 +97,9 @@ class Froc:
   sensitivities: tuple[float, ...]
   false_positives: tuple[float, ...]
   extrapolated: tuple[float, ...]
-  curve_false_positives: Float[np.ndarray, "p"]
-  curve_sensitivity: Float[np.ndarray, "p"]
-  curve_threshold: Float[np.ndarray, "p"]
+  curve_false_positives: Float[np.ndarray, " p"]
+  curve_sensitivity: Float[np.ndarray, " p"]
+  curve_threshold: Float[np.ndarray, " p"]
   slides: int
   lesions: int
   isolated: int
@@ -129,7 +129,7 @@ class Froc:
 def hits(
   slide_id: str,
   patient: str,
-  probability: Float[np.ndarray, "n"],
+  probability: Float[np.ndarray, " n"],
   xy: Shaped[np.ndarray, "n 2"],
   lesions: Lesions | None,
 ) -> SlideHits:

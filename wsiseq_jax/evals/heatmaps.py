@@ -131,7 +131,7 @@ def draw(
 
 
 def spread(
-  tile_map: TileMap, scores: Float[np.ndarray, "m"], downsample: Number
+  tile_map: TileMap, scores: Float[np.ndarray, " m"], downsample: Number
 ) -> Float[np.ndarray, "h w"]:
   """Means of the scores of the tiles that cover each pixel's centre.
 
@@ -187,7 +187,7 @@ def _smooth(values: np.ndarray, sigma: float) -> np.ndarray:
     return np.where(covered, blur[0] / blur[1], np.nan).astype(np.float32)
 
 
-def percentiles(scores: Float[np.ndarray, "m"]) -> Float[np.ndarray, "m"]:
+def percentiles(scores: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
   """Rank of each score among all: share below it plus half of its equals.
 
   Example:
@@ -198,7 +198,7 @@ def percentiles(scores: Float[np.ndarray, "m"]) -> Float[np.ndarray, "m"]:
 
 
 def cohort_range(
-  contributions: Sequence[Float[np.ndarray, "_"]], share: Number = 0.9
+  contributions: Sequence[Float[np.ndarray, " _"]], share: Number = 0.9
 ) -> float:
   """The value of the strongest colour in the contribution maps of a cohort.
 

@@ -13,7 +13,7 @@ def leak(
   visible: Bool[np.ndarray, "s h w"],
   shift_px: Float[np.ndarray, "t 2"],
   patch: tuple[int, int, int],
-  panel: Int[np.ndarray, "t"] | None = None,
+  panel: Int[np.ndarray, " t"] | None = None,
 ) -> float:
   """Share of hidden pixels that some visible token of the clip shows.
 

@@ -38,7 +38,7 @@ class Lesions:
   """
 
   labels: Int[np.ndarray, "h w"]
-  isolated: Bool[np.ndarray, "l"]
+  isolated: Bool[np.ndarray, " l"]
   downsample: float
 
 

@@ -7,10 +7,10 @@ NAMES = ("r2", "mae")
 
 
 def scores(
-  labels: Float[np.ndarray, "n"],
-  prediction: Float[np.ndarray, "n"],
+  labels: Float[np.ndarray, " n"],
+  prediction: Float[np.ndarray, " n"],
   weights: Float[np.ndarray, "r n"] | None = None,
-) -> dict[str, Float[np.ndarray, "r"]]:
+) -> dict[str, Float[np.ndarray, " r"]]:
   """Mean absolute error, in the label's unit, and coefficient of determination.
 
       R² = 1 − Σ w (y − ŷ)² / Σ w (y − ȳ_w)²

@@ -135,7 +135,7 @@ def read_preparation(folder: pathlib.Path) -> Preparation:
 
 def read_losses(
   workdir: pathlib.Path,
-) -> dict[str, tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]]:
+) -> dict[str, tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]]:
   """Steps and values of every `*loss` in `<workdir>/metrics.jsonl`.
 
   Args:

@@ -53,9 +53,9 @@ class Samples:
       probes that pool by themselves.
   """
 
-  labels: Float[np.ndarray, "n"]
+  labels: Float[np.ndarray, " n"]
   patients: np.ndarray
-  index: Int[np.ndarray, "n"]
+  index: Int[np.ndarray, " n"]
   features: Float[np.ndarray, "n d"] | None = None
   tokens: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 

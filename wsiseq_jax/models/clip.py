@@ -143,7 +143,7 @@ class TemporalEncoder(nnx.Module):
     time: Float[Array, "b t"],
     visible: Bool[Array, "b t"],
     is_causal: bool = False,
-    cls_token: Float[Array, "e"] | None = None,
+    cls_token: Float[Array, " e"] | None = None,
   ) -> tuple[Float[Array, "b e"], Float[Array, "b t e"]]:
     """Encodes clips.
 
@@ -256,7 +256,7 @@ class Navigation(nnx.Module):
     return jnp.linalg.qr(self.directions[...].T)[0]
 
   def __call__(
-    self, clips: Float[Array, "b d"], interval: Float[Array, "b"]
+    self, clips: Float[Array, "b d"], interval: Float[Array, " b"]
   ) -> Float[Array, "b d"]:
     """Moves features by times, in the unit of the data."""
     told = jnp.concatenate([clips, self.time(interval)], axis=-1)

@@ -128,9 +128,9 @@ def travel_direction(shift_px: Float[Array, "t 2"]) -> Float[Array, "2"]:
 def _tissue_scores(
   key: Key[Array, ""],
   shift_px: Float[Array, "t 2"],
-  panel: Int[Array, "t"],
+  panel: Int[Array, " t"],
   spec: MaskSpec,
-) -> Float[Array, "n"]:
+) -> Float[Array, " n"]:
   """A number for each token: that of its run, and its place in the run."""
   slots, rows, columns = spec.grid
   _, patch_h, patch_w = spec.patch
@@ -170,7 +170,7 @@ def _tissue_scores(
   return (jnp.take(number, index) + 1e-4 * (place - run)).ravel()
 
 
-def _scores(key, shift_px, panel, spec: MaskSpec) -> Float[Array, "n"]:
+def _scores(key, shift_px, panel, spec: MaskSpec) -> Float[Array, " n"]:
   slots, rows, columns = spec.grid
   if spec.kind == "tissue":
     return _tissue_scores(key, shift_px, panel, spec)
@@ -179,7 +179,7 @@ def _scores(key, shift_px, panel, spec: MaskSpec) -> Float[Array, "n"]:
   return jax.random.uniform(key, (slots * rows * columns,))
 
 
-def running_cell(phase: Int[Array, ""], spec: MaskSpec) -> Int[Array, "m"]:
+def running_cell(phase: Int[Array, ""], spec: MaskSpec) -> Int[Array, " m"]:
   """Token positions that a running-cell decoder mask keeps, ascending.
 
   A cell of 2 × 2 positions drops some of its four places; the places move on

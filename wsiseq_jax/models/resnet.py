@@ -125,10 +125,10 @@ def init_params(spec: ResNetSpec, key: Key[Array, ""]) -> dict[str, Any]:
 
 def fold(
   kernel: Float[np.ndarray, "h w i o"],
-  scale: Float[np.ndarray, "o"],
-  bias: Float[np.ndarray, "o"],
-  mean: Float[np.ndarray, "o"],
-  var: Float[np.ndarray, "o"],
+  scale: Float[np.ndarray, " o"],
+  bias: Float[np.ndarray, " o"],
+  mean: Float[np.ndarray, " o"],
+  var: Float[np.ndarray, " o"],
 ) -> dict[str, np.ndarray]:
   """Multiplies batch-norm with running statistics into a convolution.
 

@@ -102,8 +102,8 @@ def objective_terms(
   setup: Setup,
   params: Any,
   seen: views.Views,
-  record_mask: Float[Array, "b"],
-  key: Key[Array, "b"],
+  record_mask: Float[Array, " b"],
+  key: Key[Array, " b"],
   jitter: float,
 ) -> tuple[base.Metrics, tuple[Array, Array] | None]:
   """All that is measured on the views of a batch.
@@ -281,7 +281,7 @@ def _pool(
   tokens: Float[Array, "b n d"],
   token_mask: Float[Array, "b n"],
   token_time: Float[Array, "b n"],
-  cls_token: Float[Array, "d"],
+  cls_token: Float[Array, " d"],
 ) -> Float[Array, "b d"]:
   network = setup.merge(params)
   return network.temporal(
