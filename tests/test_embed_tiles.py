@@ -413,28 +413,6 @@ def test_scale_of_the_encoder(cohort, tmp_path, capsys):
   assert "trained at 0.7 um/px" in capsys.readouterr().err
 
 
-def test_background_passes_errors_on_and_ends():
-  closed = []
-
-  def items(count):
-    try:
-      yield from range(count)
-      raise OSError("disk")
-    finally:
-      closed.append(count)
-
-  runner = background.Background(items(2), ahead=1)
-  assert [runner.get(), runner.get()] == [0, 1]
-  with pytest.raises(OSError, match="disk"):
-    runner.get()
-  runner.close()
-  # Left in the middle, with the queue full.
-  runner = background.Background(items(99), ahead=1)
-  assert runner.get() == 0
-  runner.close()
-  assert closed == [2, 99] and not runner._thread.is_alive()
-
-
 def test_every_preset_is_valid(tmp_path):
   for preset in presets.PRESETS:
     config = presets.get_config(preset).unlock()

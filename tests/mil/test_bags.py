@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from wsiseq_jax.data import feature_files
-from wsiseq_jax.mil import bags as bag_files
 from wsiseq_jax.mil import cohort, synthetic
 from wsiseq_jax.mil.bags import Bags, bucket, plan
 
@@ -257,12 +256,6 @@ def test_random_tiles_of_large_bags(tmp_path):
   assert chosen(0) == chosen(0) != chosen(1)
   # Without a generator nothing is left out: predictions see all tiles.
   assert next(found.batches(["a"], 1, None, 6)).mask.sum() == 50
-
-
-def test_reading_ahead_changes_nothing(three):
-  plain = [b.rows.tolist() for b in three.batches(["a", "b", "c"], 1)]
-  ahead = bag_files.ahead(three.batches(["a", "b", "c"], 1))
-  assert [b.rows.tolist() for b in ahead] == plain
 
 
 def test_synthetic_bags(tmp_path):

@@ -10,13 +10,22 @@ from typing import Any
 class Background:
   """Takes items out of a generator in a thread, a few ahead.
 
+  Close it, also where an error ends the work: `contextlib.closing`.
+
   Args:
     items: the generator; it runs in the thread, its end included.
-    ahead: items to hold at most.
+    ahead: items to hold at most, the one that is being made included.
+
+  Example:
+    >>> squares = Background((i**2 for i in range(3)), ahead=1)
+    >>> with contextlib.closing(squares):
+    ...   list(squares)
+    [0, 1, 4]
   """
 
   def __init__(self, items: Iterator, ahead: int):
-    self._queue: queue.Queue = queue.Queue(ahead)
+    self._queue: queue.Queue = queue.Queue()
+    self._room = threading.Semaphore(ahead)
     self._stopped = threading.Event()
     self._thread = threading.Thread(target=self._fill, args=(items,))
     self._thread.start()
@@ -25,19 +34,19 @@ class Background:
     end = None
     try:
       with contextlib.closing(items):
-        for item in items:
-          if not self._put((item, None)):
-            return
+        while self._may_go_on():
+          item = next(items, None)
+          if item is None:
+            break
+          self._queue.put((item, None))
     except BaseException as error:  # to be raised where the items are used
       end = error
-    self._put((None, end))
+    self._queue.put((None, end))
 
-  def _put(self, item: tuple) -> bool:
-    while not self._stopped.is_set():
-      with contextlib.suppress(queue.Full):
-        self._queue.put(item, timeout=0.1)
-        return True
-    return False
+  def _may_go_on(self) -> bool:
+    """Waits for room; False if nobody wants more."""
+    self._room.acquire()
+    return not self._stopped.is_set()
 
   def is_behind(self) -> bool:
     """Whether one would have to wait for the next item."""
@@ -50,11 +59,18 @@ class Background:
       BaseException: whatever the iterator raised.
     """
     item, error = self._queue.get()
+    self._room.release()
     if error is not None:
       raise error
     return item
 
+  def __iter__(self) -> Iterator[Any]:
+    """The items that are left."""
+    while (item := self.get()) is not None:
+      yield item
+
   def close(self) -> None:
     """Ends the thread."""
     self._stopped.set()
+    self._room.release()
     self._thread.join()

@@ -312,12 +312,3 @@ def _within_buckets(order, lengths, size) -> list[list[int]]:
     groups += [mine[i : i + size] for i in range(0, full, size)]
     left = mine[full:]
   return groups + ([left] if left else [])
-
-
-def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-  """The same batches, the next one being read while one is worked upon."""
-  with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    waiting = pool.submit(next, batches, None)
-    while (batch := waiting.result()) is not None:
-      waiting = pool.submit(next, batches, None)
-      yield batch

@@ -19,9 +19,10 @@ from the gradient, and of matrices alone) in place of Adam with L2 or Lookahead;
 batches of several bags.
 """
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -31,7 +32,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from wsiseq_jax import optim, parallel
-from wsiseq_jax.mil import bags as bag_files
+from wsiseq_jax.data.background import Background
 from wsiseq_jax.mil import steps
 from wsiseq_jax.mil.bags import Bags, Batch
 from wsiseq_jax.models import mil
@@ -183,17 +184,18 @@ class Trainer:
       batches = bags.batches(
         train, settings.batch_size, rng, settings.max_tiles, is_mixed
       )
-      for batch in bag_files.ahead(batches):
-        labels = train_labels[batch.rows]
-        params, slots, loss = self._programs.step(
-          params,
-          slots,
-          *self._put(batch, labels),
-          np.float32(rates[number]),
-          jax.random.fold_in(key, number + 1),
-        )
-        total.append(loss)
-        number += 1
+      with _ahead(batches) as batches:
+        for batch in batches:
+          labels = train_labels[batch.rows]
+          params, slots, loss = self._programs.step(
+            params,
+            slots,
+            *self._put(batch, labels),
+            np.float32(rates[number]),
+            jax.random.fold_in(key, number + 1),
+          )
+          total.append(loss)
+          number += 1
       train_loss = float(np.mean(jax.device_get(total)))
       val_loss = self.loss(self.logits(params, bags, val), val_labels)
       history.append((train_loss, val_loss))
@@ -218,11 +220,12 @@ class Trainer:
     """Logits of slides that are all `ok`, in their order."""
     found = np.zeros((len(ids), self.model.outputs), np.float64)
     batches = bags.batches(ids, self.settings.batch_size)
-    for batch in bag_files.ahead(batches):
-      bag = self._put(batch)[0]
-      count = int(batch.weight.sum())
-      out = np.asarray(self._programs.logits(params, bag))
-      found[batch.rows[:count]] = out[:count]
+    with _ahead(batches) as batches:
+      for batch in batches:
+        bag = self._put(batch)[0]
+        count = int(batch.weight.sum())
+        out = np.asarray(self._programs.logits(params, bag))
+        found[batch.rows[:count]] = out[:count]
     return found
 
   def loss(
@@ -261,6 +264,11 @@ class Trainer:
     if labels is None:
       return jax.device_put((bag,), sharding)
     return jax.device_put((bag, labels, batch.weight), sharding)
+
+
+def _ahead(batches: Iterator[Batch]) -> contextlib.closing:
+  """The same batches, the next one being read while one is worked upon."""
+  return contextlib.closing(Background(batches, ahead=1))
 
 
 def _rates(settings: Settings, per_epoch: int) -> np.ndarray:
