@@ -7,7 +7,6 @@ once for all seeds, and a resample's value is the mean over seeds.
 """
 
 import collections
-import csv
 import dataclasses
 import os
 import pathlib
@@ -18,9 +17,11 @@ import matplotlib.figure
 import numpy as np
 from jaxtyping import Float
 
+from wsiseq_jax import csv_files
 from wsiseq_jax.evals import bootstrap, classification, regression, samples
 from wsiseq_jax.evals.samples import Target
 
+TIDY = ("target", "probe", "fraction", "seed", "metric", "value")
 SUMMARY = (
   "target", "probe", "fraction", "metric", "mean", "std", "low", "high",
   "seeds", "test_sequences", "test_patients",
@@ -71,7 +72,7 @@ class Result:
   kind: str
   fraction: float
   seed: int
-  prediction: Float[np.ndarray, "n y"] | Float[np.ndarray, "n"]
+  prediction: Float[np.ndarray, "n y"] | Float[np.ndarray, " n"]
   labels: np.ndarray
   patients: np.ndarray
   notes: Mapping[str, float | int]
@@ -83,7 +84,7 @@ def metric_names(target: Target) -> tuple[str, ...]:
 
 
 def tidy(results: Iterable[Result]) -> list[dict[str, Any]]:
-  """One row a number: target, probe, fraction, seed, metric, value."""
+  """One row a number, with the keys of `TIDY`."""
   rows = []
   for result in results:
     numbers = {name: float(v[0]) for name, v in _scores(result).items()}
@@ -166,29 +167,12 @@ def write(
   Returns:
     The rows of the summary.
   """
-  write_csv(workdir / "probe.csv", tidy(results))
+  csv_files.write(workdir / "probe.csv", TIDY, tidy(results))
   summary = summarise(results, resamples)
-  write_csv(workdir / "probe_summary.csv", summary)
+  csv_files.write(workdir / "probe_summary.csv", SUMMARY, summary)
   (workdir / "probe.md").write_text(markdown(summary))
   draw(workdir / "probe.png", summary)
   return summary
-
-
-def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
-  """Writes rows of the same keys; the old file stays until the new is whole."""
-  draft = path.with_suffix(".draft")
-  with draft.open("w", newline="") as file:
-    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-      writer.writerow({k: _number(v) for k, v in row.items()})
-  os.replace(draft, path)
-
-
-def _number(value: Any) -> Any:
-  if isinstance(value, float):
-    return f"{value:.6g}" if np.isfinite(value) else ""
-  return value
 
 
 def markdown(summary: Sequence[Mapping[str, Any]]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 
-from wsiseq_jax import sweep_plan
+from wsiseq_jax import csv_files, sweep_plan
 
 SEED = "seed"  # the setting over which results are averaged
 Row = Mapping[str, Any]
@@ -49,7 +49,7 @@ def write(
     goal: 'min' or 'max'.
   """
   names = list(dict.fromkeys(key for row in rows for key in row))
-  _replace(out / "sweep.csv", lambda path: _write_csv(path, names, rows))
+  csv_files.write(out / "sweep.csv", names, rows)
   text = markdown(rows, varied, metric, goal)
   _replace(out / "sweep.md", lambda path: path.write_text(text))
   _replace(out / "sweep.png", lambda path: draw(path, rows, varied, metric))
@@ -63,13 +63,6 @@ def _replace(path: pathlib.Path, make) -> None:
   draft = path.with_name(f".{os.getpid()}.{path.name}")
   make(draft)
   os.replace(draft, path)
-
-
-def _write_csv(path, names: Sequence[str], rows: Sequence[Row]) -> None:
-  with path.open("w", newline="") as file:
-    writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
 
 
 def ranked(rows: Sequence[Row], metric: str, goal: str) -> list[Row]:

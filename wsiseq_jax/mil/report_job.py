@@ -20,11 +20,10 @@ from ml_collections import ConfigDict
 from data_prep import inputs, shards, tissue
 from data_prep.inputs import SlideEntry
 from wsiseq_jax import config as configs
-from wsiseq_jax import launch
+from wsiseq_jax import csv_files, launch
 from wsiseq_jax.evals import heatmaps, regions
 from wsiseq_jax.mil import (
   cohort_page,
-  prediction_tables,
   report_data,
   report_work,
   slide_page,
@@ -202,7 +201,7 @@ def write_report(config: ConfigDict) -> Written:
   problems = {k: v["problem"] for k, v in slides.items() if v["problem"]}
   cards = [work.card(row, problems) for row in predictions.rows]
   shards.write_atomic(page, cohort_page.build(cards, context, link))
-  prediction_tables.write_csv(
+  csv_files.write(
     out / "errors.csv",
     ("slide_id", "reason"),
     [{"slide_id": k, "reason": v} for k, v in sorted(problems.items())],

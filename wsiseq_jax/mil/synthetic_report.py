@@ -12,8 +12,9 @@ import numpy as np
 
 from data_prep import synthetic
 from data_prep.slides import Slide
+from wsiseq_jax import csv_files
 from wsiseq_jax.mil import cohort as cohorts
-from wsiseq_jax.mil import prediction_tables, results, tables
+from wsiseq_jax.mil import results, tables
 from wsiseq_jax.mil.tile_map import LEVEL0, TileMap
 
 CLASSES = ("normal", "tumour")
@@ -87,7 +88,7 @@ def predict(
     {"slide_id": name, "status": "no_tissue", "reason": "it has no tile"}
     for name in sorted(failures)
   ]
-  prediction_tables.write_csv(
+  csv_files.write(
     workdir / "errors.csv", ("slide_id", "status", "reason"), reasons
   )
   tables.write(
