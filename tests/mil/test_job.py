@@ -1,67 +1,16 @@
-"""The jobs `mil` and `mil_predict` on small bags, for every head and preset."""
+"""The job `mil` on small bags, for every head."""
 
-import csv
 import json
-import pathlib
 
-import jax
 import numpy as np
 import pytest
 
 from configs import mil as mil_configs
 from tests import small_run
-from wsiseq_jax.mil import (
-  bags,
-  fit,
-  job,
-  predict,
-  results,
-  scores,
-  settings,
-  synthetic,
-)
+from tests.mil.small_job import folder_of, make, table
+from wsiseq_jax.mil import fit, job, results, settings, synthetic
 from wsiseq_jax.mil.tile_map import TileMap
 from wsiseq_jax.models import mil_config
-
-# Of eight devices one divides three bags.
-QUICK = {"batch_size": 3}
-
-
-def make(workdir, preset="smoke", data=None, **blocks):
-  """A smoke config on bags that are shared."""
-  config = mil_configs.get_config(preset)
-  config.workdir = str(workdir)
-  config.data.update(QUICK)
-  if data is not None:
-    features, table = data
-    config.data.update({"features": str(features), "table": str(table)})
-  for name, values in blocks.items():
-    if isinstance(values, dict):
-      config[name].update(values)
-    else:
-      config[name] = values
-  return config
-
-
-def table(path):
-  with path.open() as file:
-    return list(csv.DictReader(file))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-  return synthetic.write(tmp_path_factory.mktemp("bags"))
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, data):
-  """A finished job, and the summary it returned."""
-  config = make(tmp_path_factory.mktemp("run"), data=data)
-  return config, job.mil(config)
-
-
-def folder_of(finished):
-  return pathlib.Path(finished[0].workdir)
 
 
 def test_scores_and_tables(finished):
@@ -75,13 +24,16 @@ def test_scores_and_tables(finished):
   lines = table(folder / "predictions.csv")
   assert list(lines[0]) == [
     "slide_id", "case_id", "repeat", "fold", "seed", "split", "label",
-    "status", "threshold", "p_normal", "p_tumour",
+    "status", "scored", "threshold", "p_normal", "p_tumour",
   ]  # fmt: skip
   # Every slide is tested once by each seed, and validates in some models.
   tests = [r for r in lines if r["split"] == "test"]
   assert len(tests) == 2 * 32 and len(lines) > len(tests)
+  # Failures too, and no slide that only validated.
+  assert all((r["scored"] == "1") == (r["split"] == "test") for r in lines)
   slides = table(folder / "predictions_slide.csv")
   assert len(slides) == 32 and {r["models"] for r in slides} == {"2"}
+  assert {r["scored"] for r in slides} == {"1"}
   mine = [float(r["p_tumour"]) for r in tests if r["slide_id"] == "slide07"]
   row = next(r for r in slides if r["slide_id"] == "slide07")
   assert float(row["p_tumour"]) == pytest.approx(np.mean(mine), abs=1e-5)
@@ -215,64 +167,14 @@ def test_what_a_model_depends_on_is_in_its_stamp(finished, data, tmp_path):
     assert job.stamp(job.prepare(config), run) != old, key
 
 
-@pytest.fixture(scope="module")
-def others(tmp_path_factory):
-  """Other slides, of other cases."""
-  features, path = synthetic.write(
-    tmp_path_factory.mktemp("others"), cases=6, seed=1
-  )
-  lines = path.read_text().replace("case", "new", 0).splitlines()
-  lines[1:] = [line.replace("case", "new") for line in lines[1:]]
-  for file in sorted(features.glob("*.h5")):
-    file.rename(file.with_name(file.name.replace("slide", "other")))
-  text = "\n".join(line.replace("slide0", "other0") for line in lines)
-  path.write_text(text.replace("slide1", "other1") + "\n")
-  return features, path
-
-
-def apply(workdir, models, data, label="label", **changes):
-  config = make(workdir, data=data, **changes)
-  config.data.label = label
-  config.job = "mil_predict"
-  config.predict.models = str(models)
-  return predict.mil_predict(config), config
-
-
-def test_models_on_other_slides(finished, others, tmp_path):
-  models = folder_of(finished)
-  # The model's shape comes from the workdir, whatever the config says.
-  summary, _ = apply(tmp_path, models, others, model={"hidden": 7})
-  of = {(r["of"], r["metric"]): r for r in summary}
-  assert of["ensemble", "auroc"]["mean"] > 0.85
-  assert of["model", "auroc"]["predictions"] == 4
-  assert of["model", "auroc"]["slides"] == 12
-  rows = table(tmp_path / "predictions_slide.csv")
-  assert {r["models"] for r in rows} == {"4"}
-  assert rows[0]["status"] == "no_tissue"
-  assert len(list((tmp_path / "maps").glob("*.npz"))) == 11
-  # Without a table: the same predictions, no scores.
-  folder = tmp_path / "bare"
-  summary, _ = apply(folder, models, (others[0], ""), maps={"write": False})
-  assert summary == [] and not (folder / "summary.csv").exists()
-  bare = table(folder / "predictions_slide.csv")
-  assert [r["p_tumour"] for r in bare] == [r["p_tumour"] for r in rows]
-  assert {r["label"] for r in bare} == {""}
-
-
-def test_slides_that_were_trained_on_are_not_scored(finished, data, tmp_path):
-  summary, _ = apply(tmp_path, folder_of(finished), data, maps={"write": False})
-  assert summary == []
-  assert len(table(tmp_path / "predictions_slide.csv")) == 32
-
-
-def test_models_that_cannot_be_applied(finished, others, data, tmp_path):
-  models = folder_of(finished)
-  with pytest.raises(ValueError, match="is not the workdir of a finished job"):
-    apply(tmp_path, tmp_path, others)
-  with pytest.raises(ValueError, match="is the workdir of the models"):
-    apply(models, models, others)
-  with pytest.raises(ValueError, match="know the classes .*'normal'.*also has"):
-    apply(tmp_path, models, others, label="kind")
+def test_saved_models_come_back(finished):
+  folder = folder_of(finished) / "models"
+  run = results.find(folder)[0]
+  saved = json.loads((folder / f"{run.name}.json").read_text())
+  found = results.load(folder, run)
+  assert found.epoch == saved["epoch"] and run == results.Run(0, 0, 0)
+  params = results.load_params(folder, run)
+  assert params["tile"]["embed"]["kernel"].shape == (synthetic.WIDTH, 32)
 
 
 HEADS = {
@@ -328,44 +230,6 @@ def test_presets_are_valid(preset):
   assert settings.model_config(config, 16, 1).name == config.model.name
 
 
-@pytest.fixture(scope="module")
-def few(data):
-  return bags.Bags(str(data[0]), ["slide01", "slide02", "slide03"], "ignore")
-
-
-@pytest.mark.parametrize("name", mil_configs.MODELS)
-@pytest.mark.parametrize("head", ["binary", "multiclass"])
-def test_every_model_goes_through_a_step(name, head, few):
-  """Traced, not compiled: that takes up to ten seconds each."""
-  config = mil_configs.get_config(f"{name},smoke")
-  config.data.update(QUICK)
-  model = settings.model_config(config, few.width, 1 + 2 * (head != "binary"))
-  trainer = fit.Trainer(model, head, job.training_settings(config))
-  batch = next(few.batches(list(few.status), 3))
-  put = trainer._put(batch, np.zeros((3, 1), np.float32))
-  key = jax.random.key(0)
-  params, slots = jax.eval_shape(trainer._programs.start, key)
-  new, _, loss = jax.eval_shape(
-    trainer._programs.step, params, slots, *put, np.float32(1), key
-  )
-  assert jax.tree.map(lambda x: x.shape, new) == jax.tree.map(
-    lambda x: x.shape, params
-  )
-  assert loss.shape == ()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(set(mil_configs.MODELS) - {"additive"}))
-def test_every_model_trains(name, data, tmp_path):
-  config = make(
-    tmp_path, f"{name},smoke", data, seeds=(0,), optim={"epochs": 1}
-  )
-  prepared = job.prepare(config)
-  result = job.train(prepared, prepared.runs[0])
-  assert np.isfinite(result.predicted["test"].values).all()
-  assert np.isfinite(result.history).all()
-
-
 @pytest.mark.parametrize(
   "block, key, value, words",
   [
@@ -402,79 +266,3 @@ def test_class_of_maps_must_exist(data, tmp_path):
   config = make(tmp_path, data=data, maps={"class_name": "tumor"})
   with pytest.raises(ValueError, match=r"'tumor': classes are \('normal', 'tu"):
     job.mil(config)
-
-
-# Thresholds and scores by hand.
-
-
-def test_youden():
-  labels = np.array([0, 0, 1, 0, 1, 1.0])
-  p = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
-  # 3/3 + 2/3 at 0.25, as 2/3 + 3/3 at 0.45, which is nearer to a half.
-  assert scores.youden(labels, p) == pytest.approx(0.45)
-  assert scores.youden(labels, 1 - p) == pytest.approx(0.4)
-  assert np.isnan(scores.youden(np.ones(3), p[:3]))
-  with_unknown = np.append(labels, np.nan), np.append(p, 0.0)
-  assert scores.youden(*with_unknown) == pytest.approx(0.45)
-
-
-def test_thresholds_of_one_class():
-  labels, p = np.zeros((3, 1)), np.full((3, 2), 0.5)
-  found, is_chosen = job.thresholds("binary", labels, p)
-  assert found.tolist() == [0.5, 0.5] and not is_chosen
-  found, is_chosen = job.thresholds("multiclass", labels, p)
-  assert np.isnan(found).all() and is_chosen
-
-
-def test_decisions_by_own_thresholds():
-  labels = np.array([[1.0], [1.0], [0.0], [0.0]])
-  p = np.array([0.6, 0.6, 0.3, 0.3])
-  values = np.stack([1 - p, p], axis=1)
-  threshold = np.array([0.5, 0.7, 0.2, 0.4])[:, None].repeat(2, axis=1)
-  found = scores.scores("binary", labels, values, threshold)
-  wanted = {"sensitivity": 0.5, "specificity": 0.5, "auroc": 1.0, "ece": 0.35}
-  for name, value in wanted.items():
-    assert found[name][0] == pytest.approx(value), name
-  # Twice the first slide, and nothing of the third.
-  weights = np.array([[2.0, 1.0, 0.0, 1.0]])
-  found = scores.scores("binary", labels, values, threshold, weights)
-  assert found["sensitivity"][0] == pytest.approx(2 / 3)
-  assert found["specificity"][0] == 1
-
-
-def test_labels_that_nobody_knows_are_left_out():
-  labels = np.array([[1.0, np.nan], [0.0, np.nan], [np.nan, 1.0]])
-  values = np.array([[0.9, 0.1], [0.2, 0.3], [0.5, 0.4]])
-  half = np.full((3, 2), 0.5)
-  found = scores.by_class("multilabel", labels, values, half)
-  assert found[0]["auroc"][0] == 1 and found[0]["accuracy"][0] == 1
-  assert np.isnan(found[1]["auroc"][0]) and found[1]["accuracy"][0] == 0
-  # The mean over labels that have a value.
-  assert scores.scores("multilabel", labels, values, half)["auroc"][0] == 1
-
-
-def test_map_in_micrometres(tmp_path):
-  one = TileMap(
-    "s", "c", np.array([[100.0, 50.0]]), 100.0, "um", 0.25, None,
-    *(np.ones(1, np.float32),) * 3, "yes", 0.5, float("nan"), None,
-  )  # fmt: skip
-  one.save(tmp_path / "s.npz")
-  back = TileMap.load(tmp_path / "s.npz").in_level0()
-  assert back.xy.tolist() == [[400.0, 200.0]] and back.tile_size == 400
-  assert back.label is None and back.level0_size is None
-  (tmp_path / "x.npz").write_bytes(b"nothing")
-  with pytest.raises(ValueError, match="x.npz is no map of tiles"):
-    TileMap.load(tmp_path / "x.npz")
-  unknown = TileMap(**{**vars(one), "level0_mpp": None})
-  with pytest.raises(ValueError, match="slide 's': .* level0_mpp is unknown"):
-    unknown.in_level0()
-
-
-def test_saved_models_come_back(finished):
-  folder = folder_of(finished) / "models"
-  run = results.find(folder)[0]
-  saved = json.loads((folder / f"{run.name}.json").read_text())
-  found = results.load(folder, run)
-  assert found.epoch == saved["epoch"] and run == results.Run(0, 0, 0)
-  params = results.load_params(folder, run)
-  assert params["tile"]["embed"]["kernel"].shape == (synthetic.WIDTH, 32)

@@ -88,6 +88,11 @@ class Cohort:
     return np.array([slide.case_id for slide in self.slides])
 
   @property
+  def is_labelled(self) -> np.ndarray:
+    """Whether anything of each slide's label is known, bool [n]."""
+    return np.isfinite(self.labels).any(axis=1)
+
+  @property
   def positive(self) -> str:
     """The class whose score a map shows where nothing else was asked for."""
     return self.classes[-1] if self.head == "binary" else self.classes[0]

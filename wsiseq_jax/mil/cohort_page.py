@@ -130,13 +130,11 @@ def _summary(cards, context, sequence_report) -> str:
   parts = [page.facts(items)]
   if not found.labelled:
     parts.append("<p>No label is known: nothing can be scored.</p>")
-  elif not found.scored and found.summary:
-    counted = sorted({row["slides"] for row in found.summary})
+  elif len(found.scored) < len(found.labelled):
     parts.append(
-      f'<p class="warn">{len(found.labelled)} slides have a label, the job '
-      f"scored {', '.join(counted)} of them (others are of cases its models "
-      "were trained on) and does not say which: charts and confusion are left "
-      "out; roc.png and calibration.png in the workdir are right.</p>"
+      f'<p class="warn">{len(found.labelled)} slides have a label, '
+      f"{len(found.scored)} of them are scored: the others are of cases that "
+      "the models were trained on, and are in no number and no chart.</p>"
     )
   if found.is_crossed:
     parts.append(
@@ -217,6 +215,8 @@ def _card(card: Card, context: Context) -> str:
     number = f"p({escape(name)}) = {value:.3f}"
   right = context.decisions.is_right(found, row)
   label = f"label {escape(row.label)}" if row.label else "no label"
+  if row.label and not row.is_scored:
+    label += ", not scored"
   if right is False:
     label = f'<span class="warn">{label}, not as predicted</span>'
   state = ""

@@ -2,19 +2,22 @@
 
 Columns of predictions: `p_<class>` for classes and labels, `value` for a number
 or a risk (in deviations of the validation slides, see `fit.values_of`).
+
+Every slide has its rows. `status` is 'ok', or why the training prior stands
+there; `scored` is 1 where the row counts in metrics.csv and summary.csv, which
+failures do like all others, and 0 where it does not: the label is unknown, the
+models were trained on the slide's case (`mil_predict`), or the split is not
+the test split.
 """
 
-import csv
 import dataclasses
-import io
-import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from data_prep import shards
+from wsiseq_jax import csv_files
 from wsiseq_jax.mil.cohort import Cohort
 from wsiseq_jax.mil.results import Result
 
@@ -43,7 +46,7 @@ def prediction_columns(cohort: Cohort) -> list[str]:
   """Columns of predictions.csv."""
   return [
     "slide_id", "case_id", "repeat", "fold", "seed", "split", "label", "status",
-    *_threshold_columns(cohort), *value_columns(cohort),
+    "scored", *_threshold_columns(cohort), *value_columns(cohort),
   ]  # fmt: skip
 
 
@@ -52,6 +55,7 @@ def prediction_rows(
 ) -> Iterator[dict[str, Any]]:
   """Rows of predictions.csv: every model's predictions, by split."""
   slides = {slide.slide_id: slide for slide in cohort.slides}
+  is_labelled = dict(zip(cohort.ids, cohort.is_labelled, strict=True))
   columns = value_columns(cohort)
   for result in results:
     for split, part in result.predicted.items():
@@ -65,6 +69,7 @@ def prediction_rows(
           "split": split,
           "label": slides[slide_id].text,
           "status": status,
+          "scored": int(split == "test" and is_labelled[slide_id]),
           **_thresholds(cohort, result.threshold),
           **dict(zip(columns, values, strict=True)),
         }
@@ -74,7 +79,7 @@ def slide_columns(cohort: Cohort) -> list[str]:
   """Columns of predictions_slide.csv."""
   columns = value_columns(cohort)
   return [
-    "slide_id", "case_id", "label", "status", "models", "predicted",
+    "slide_id", "case_id", "label", "status", "scored", "models", "predicted",
     *_threshold_columns(cohort), *columns, *(f"std_{c}" for c in columns),
   ]  # fmt: skip
 
@@ -95,7 +100,7 @@ def slide_rows(
     spread: deviation over its models, [n y].
     count: how many models, [n].
   """
-  columns = value_columns(cohort)
+  columns, is_labelled = value_columns(cohort), cohort.is_labelled
   for i, row in enumerate(whole.rows):
     slide = cohort.slides[row]
     yield {
@@ -103,6 +108,7 @@ def slide_rows(
       "case_id": slide.case_id,
       "label": slide.text,
       "status": status[slide.slide_id],
+      "scored": int(is_labelled[row]),
       "models": int(count[i]),
       "predicted": predicted_name(cohort, whole.values[i], whole.threshold[i]),
       **_thresholds(cohort, whole.threshold[i]),
@@ -136,24 +142,4 @@ def write_errors(
     {"slide_id": slide_id, "status": status[slide_id], "reason": text}
     for slide_id, text in sorted(reason.items())
   ]
-  write_csv(path, ("slide_id", "status", "reason"), rows)
-
-
-def write_csv(
-  path: pathlib.Path,
-  columns: Sequence[str],
-  rows: Iterator[Mapping[str, Any]] | Sequence[Mapping[str, Any]],
-) -> None:
-  """Writes a table, complete or not at all; NaN becomes an empty cell."""
-  text = io.StringIO()
-  writer = csv.DictWriter(text, columns, lineterminator="\n")
-  writer.writeheader()
-  for row in rows:
-    writer.writerow({key: _text(value) for key, value in row.items()})
-  shards.write_atomic(path, text.getvalue())
-
-
-def _text(value: Any) -> Any:
-  if isinstance(value, float):
-    return f"{value:.6g}" if math.isfinite(value) else ""
-  return value
+  csv_files.write(path, ("slide_id", "status", "reason"), rows)

@@ -30,6 +30,7 @@ class Row:
     values: probability of each class or label, or the number.
     spread: deviation over the models, of each value.
     threshold: of each class that has one: the positive of two, every label.
+    is_scored: whether it counts in the metrics.
     reason: why a failure is one.
   """
 
@@ -41,6 +42,7 @@ class Row:
   values: Mapping[str, float]
   spread: Mapping[str, float]
   threshold: Mapping[str, float]
+  is_scored: bool = True
   reason: str = ""
 
   @property
@@ -80,15 +82,12 @@ class Predictions:
 
   @property
   def scored(self) -> tuple[Row, ...]:
-    """Slides with a label, if these are the ones that the job has scored.
+    """Slides that the job has scored, failures among them.
 
     `mil_predict` does not score slides of cases that its models were trained
-    on, though it knows their labels; the tables do not say which these are. ()
-    then, so that no chart shows what no table does.
+    on, though it knows their labels.
     """
-    found = self.labelled
-    counted = {int(row["slides"]) for row in self.summary}
-    return found if counted == {len(found)} else ()
+    return tuple(row for row in self.rows if row.is_scored)
 
 
 def read(workdir: pathlib.Path) -> Predictions:
@@ -123,7 +122,10 @@ def read(workdir: pathlib.Path) -> Predictions:
   try:
     rows = tuple(_row(line, head, names, reasons) for line in lines)
   except (KeyError, ValueError) as error:
-    raise ValueError(f"{path} is no table of predictions: {error!r}") from error
+    raise ValueError(
+      f"{path} is no table of predictions of this version: {error!r}; run the "
+      "job again, its models are kept"
+    ) from error
   if not rows:
     raise ValueError(f"{path} has no slide")
   summary = ()
@@ -167,6 +169,7 @@ def _row(line, head, names, reasons) -> Row:
     {n: float(line[c]) for n, c in zip(names, columns, strict=True)},
     {n: _number(line[f"std_{c}"]) for n, c in zip(names, columns, strict=True)},
     threshold,
+    line["scored"] == "1",
     reasons.get(line["slide_id"], ""),
   )
 

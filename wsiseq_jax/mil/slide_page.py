@@ -106,6 +106,8 @@ def verdict(row: Row, context: Context) -> str:
     css = ' class="warn"' if right is False else ""
     text += f" <span{css}>The label says {escape(row.label)}{agrees[right]}."
     text += "</span>"
+    if not row.is_scored:
+      text += " Not scored: the models were trained on this case."
   else:
     text += " The label is unknown."
   return text

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Float
 
 from data_prep import shards
+from wsiseq_jax import csv_files
 from wsiseq_jax.evals import bootstrap
 from wsiseq_jax.mil import pictures, prediction_tables, scores
 from wsiseq_jax.mil.cohort import Cohort
@@ -147,27 +148,27 @@ def write(
       joined([m for m in models if (m.key[0], m.key[2]) == key]) for key in keys
     ]
   together = ensemble(models)
-  prediction_tables.write_csv(
+  csv_files.write(
     workdir / "predictions.csv",
     prediction_tables.prediction_columns(cohort),
     prediction_tables.prediction_rows(cohort, results),
   )
-  prediction_tables.write_csv(
+  csv_files.write(
     workdir / "predictions_slide.csv",
     prediction_tables.slide_columns(cohort),
     prediction_tables.slide_rows(cohort, status, *together),
   )
-  if not np.isfinite(cohort.labels).any():
+  if not cohort.is_labelled.any():
     return []
   scored = _known(cohort, wholes), _known(cohort, [together[0]])[0]
   folds = _known(cohort, models) if is_crossed else []
-  prediction_tables.write_csv(
+  csv_files.write(
     workdir / "metrics.csv",
     METRICS,
     _metric_rows(cohort, [*folds, *scored[0], scored[1]], bins),
   )
   summary = summarise(cohort, status, *scored, folds, resamples, bins)
-  prediction_tables.write_csv(workdir / "summary.csv", SUMMARY, summary)
+  csv_files.write(workdir / "summary.csv", SUMMARY, summary)
   text = markdown(cohort, status, results, summary, is_crossed, notes)
   shards.write_atomic(workdir / "summary.md", text)
   pictures.draw(workdir, cohort, *scored, bins)
@@ -176,7 +177,7 @@ def write(
 
 def _known(cohort: Cohort, wholes: Sequence[Whole]) -> list[Whole]:
   """Without slides that have no label at all."""
-  has = np.isfinite(cohort.labels).any(axis=1)
+  has = cohort.is_labelled
   return [
     Whole(w.key, w.rows[k], w.values[k], w.threshold[k])
     for w in wholes
