@@ -15,8 +15,8 @@ import argparse
 import dataclasses
 import json
 import pathlib
-import platform
 
+import harness
 import jax
 from ml_collections import ConfigDict
 
@@ -25,7 +25,7 @@ from wsiseq_jax import aot, aot_report, launch
 
 PRESETS = ("base", "large", "huge")
 TOPOLOGIES = ("v5e:16x16", "v5p:4x8x8", "v6e:16x16")
-RESULTS = pathlib.Path(__file__).parent / "results" / "aot_table.json"
+RESULTS = harness.RESULTS / "aot_table.json"
 # name: (preset, topology, attention, remat, fsdp, whether to find the largest)
 ROWS = (
   {
@@ -127,10 +127,10 @@ def main() -> None:
     rows[name] = measure(row, rows.get(name.removesuffix(", largest")))
     values = {
       "jax": jax.__version__,
-      "system": f"{platform.system()} {platform.machine()}",
+      "system": harness.system(),
       "rows": rows,
     }
-    results.write_text(json.dumps(values, indent=1) + "\n")
+    harness.write_result(results, values)
   print(markdown(rows))
 
 

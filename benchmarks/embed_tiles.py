@@ -19,23 +19,18 @@ Writes `benchmarks/results/embed_tiles.json`.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import platform
-import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import harness
+import jax
 
-import jax  # noqa: E402
-
-from benchmarks.tile_reading import SLIDE, cpu_name  # noqa: E402
-from configs import embed_tiles as presets  # noqa: E402
-from data_prep import inputs, tile_job, tiles  # noqa: E402
-from wsiseq_jax import embed_config, embed_tiles, encoders  # noqa: E402
+from configs import embed_tiles as presets
+from data_prep import inputs, tile_job, tiles
+from wsiseq_jax import embed_config, embed_tiles, encoders
 
 
 def make_config(options: argparse.Namespace, name: str, workdir: str):
@@ -103,11 +98,10 @@ def time_reading(options: argparse.Namespace, tile_px: int = 224) -> dict:
 
 
 def main() -> None:
-  data = pathlib.Path(
-    os.environ.get("WSISEQ_DATA", ROOT.parent / "shared" / "data")
-  )
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-  parser.add_argument("--slide", type=pathlib.Path, default=data / SLIDE)
+  parser.add_argument(
+    "--slide", type=pathlib.Path, default=harness.real_slide()
+  )
   parser.add_argument(
     "--encoders", default="resnet50_trunc,resnet50,vit_small_16"
   )
@@ -118,7 +112,7 @@ def main() -> None:
   parser.add_argument(
     "--out",
     type=pathlib.Path,
-    default=ROOT / "benchmarks" / "results" / "embed_tiles.json",
+    default=harness.RESULTS / "embed_tiles.json",
   )
   options = parser.parse_args()
   result = {
@@ -127,7 +121,7 @@ def main() -> None:
     "batch_size": options.batch,
     "threads": options.threads,
     "machine": {
-      "cpu": cpu_name(),
+      "cpu": harness.cpu_name(),
       "cores": os.cpu_count(),
       "device": jax.devices()[0].device_kind,
       "devices": jax.device_count(),
@@ -146,8 +140,7 @@ def main() -> None:
       f"{name:24}{row.get('width', ''):>6}{row['tiles']:>8}"
       f"{row['tiles_per_s']:>9.1f}{waiting:>9}"
     )
-  options.out.parent.mkdir(parents=True, exist_ok=True)
-  options.out.write_text(json.dumps(result, indent=1) + "\n")
+  harness.write_result(options.out, result)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ the seed.
 
 import argparse
 import hashlib
-import json
 import os
 import pathlib
 import random
@@ -23,8 +22,7 @@ import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import harness
 
 
 def digest(folder: pathlib.Path) -> str:
@@ -45,7 +43,7 @@ def start(slides: pathlib.Path, out: pathlib.Path) -> subprocess.Popen:
       *(f"--config.slides={slides}", f"--config.out={out}"),
       *("--config.workers=2", "--config.sequence.max_centres=64"),
     ],
-    cwd=ROOT,
+    cwd=harness.ROOT,
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
     start_new_session=True,
@@ -133,7 +131,7 @@ def main() -> int:
   }
   print(f"{good} of {args.kills} identical to the undisturbed run")
   if args.result:
-    pathlib.Path(args.result).write_text(json.dumps(result, indent=1) + "\n")
+    harness.write_result(args.result, result)
   return 0 if good == args.kills and code == 0 else 1
 
 

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import pathlib
-import platform
 import random
 import signal
 import subprocess
@@ -22,8 +21,8 @@ import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import harness
+
 STEPS = 1200
 
 
@@ -31,8 +30,8 @@ def command(workdir: pathlib.Path, data: pathlib.Path, loaders) -> list[str]:
   threads, processes = loaders
   return [
     sys.executable,
-    str(ROOT / "main.py"),
-    f"--config={ROOT}/configs/videomae.py:smoke",
+    str(harness.ROOT / "main.py"),
+    f"--config={harness.ROOT}/configs/videomae.py:smoke",
     f"--config.workdir={workdir}",
     f"--config.data.path={data}",
     f"--config.optim.total_steps={STEPS}",
@@ -89,14 +88,14 @@ def main() -> None:
     data = smoke_data.make_shards(scratch / "data")
     calm, rough = scratch / "calm", scratch / "rough"
     started = time.monotonic()
-    subprocess.run(command(calm, data, (2, 0)), check=True, cwd=ROOT)
+    subprocess.run(command(calm, data, (2, 0)), check=True, cwd=harness.ROOT)
     seconds = time.monotonic() - started
     moments = []
     # A kill that hits start-up or compilation is a kill too.
     while len(moments) < options.kills:
       loaders = rng.choice([(1, 0), (4, 0), (2, 1), (1, 2)])
       process = subprocess.Popen(
-        command(rough, data, loaders), cwd=ROOT, start_new_session=True
+        command(rough, data, loaders), cwd=harness.ROOT, start_new_session=True
       )
       delay = rng.uniform(0.15, 0.5) * seconds
       try:
@@ -113,28 +112,20 @@ def main() -> None:
         }
       )
       print(f"killed: {moments[-1]}", flush=True)
-    subprocess.run(command(rough, data, (3, 0)), check=True, cwd=ROOT)
+    subprocess.run(command(rough, data, (3, 0)), check=True, cwd=harness.ROOT)
     result = {
       "steps": STEPS,
       "kills": moments,
       "digest_undisturbed": digest(calm),
       "digest_killed": digest(rough),
       "metrics_equal": metrics(calm) == metrics(rough),
-      "machine": {
-        "cpu_count": os.cpu_count(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-      },
+      "machine": harness.machine(),
     }
   result["identical"] = (
     result["digest_undisturbed"] == result["digest_killed"]
     and result["metrics_equal"]
   )
-  folder = ROOT / "benchmarks" / "results"
-  folder.mkdir(exist_ok=True)
-  text = json.dumps(result, indent=2) + "\n"
-  (folder / "kill_training.json").write_text(text)
-  print(text)
+  print(harness.write_result(harness.RESULTS / "kill_training.json", result))
   sys.exit(0 if result["identical"] else 1)
 
 

@@ -23,63 +23,34 @@ Everything resumes: finished runs are not repeated. Writes
 import argparse
 import json
 import pathlib
-import subprocess
-import sys
 
+import frozen_features
+import harness
 import numpy as np
 
 from data_prep import records, synthetic
-from wsiseq_jax.data import source as sources
 from wsiseq_jax.evals import clustering
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 MASKS = ("tissue", "tube")
 
 
-def call(*arguments):
-  """Runs a command of the README in the checkout; 3 = slides refused."""
-  done = subprocess.run([sys.executable, *arguments], cwd=ROOT, check=False)
-  if done.returncode not in (0, 3):
-    raise SystemExit(f"{' '.join(arguments)} failed ({done.returncode})")
-
-
 def embed(work, kind, seed, steps):
-  """Trains (0 steps: not at all) and embeds; returns all splits' arrays."""
+  """All splits' arrays of one run, and its losses."""
   run = work / f"{kind}_{seed}_{steps}"
-  common = [
-    "main.py",
+  arrays = frozen_features.embed(
+    run,
+    steps,
     "--config=configs/videomae.py:demo",
     f"--config.data.path={work / 'prep' / 'shards'}",
-    f"--config.workdir={run}",
     f"--config.seed={seed}",
     f"--config.mask.kind={kind}",
-    f"--config.optim.total_steps={max(steps, 1)}",
-  ]
-  if not steps:
-    # One step at a rate of 0 leaves the weights as they were initialised.
-    common += [
-      "--config.optim.warmup_steps=0",
-      "--config.optim.lr_per_256=0.0",
-      "--config.optim.min_lr_per_256=0.0",
-    ]
-  call(*common)
-  call(*common, "--config.job=embed")
-  parts = []
-  for path in sorted((run / "embeddings").glob("*.npz")):
-    with np.load(path) as file:
-      parts.append({k: file[k] for k in file.files})
-  joined = {
-    k: np.concatenate([p[k] for p in parts])
-    for k in parts[0]
-    if parts[0][k].ndim
-  }
-  order = np.argsort(joined["sequence_id"])
+  )
   losses = []
   log = run / "metrics.jsonl"
   if log.exists():
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     losses = [r["train/loss"] for r in rows if "train/loss" in r]
-  return {k: v[order] for k, v in joined.items()}, losses
+  return arrays, losses
 
 
 def labels_of(arrays, truth_folder):
@@ -95,13 +66,9 @@ def labels_of(arrays, truth_folder):
 def mean_colours(work, sequence_ids):
   """Mean of each channel over the stored strip of a sequence."""
   found = {}
-  folder = work / "prep" / "shards"
-  for split in sources.split_names(folder):
-    source = sources.RecordSource(folder, split)
-    for i in range(len(source)):
-      record = source.record(i)
-      panels = records.decode_panels(record)
-      found[record.sequence_id] = panels.reshape(-1, 3).mean(axis=0)
+  for record in frozen_features.read_records(work / "prep" / "shards"):
+    panels = records.decode_panels(record)
+    found[record.sequence_id] = panels.reshape(-1, 3).mean(axis=0)
   return np.stack([found[str(name)] for name in sequence_ids])
 
 
@@ -115,12 +82,13 @@ def main():
   args = parser.parse_args()
   work = pathlib.Path(args.work).resolve()
   synthetic.make_cohort(work / "slides", args.slides, args.patients)
-  call(
+  harness.call(
     "-m",
     "data_prep",
     "--config=configs/prep_wsi.py:demo",
     f"--config.slides={work / 'slides'}",
     f"--config.out={work / 'prep'}",
+    good=harness.SOME_REFUSED,
   )
   rows = []
 
@@ -155,19 +123,6 @@ def main():
       arrays, losses = embed(work, kind, seed, args.steps)
       score(kind, seed, arrays["features"], arrays, losses)
 
-  summary = {}
-  for name in dict.fromkeys(r["features"] for r in rows):
-    mine = [r for r in rows if r["features"] == name]
-    summary[name] = {
-      key: {
-        "mean": round(float(np.mean([r[key] for r in mine])), 4),
-        "std": round(float(np.std([r[key] for r in mine], ddof=1)), 4)
-        if len(mine) > 1
-        else None,
-      }
-      for key in ("nmi", "balanced_accuracy")
-    }
-    print(name, summary[name])
   labels = labels_of(arrays, work / "slides" / "truth")
   names, counts = np.unique(labels[labels >= 0], return_counts=True)
   result = {
@@ -178,12 +133,10 @@ def main():
       synthetic.texture.TISSUE_TYPES[k]: int(n)
       for k, n in zip(names, counts, strict=True)
     },
-    "summary": summary,
+    "summary": frozen_features.summarise(rows, ("nmi", "balanced_accuracy")),
     "runs": rows,
   }
-  out = ROOT / "benchmarks" / "results" / "learned_features.json"
-  out.parent.mkdir(exist_ok=True)
-  out.write_text(json.dumps(result, indent=1) + "\n")
+  harness.write_result(harness.RESULTS / "learned_features.json", result)
 
 
 if __name__ == "__main__":

@@ -19,22 +19,19 @@ their ratios, and the system.
 """
 
 import argparse
-import json
 import os
 import pathlib
-import platform
 import tempfile
 import time
 import warnings
 
+import harness
 import numpy as np
 import sklearn
 from sklearn import exceptions, linear_model
 
 from wsiseq_jax.evals import classification, linear_probe, samples
 from wsiseq_jax.evals.samples import Samples, Target
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def make_split(rng, count, means, strength):
@@ -81,7 +78,7 @@ def main():
   parser.add_argument(
     "--out",
     type=pathlib.Path,
-    default=ROOT / "benchmarks" / "results" / "linear_probe.json",
+    default=harness.RESULTS / "linear_probe.json",
   )
   args = parser.parse_args()
   rng = np.random.default_rng(0)
@@ -144,12 +141,10 @@ def main():
     "results": found,
     "times_as_long_as_the_probe": ratios,
     "scikit_learn": sklearn.__version__,
-    "system": f"{platform.system()} {platform.machine()}",
+    "system": harness.system(),
     "cpus": os.cpu_count(),
   }
-  args.out.parent.mkdir(parents=True, exist_ok=True)
-  args.out.write_text(json.dumps(result, indent=1) + "\n")
-  print(json.dumps(result, indent=1))
+  print(harness.write_result(args.out, result))
 
 
 if __name__ == "__main__":

@@ -15,25 +15,18 @@ places that are not glass.
 """
 
 import argparse
-import json
-import os
 import pathlib
-import platform
-import sys
 import tempfile
 import time
 
+import harness
 import numpy as np
 import simplejpeg
+from absl import flags
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from absl import flags  # noqa: E402
-
-from data_prep import records, shards  # noqa: E402
-from wsiseq_jax.data import loader  # noqa: E402
-from wsiseq_jax.data import source as sources  # noqa: E402
+from data_prep import records, shards
+from wsiseq_jax.data import loader
+from wsiseq_jax.data import source as sources
 
 WINDOW, STEP, FRAMES, CHOSEN = 336, 8, 96, 16
 STRIP = WINDOW + (FRAMES - 1) * STEP
@@ -167,19 +160,11 @@ def main() -> None:
     "frames_clips_per_s_rounds": [round(f, 1) for _, f in pairs],
     "ratio": round(strip_rate / frame_rate, 2),
     "threads": 1,
-    "load_average_at_end": [round(v, 2) for v in os.getloadavg()],
-    "machine": {
-      "cpu_count": os.cpu_count(),
-      "platform": f"{platform.system()} {platform.machine()}",
-      "python": platform.python_version(),
-    },
+    "load_average_at_end": harness.load_average(),
+    "machine": harness.machine(),
   }
   name = "loader_synthetic" if not options.slide else "loader_slide"
-  folder = ROOT / "benchmarks" / "results"
-  folder.mkdir(exist_ok=True)
-  text = json.dumps(result, indent=2) + "\n"
-  (folder / f"{name}.json").write_text(text)
-  print(text)
+  print(harness.write_result(harness.RESULTS / f"{name}.json", result))
 
 
 if __name__ == "__main__":

@@ -6,9 +6,8 @@ No data needed: masks and leaks are geometry.
 """
 
 import argparse
-import json
-import pathlib
 
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +17,6 @@ from wsiseq_jax.models import masking
 
 PATCH = (2, 16, 16)
 FRAMES = 16
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Whole 336 px frames, a 252 px crop and the smallest crop, resized to 224 px,
 # eight stored pixels and four stored frames a step.
 DRIFTS = (21.3, 28.4, 32.4)
@@ -87,10 +85,8 @@ def main():
   result["standing"] = table(
     masking.KINDS, (0,), lambda k, d: measure(spec(k), d, 0, clips)
   )
-  out = ROOT / "benchmarks" / "results" / "mask_leak.json"
-  out.parent.mkdir(exist_ok=True)
-  out.write_text(json.dumps(result, indent=1) + "\n")
-  plot(result, ROOT / "docs" / "mask_leak.png")
+  harness.write_result(harness.RESULTS / "mask_leak.json", result)
+  plot(result, harness.ROOT / "docs" / "mask_leak.png")
 
 
 def plot(result, path):

@@ -19,11 +19,10 @@ There are two patients here: this is an anecdote.
 """
 
 import argparse
-import json
 import pathlib
-import platform
 import tempfile
 
+import harness
 import jax
 import numpy as np
 from PIL import Image
@@ -35,7 +34,6 @@ from wsiseq_jax.mil import fit
 from wsiseq_jax.mil.bags import Bags
 from wsiseq_jax.models.mil_config import MilConfig
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 REGIONS = ("1008", "1015")
 TILE, CROP = 128, 3
 MODELS = ("additive", "attention", "instance", "mean", "max")
@@ -193,14 +191,13 @@ def main():
         ]
         table.append((title, f"{train} to {test}", name, *cells))
         print(" | ".join(table[-1]), flush=True)
-  out = ROOT / "benchmarks" / "results" / "mil_bcss.json"
   text = {
     "seeds": args.seeds,
     "table": table,
     "runs": result,
-    "system": f"{platform.system()} {platform.machine()}",
+    "system": harness.system(),
   }
-  out.write_text(json.dumps(text, indent=1) + "\n")
+  harness.write_result(harness.RESULTS / "mil_bcss.json", text)
 
 
 if __name__ == "__main__":

@@ -26,13 +26,13 @@ Writes `benchmarks/results/mil_digits.json`.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import platform
 import tempfile
 import time
 
+import harness
 import jax
 import numpy as np
 from sklearn import datasets, metrics
@@ -42,7 +42,6 @@ from wsiseq_jax.mil import fit
 from wsiseq_jax.mil.bags import Bags
 from wsiseq_jax.models.mil_config import MilConfig
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 PARTS = {"train": 200, "val": 100, "test": 200}
 SHARES = {"train": 1 / 2, "val": 1 / 6, "test": 1 / 3}
 RATES = (3e-4, 1e-3, 3e-3)
@@ -137,7 +136,7 @@ def main():
   parser.add_argument(
     "--out",
     type=pathlib.Path,
-    default=ROOT / "benchmarks" / "results" / "mil_digits.json",
+    default=harness.RESULTS / "mil_digits.json",
   )
   args = parser.parse_args()
   start = time.perf_counter()
@@ -171,16 +170,11 @@ def main():
         "validation_loss": {f"{rate:g}": v for rate, v in losses.items()},
         "seeds": rows,
         **{
-          key: {
-            "mean": float(np.mean([row[key] for row in rows])),
-            "std": float(np.std([row[key] for row in rows], ddof=1)),
-          }
-          for key in rows[0]
+          key: harness.mean_std([row[key] for row in rows]) for key in rows[0]
         },
       }
       line = ", ".join(
-        f"{key} {found[name][key]['mean']:.3f} ± {found[name][key]['std']:.3f}"
-        for key in rows[0]
+        f"{key} {harness.show(found[name][key])}" for key in rows[0]
       )
       print(f"{name} (lr {best:g}): {line}", flush=True)
   system = {
@@ -197,8 +191,7 @@ def main():
     "seconds": round(time.perf_counter() - start, 1),
     "system": system,
   }
-  args.out.parent.mkdir(parents=True, exist_ok=True)
-  args.out.write_text(json.dumps(result, indent=2) + "\n")
+  harness.write_result(args.out, result)
 
 
 if __name__ == "__main__":

@@ -13,26 +13,11 @@ Writes `benchmarks/results/mil_real_slides.json`, pages in `--work`/mil/report.
 
 import argparse
 import csv
-import json
-import os
 import pathlib
-import subprocess
-import sys
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+import harness
+
 CLASSES = ("non_neoplastic", "neoplastic")
-
-
-def call(*arguments, good=(0,)):
-  """Runs a command of the README in the checkout; 3 = slides refused."""
-  done = subprocess.run(
-    [sys.executable, *arguments],
-    cwd=ROOT,
-    env=dict(os.environ, PYTHONPATH=str(ROOT)),
-    check=False,
-  )
-  if done.returncode not in good:
-    raise SystemExit(f"{' '.join(arguments)} failed")
 
 
 def main():
@@ -63,14 +48,14 @@ def main():
     )
   else:
     encoder = ("resnet50_trunc", "--config.encoder.random_weights=True")
-  call(
+  harness.call(
     "main.py", f"--config=configs/embed_tiles.py:{encoder[0]}", encoder[1],
     f"--config.data.slides={args.slides.resolve()}",
     f"--config.workdir={work / 'tiles'}", "--config.tiles.mpp=1.06",
     *([] if args.encoder_run else ["--config.encoder.tile_px=112"]),
-    good=(0, 3),
+    good=harness.SOME_REFUSED,
   )  # fmt: skip
-  call(
+  harness.call(
     "main.py", "--config=configs/mil.py",
     f"--config.data.features={work / 'tiles' / 'features'}",
     f"--config.data.table={work / 'table.csv'}",
@@ -78,11 +63,11 @@ def main():
     f"--config.workdir={work / 'mil'}", "--config.folds.k=4",
     "--config.model.hidden=64", "--config.model.attention_width=32",
   )  # fmt: skip
-  call(
+  harness.call(
     "main.py", "--config=configs/mil_report.py",
     f"--config.workdir={work / 'mil'}",
     f"--config.data.slides={args.slides.resolve()}",
-    good=(0, 3),
+    good=harness.SOME_REFUSED,
   )  # fmt: skip
   with (work / "mil" / "summary.csv").open() as file:
     summary = list(csv.DictReader(file))
@@ -96,8 +81,7 @@ def main():
     "failures": failures,
     "summary": summary,
   }
-  out = ROOT / "benchmarks" / "results" / "mil_real_slides.json"
-  out.write_text(json.dumps(result, indent=1) + "\n")
+  harness.write_result(harness.RESULTS / "mil_real_slides.json", result)
 
 
 if __name__ == "__main__":

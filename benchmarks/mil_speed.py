@@ -22,22 +22,15 @@ already; what the compiler takes is in both.
 
 import argparse
 import json
-import os
-import pathlib
-import platform
 import resource
 import statistics
-import subprocess
 import sys
 import time
 
+import harness
 import numpy as np
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
 WIDTH, HIDDEN, ATTENTION = 1024, 512, 256
-MARK = "RESULT "
 VARIANTS = ("jax_additive", "jax_gated", "jax_whole", "torch_gated")
 PARTS = ("forward", "step")
 
@@ -183,21 +176,6 @@ def measure_torch(options) -> dict:
   return {**found, "torch": torch.__version__}
 
 
-def run_variant(python: str, more: dict) -> dict:
-  """One variant in a process of its own; its result, or its last words."""
-  command = [python, __file__, f"--worker={json.dumps(more)}"]
-  # Threads that wait by spinning slow down whatever else runs.
-  environ = {**os.environ, "OMP_WAIT_POLICY": "passive", "JAX_PLATFORMS": "cpu"}
-  done = subprocess.run(
-    command, capture_output=True, text=True, cwd=ROOT, env=environ
-  )
-  lines = [s for s in done.stdout.splitlines() if s.startswith(MARK)]
-  if done.returncode or not lines:
-    words = (done.stderr.strip() or "no result").splitlines()
-    return {"failed": words[-1][:300]}
-  return json.loads(lines[-1][len(MARK) :])
-
-
 def summarise(rounds: list[dict]) -> dict:
   """Medians over rounds."""
   good = [r for r in rounds if "failed" not in r]
@@ -231,7 +209,7 @@ def main() -> None:
   if options.worker:
     more = argparse.Namespace(**json.loads(options.worker))
     is_torch = more.variant.startswith("torch")
-    print(MARK + json.dumps((measure_torch if is_torch else measure_jax)(more)))
+    harness.say_result((measure_torch if is_torch else measure_jax)(more))
     return
   variants = options.variants.split(",")
   rounds = {(v, part): [] for v in variants for part in PARTS}
@@ -242,34 +220,31 @@ def main() -> None:
         "variant": variant, "part": part, "tiles": options.tiles,
         "chunk": options.chunk, "steps": options.steps,
       }  # fmt: skip
-      result = run_variant(options.python if is_torch else sys.executable, more)
+      result = harness.run_variant(
+        __file__,
+        options.python if is_torch else sys.executable,
+        more,
+        JAX_PLATFORMS="cpu",
+      )
       rounds[variant, part].append(result)
       print(variant, part, result, flush=True)
   results = {
     variant: {part: summarise(rounds[variant, part]) for part in PARTS}
     for variant in variants
   }
-  text = json.dumps(
-    {
-      "tiles": options.tiles,
-      "width": WIDTH,
-      "features_GB": round(4e-9 * options.tiles * WIDTH, 2),
-      "array_m_hidden_GB": round(4e-9 * options.tiles * HIDDEN, 2),
-      "chunk_tiles": options.chunk,
-      "steps": options.steps,
-      "results": results,
-      "load_average_at_end": [round(v, 2) for v in os.getloadavg()],
-      "machine": {
-        "cpu_count": os.cpu_count(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-      },
-    },
-    indent=2,
-  )
-  path = ROOT / "benchmarks" / "results" / f"{options.out}.json"
-  path.write_text(text + "\n")
-  print(text)
+  result = {
+    "tiles": options.tiles,
+    "width": WIDTH,
+    "features_GB": round(4e-9 * options.tiles * WIDTH, 2),
+    "array_m_hidden_GB": round(4e-9 * options.tiles * HIDDEN, 2),
+    "chunk_tiles": options.chunk,
+    "steps": options.steps,
+    "results": results,
+    "load_average_at_end": harness.load_average(),
+    "machine": harness.machine(),
+  }
+  path = harness.RESULTS / f"{options.out}.json"
+  print(harness.write_result(path, result))
 
 
 if __name__ == "__main__":

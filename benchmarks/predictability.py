@@ -11,10 +11,9 @@ Writes `benchmarks/results/predictability.json`.
 """
 
 import argparse
-import json
-import pathlib
 
 import cv2
+import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +22,6 @@ from wsiseq_jax.data import augment, loader
 from wsiseq_jax.data import source as sources
 from wsiseq_jax.models import masking
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 SIGMAS_PX = (1.0, 2.0, 4.0, 8.0)
 
 
@@ -104,8 +102,7 @@ def main():
     "clips": args.clips,
     "rows": table,
   }
-  out = ROOT / "benchmarks" / "results" / "predictability.json"
-  out.write_text(json.dumps(result, indent=1) + "\n")
+  harness.write_result(harness.RESULTS / "predictability.json", result)
 
 
 if __name__ == "__main__":

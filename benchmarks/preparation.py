@@ -17,25 +17,21 @@ The two take turns, centre by centre, so that a busy machine slows both.
 """
 
 import argparse
-import json
 import math
 import os
 import pathlib
-import platform
 import statistics
 import sys
 import tempfile
 import time
 
 import cv2
+import harness
 import numpy as np
 import openslide
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from configs import prep_wsi  # noqa: E402
-from data_prep import (  # noqa: E402
+from configs import prep_wsi
+from data_prep import (
   geometry,
   sequences,
   shards,
@@ -78,22 +74,9 @@ def baseline(
       raise RuntimeError("OpenCV wrote no video: the baseline means nothing")
 
 
-def cpu_model() -> str:
-  info = pathlib.Path("/proc/cpuinfo")
-  if info.is_file():
-    for line in info.read_text().splitlines():
-      if line.startswith("model name"):
-        return line.split(":", 1)[1].strip()
-  return platform.processor()
-
-
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  data = pathlib.Path(
-    os.environ.get("WSISEQ_DATA", ROOT.parent / "shared" / "data")
-  )
-  name = "bs9_duodenum_giardiasis_he2_40x.tiff"
-  parser.add_argument("--slide", default=str(data / "slides" / name))
+  parser.add_argument("--slide", default=str(harness.real_slide()))
   parser.add_argument("--centres", type=int, default=24)
   parser.add_argument("--baseline-centres", type=int, default=6)
   parser.add_argument("--result", default="", help="JSON file to write")
@@ -168,7 +151,9 @@ def main() -> int:
   ratio = statistics.median(theirs) / statistics.median(ours)
   result = {
     "slide": pathlib.Path(args.slide).name,
-    "machine": f"{cpu_model()}, {os.cpu_count()} cores, one process used",
+    "machine": (
+      f"{harness.cpu_name()}, {os.cpu_count()} cores, one process used"
+    ),
     "centres": len(centres),
     "headings": count,
     "ours_ms_per_sequence_median": round(statistics.median(ours), 2),
@@ -184,7 +169,7 @@ def main() -> int:
   for key, value in result.items():
     print(f"{key:<36}{value}")
   if args.result:
-    pathlib.Path(args.result).write_text(json.dumps(result, indent=1) + "\n")
+    harness.write_result(args.result, result)
   return 0
 
 

@@ -20,20 +20,15 @@ import dataclasses
 import json
 import os
 import pathlib
-import platform
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import harness
 
-from configs import prep_wsi  # noqa: E402
-from data_prep import cluster, inputs, settings, slide_job  # noqa: E402
-
-RESULTS = ROOT / "benchmarks" / "results" / "preparation_cluster.json"
+from configs import prep_wsi
+from data_prep import cluster, inputs, settings, slide_job
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,14 +132,14 @@ def main() -> None:
     n: max(r["slides_per_s"] for r in runs if r["workers"] == n) for n in (1, 2)
   }
   result = {
-    "system": f"{platform.system()} {platform.machine()}",
+    "system": harness.system(),
     "cores": len(os.sched_getaffinity(0)),
     "slides_per_s": best,
     "ratio": best[2] / best[1],
-    "load_average_at_end": list(os.getloadavg()),
+    "load_average_at_end": harness.load_average(),
     "runs": runs,
   }
-  RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+  harness.write_result(harness.RESULTS / "preparation_cluster.json", result)
   print(f"two workers do {result['ratio']:.2f} times the slides of one")
 
 

@@ -28,21 +28,15 @@ is that of the device, or on a CPU of the process.
 import argparse
 import dataclasses
 import json
-import os
-import pathlib
-import platform
 import resource
 import statistics
-import subprocess
 import sys
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import harness
 
 TORCH = ("torch_eager", "torch_sdpa", "torch_compile")
 VARIANTS = ("jax", "jax_model", *TORCH)
-MARK = "RESULT "
 
 
 def median_seconds(step, steps: int) -> float:
@@ -213,21 +207,6 @@ def measure_torch(options) -> dict:
   }
 
 
-def run_variant(python: str, more: dict) -> dict:
-  """One variant in a process of its own; its result, or its last words."""
-  command = [python, __file__, f"--worker={json.dumps(more)}"]
-  # Threads that wait by spinning slow down whatever else runs.
-  environ = {**os.environ, "OMP_WAIT_POLICY": "passive"}
-  done = subprocess.run(
-    command, capture_output=True, text=True, cwd=ROOT, env=environ
-  )
-  lines = [s for s in done.stdout.splitlines() if s.startswith(MARK)]
-  if done.returncode or not lines:
-    words = (done.stderr.strip() or "no result").splitlines()
-    return {"failed": words[-1][:300]}
-  return json.loads(lines[-1][len(MARK) :])
-
-
 def work(text: str) -> None:
   """What the process of a variant does."""
   more = json.loads(text)
@@ -238,7 +217,7 @@ def work(text: str) -> None:
     "jax": measure_jax,
     "torch": measure_torch,
   }[kind]
-  print(MARK + json.dumps(measure(options)))
+  harness.say_result(measure(options))
 
 
 def summarise(rounds: list[dict], batch: int, flops: float, rate: float):
@@ -278,7 +257,9 @@ def main() -> None:
 
   variants = options.variants.split(",")
   common = {"steps": options.steps, "remat": options.remat}
-  device = run_variant(sys.executable, {**common, "variant": "matmul"})
+  device = harness.run_variant(
+    __file__, sys.executable, {**common, "variant": "matmul"}
+  )
   if "failed" in device:
     raise SystemExit(f"no device: {device['failed']}")
   print(f"{device['device']}: {device['flops_per_s'] / 1e12:.2f} TFLOP/s")
@@ -295,7 +276,7 @@ def main() -> None:
           "sizes_of_model": SIZES[size], "visible": visible,
         }  # fmt: skip
         python = options.python if is_torch else sys.executable
-        result = run_variant(python, more)
+        result = harness.run_variant(__file__, python, more)
         rounds[variant].append(result)
         flops = result.get("flops_per_clip", flops)
         visible = result.get("visible", visible)
@@ -312,24 +293,15 @@ def main() -> None:
       "batch": batch, "visible_tokens": visible,
       "model_GFLOP_per_clip": round(flops / 1e9, 2), **table,
     }  # fmt: skip
-  text = json.dumps(
-    {
-      "device": device,
-      "steps": options.steps,
-      "results": results,
-      "load_average_at_end": [round(v, 2) for v in os.getloadavg()],
-      "machine": {
-        "cpu_count": os.cpu_count(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-      },
-    },
-    indent=2,
-  )
+  result = {
+    "device": device,
+    "steps": options.steps,
+    "results": results,
+    "load_average_at_end": harness.load_average(),
+    "machine": harness.machine(),
+  }
   name = options.out or f"pretrain_step_{device['backend']}"
-  path = ROOT / "benchmarks" / "results" / f"{name}.json"
-  path.write_text(text + "\n")
-  print(text)
+  print(harness.write_result(harness.RESULTS / f"{name}.json", result))
 
 
 if __name__ == "__main__":

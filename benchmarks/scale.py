@@ -12,14 +12,12 @@ import argparse
 import dataclasses
 import json
 import pathlib
-import sys
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import harness
 
-from configs import prep_wsi, videomae  # noqa: E402
+from configs import prep_wsi, videomae
 
-DOCUMENT = ROOT / "docs" / "scale.md"
+DOCUMENT = harness.ROOT / "docs" / "scale.md"
 BEGIN, END = "<!-- from benchmarks/scale.py -->\n", "<!-- end -->\n"
 
 # Assumptions.
@@ -189,9 +187,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument(
-    "--results", type=pathlib.Path, default=ROOT / "benchmarks" / "results"
-  )
+  parser.add_argument("--results", type=pathlib.Path, default=harness.RESULTS)
   parser.add_argument("--write", action="store_true")
   args = parser.parse_args()
   corpus, lines = data_lines(args.results)

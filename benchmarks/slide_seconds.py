@@ -17,22 +17,16 @@ Writes `benchmarks/results/slide_seconds.json`.
 """
 
 import argparse
-import json
-import os
 import pathlib
-import platform
 import statistics
-import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import harness
 
-from configs import prep_wsi  # noqa: E402
-from data_prep import inputs, settings, slide_job  # noqa: E402
+from configs import prep_wsi
+from data_prep import inputs, settings, slide_job
 
-RESULTS = ROOT / "benchmarks" / "results" / "slide_seconds.json"
 FEW = 4
 
 
@@ -60,11 +54,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  data = pathlib.Path(
-    os.environ.get("WSISEQ_DATA", ROOT.parent / "shared" / "data")
-  )
-  name = "bs9_duodenum_giardiasis_he2_40x.tiff"
-  parser.add_argument("--slide", default=str(data / "slides" / name))
+  parser.add_argument("--slide", default=str(harness.real_slide()))
   parser.add_argument("--rounds", type=int, default=7)
   args = parser.parse_args()
   seconds(args.slide, FEW)  # loads libraries and the file; not counted
@@ -78,7 +68,7 @@ def main() -> None:
   slope = (whole - few) / (counts[0] - counts[FEW])
   result = {
     "slide": pathlib.Path(args.slide).name,
-    "system": f"{platform.system()} {platform.machine()}",
+    "system": harness.system(),
     "sequences": list(counts.values()),
     "cpu_seconds": [round(few, 3), round(whole, 3)],
     "cpu_seconds_of_rounds": [
@@ -86,10 +76,9 @@ def main() -> None:
     ],
     "seconds_a_slide": round(few - slope * counts[FEW], 3),
     "seconds_a_sequence": round(slope, 5),
-    "load_average_at_end": list(os.getloadavg()),
+    "load_average_at_end": harness.load_average(),
   }
-  RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-  print(RESULTS.read_text())
+  print(harness.write_result(harness.RESULTS / "slide_seconds.json", result))
 
 
 if __name__ == "__main__":

@@ -16,27 +16,22 @@ Writes `benchmarks/results/tile_reading.json`.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import platform
-import sys
 import time
 from collections.abc import Callable
 
 import cv2
+import harness
 import imagecodecs
 import numpy as np
 import openslide
 import simplejpeg
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from data_prep import tissue
+from data_prep.slides import Slide
 
-from data_prep import tissue  # noqa: E402
-from data_prep.slides import Slide  # noqa: E402
-
-SLIDE = "slides/bs9_duodenum_giardiasis_he2_40x.tiff"
 REGION_PX, REGION_MPP = 2208, 0.25
 
 
@@ -188,38 +183,25 @@ def time_regions(path: pathlib.Path, repeats: int, count: int) -> dict:
   }
 
 
-def cpu_name() -> str:
-  """The processor's name where the system tells it."""
-  try:
-    with open("/proc/cpuinfo") as file:
-      for line in file:
-        if line.startswith("model name"):
-          return line.split(":", 1)[1].strip()
-  except OSError:
-    pass
-  return platform.processor()
-
-
 def main() -> None:
   """Runs both comparisons, prints tables, writes the JSON."""
-  data = pathlib.Path(
-    os.environ.get("WSISEQ_DATA", ROOT.parent / "shared" / "data")
-  )
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-  parser.add_argument("--slide", type=pathlib.Path, default=data / SLIDE)
+  parser.add_argument(
+    "--slide", type=pathlib.Path, default=harness.real_slide()
+  )
   parser.add_argument("--repeats", type=int, default=5)
   parser.add_argument("--regions", type=int, default=12)
   parser.add_argument(
     "--out",
     type=pathlib.Path,
-    default=ROOT / "benchmarks" / "results" / "tile_reading.json",
+    default=harness.RESULTS / "tile_reading.json",
   )
   options = parser.parse_args()
   cv2.setNumThreads(1)
   result = {
     "slide": options.slide.name,
     "machine": {
-      "cpu": cpu_name(),
+      "cpu": harness.cpu_name(),
       "cores": os.cpu_count(),
       "threads_used": 1,
       "python": platform.python_version(),
@@ -249,8 +231,7 @@ def main() -> None:
   )
   for name, row in regions["ms"].items():
     print(f"{name:30}{row['median']:8.1f} ms median{row['max']:8.1f} ms max")
-  options.out.parent.mkdir(parents=True, exist_ok=True)
-  options.out.write_text(json.dumps(result, indent=1) + "\n")
+  harness.write_result(options.out, result)
 
 
 if __name__ == "__main__":
