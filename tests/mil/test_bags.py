@@ -68,6 +68,17 @@ def test_other_heads(tmp_path):
   found = cohort.read(path, "er,pr", "multilabel")
   assert found.ids == ["a", "b"] and found.slides[0].text == "1;"
   np.testing.assert_array_equal(found.labels, [[1, np.nan], [0, 1]])
+  # Trained models may be applied to any of the labels, but to no others.
+  models = {"classes": ("er", "pr"), "is_training": False}
+  found = cohort.read(path, "er,pr", "multilabel", **models)
+  assert found.ids == ["a", "b", "c"]
+  assert found.is_labelled.tolist() == [True, True, False]
+  with pytest.raises(ValueError, match="'er'.*the models know"):
+    cohort.read(path, "pr,er", "multilabel", **models)
+  wrong = table(tmp_path, "slide_id,er,pr\na,1,3\n")
+  with pytest.raises(ValueError, match="slide 'a' has pr = 3: must be 0 or 1"):
+    cohort.read(wrong, "er,pr", "multilabel", **models)
+  path = table(tmp_path, "slide_id,time,event\na,2.5,1\nb,4,0\nc,1,1\n")
   found = cohort.read(path, "time,event", "survival")
   assert found.labels.tolist() == [[2.5, 1], [4, 0], [1, 1]]
   found = cohort.read(path, "time", "regression")

@@ -23,16 +23,15 @@ learned from nor scored: it is left out and counted.
 
 import csv
 import dataclasses
-import math
 import pathlib
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
 from data_prep import inputs, splits
+from wsiseq_jax.mil import slide_labels
 
 HEADS = ("binary", "multiclass", "multilabel", "regression", "survival")
 CAMELYON16 = "camelyon16"
@@ -179,7 +178,8 @@ def read(
     raise ValueError(
       f"config.data.table: {table} has no slide with a label in {label!r}"
     )
-  values, named = _labels(slides, head, names, tuple(classes))
+  texts = {slide.slide_id: slide.text for slide in slides}
+  values, named = slide_labels.to_learn(texts, head, names, tuple(classes))
   return Cohort(tuple(slides), values, head, named, tuple(sorted(unknown)))
 
 
@@ -203,21 +203,8 @@ def _to_predict(slides, unknown, head, names, classes) -> Cohort:
   values = np.full((len(slides), width), np.nan)
   known = [i for i, s in enumerate(slides) if s.slide_id not in unknown]
   if known:
-    mine = [slides[i] for i in known]
-    if head in ("binary", "multiclass"):
-      other = sorted({s.text for s in mine} - set(classes))
-      if other:
-        raise ValueError(
-          f"config.data.label: the models know the classes {classes}, the "
-          f"table also has {other}"
-        )
-      values[known, 0] = [classes.index(s.text) for s in mine]
-    else:
-      if head == "multilabel" and tuple(names) != classes:
-        raise ValueError(
-          f"config.data.label names {tuple(names)}, the models know {classes}"
-        )
-      values[known] = _numbers(mine)
+    texts = {slides[i].slide_id: slides[i].text for i in known}
+    values[known] = slide_labels.to_score(texts, head, names, classes)
   # Without a label nothing is written of one, not even of some.
   slides = [
     dataclasses.replace(s, text="") if s.slide_id in unknown else s
@@ -319,96 +306,3 @@ def _check_splits(slides: Sequence[Slide]) -> None:
         f"slide {other.slide_id!r} in {other.split!r}, slide "
         f"{slide.slide_id!r} in {slide.split!r}"
       )
-
-
-def _labels(
-  slides: Sequence[Slide], head: str, names: list[str], classes: tuple[str, ...]
-) -> tuple[np.ndarray, tuple[str, ...]]:
-  """Labels [n, k] and the names of what they are of."""
-  if head in ("binary", "multiclass"):
-    return _class_numbers([s.text for s in slides], head, classes)
-  if classes and classes != tuple(names):
-    raise ValueError(
-      f"config.data.classes = {classes}: of use for config.head = 'binary' and "
-      f"'multiclass'; leave it () for {head!r}"
-    )
-  values = _numbers(slides)
-  if head == "multilabel":
-    _only_01(slides, values, names)
-    return values, tuple(names)
-  if head == "survival":
-    _only_01(slides, values[:, 1:], names[1:])
-    early = np.flatnonzero(values[:, 0] <= 0)
-    if len(early):
-      raise ValueError(
-        f"config.data.label: slide {slides[early[0]].slide_id!r} has "
-        f"{names[0]} = {values[early[0], 0]:g}: times must be above 0"
-      )
-    if not values[:, 1].any():
-      raise ValueError(f"config.data.label: {names[1]} is 0 for all slides")
-    return values, ("risk",)
-  if values.min() == values.max():
-    raise ValueError(
-      f"config.data.label: {names[0]} is {values[0, 0]:g} for all slides"
-    )
-  return values, tuple(names)
-
-
-def _class_numbers(texts, head, classes) -> tuple[np.ndarray, tuple[str, ...]]:
-  found = Counter(texts)
-  names = classes
-  if not classes:
-    try:
-      names = tuple(sorted(found, key=float))
-    except ValueError:
-      names = tuple(sorted(found))
-  other = sorted(set(found) - set(names))
-  if other:
-    raise ValueError(
-      f"config.data.classes = {tuple(classes)}: the table also has {other}"
-    )
-  missing = sorted(set(names) - set(found))
-  if missing:
-    raise ValueError(f"config.data.classes: no slide is of class {missing}")
-  if head == "binary" and len(names) != 2 or len(names) < 2:
-    wanted = "two classes" if head == "binary" else "two classes or more"
-    hint = ""
-    if head == "binary" and len(names) > 2:
-      hint = "; did you mean config.head = 'multiclass'?"
-    raise ValueError(
-      f"config.head = {head!r} wants {wanted}, config.data.label has "
-      f"{len(names)}: {list(names)[:10]}{hint}"
-    )
-  number = {name: i for i, name in enumerate(names)}
-  return np.array([[number[text]] for text in texts], np.float64), names
-
-
-def _numbers(slides: Sequence[Slide]) -> np.ndarray:
-  return np.array(
-    [[_number(s, cell) for cell in s.text.split(";")] for s in slides]
-  )
-
-
-def _number(slide: Slide, cell: str) -> float:
-  if not cell:
-    return math.nan
-  try:
-    value = float(cell)
-  except ValueError:
-    value = math.nan
-  if not math.isfinite(value):
-    raise ValueError(
-      f"config.data.label: slide {slide.slide_id!r} has {cell!r}: must be a "
-      "number"
-    )
-  return value
-
-
-def _only_01(slides, values, names) -> None:
-  bad = np.argwhere(np.isfinite(values) & (values != 0) & (values != 1))
-  if len(bad):
-    row, column = bad[0]
-    raise ValueError(
-      f"config.data.label: slide {slides[row].slide_id!r} has {names[column]} "
-      f"= {values[row, column]:g}: must be 0 or 1"
-    )

@@ -1,0 +1,168 @@
+"""Labels of slides: from the cells of a table to numbers.
+
+What the cells of each head hold is said in `cohort.py`. A slide's cells are one
+text here, with ';' between them, empty where a label is unknown.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+
+def to_learn(
+  texts: Mapping[str, str],
+  head: str,
+  names: Sequence[str],
+  classes: tuple[str, ...],
+) -> tuple[Float[np.ndarray, "n k"], tuple[str, ...]]:
+  """Labels to train on, all known (of several labels at least one).
+
+  Args:
+    texts: cells by slide id.
+    head: one of `cohort.HEADS`.
+    names: columns of the cells.
+    classes: class names in order; () takes those that are found.
+
+  Returns:
+    Labels as in `cohort.Cohort`, and the names of what they are of.
+
+  Raises:
+    ValueError: a cell that is no label, classes that are not there, or labels
+      that do not differ.
+
+  Example:
+    >>> to_learn({"a": "yes", "b": "no"}, "binary", ["label"], ())
+    (array([[1.],
+           [0.]]), ('no', 'yes'))
+  """
+  if head in ("binary", "multiclass"):
+    return _class_numbers(list(texts.values()), head, classes)
+  if classes and classes != tuple(names):
+    raise ValueError(
+      f"config.data.classes = {classes}: of use for config.head = 'binary' and "
+      f"'multiclass'; leave it () for {head!r}"
+    )
+  values = _numbers(texts)
+  ids = list(texts)
+  if head == "multilabel":
+    _only_01(ids, values, names)
+    return values, tuple(names)
+  if head == "survival":
+    _only_01(ids, values[:, 1:], names[1:])
+    early = np.flatnonzero(values[:, 0] <= 0)
+    if len(early):
+      raise ValueError(
+        f"config.data.label: slide {ids[early[0]]!r} has {names[0]} = "
+        f"{values[early[0], 0]:g}: times must be above 0"
+      )
+    if not values[:, 1].any():
+      raise ValueError(f"config.data.label: {names[1]} is 0 for all slides")
+    return values, ("risk",)
+  if values.min() == values.max():
+    raise ValueError(
+      f"config.data.label: {names[0]} is {values[0, 0]:g} for all slides"
+    )
+  return values, tuple(names)
+
+
+def to_score(
+  texts: Mapping[str, str],
+  head: str,
+  names: Sequence[str],
+  classes: tuple[str, ...],
+) -> Float[np.ndarray, "n k"]:
+  """Labels that the predictions of trained models are compared with.
+
+  Args:
+    texts: cells by slide id.
+    head: of the models.
+    names: columns of the cells.
+    classes: of the models; it does not matter which of them are there.
+
+  Raises:
+    ValueError: a cell that is no label, or one that the models do not know.
+  """
+  if head in ("binary", "multiclass"):
+    other = sorted(set(texts.values()) - set(classes))
+    if other:
+      raise ValueError(
+        f"config.data.label: the models know the classes {classes}, the table "
+        f"also has {other}"
+      )
+    number = {name: i for i, name in enumerate(classes)}
+    return np.array([[number[text]] for text in texts.values()], np.float64)
+  if head == "multilabel" and tuple(names) != classes:
+    raise ValueError(
+      f"config.data.label names {tuple(names)}, the models know {classes}"
+    )
+  values = _numbers(texts)
+  if head == "multilabel":
+    _only_01(list(texts), values, names)
+  elif head == "survival":
+    _only_01(list(texts), values[:, 1:], names[1:])
+  return values
+
+
+def _class_numbers(texts, head, classes) -> tuple[np.ndarray, tuple[str, ...]]:
+  found = Counter(texts)
+  names = classes
+  if not classes:
+    try:
+      names = tuple(sorted(found, key=float))
+    except ValueError:
+      names = tuple(sorted(found))
+  other = sorted(set(found) - set(names))
+  if other:
+    raise ValueError(
+      f"config.data.classes = {tuple(classes)}: the table also has {other}"
+    )
+  missing = sorted(set(names) - set(found))
+  if missing:
+    raise ValueError(f"config.data.classes: no slide is of class {missing}")
+  if head == "binary" and len(names) != 2 or len(names) < 2:
+    wanted = "two classes" if head == "binary" else "two classes or more"
+    hint = ""
+    if head == "binary" and len(names) > 2:
+      hint = "; did you mean config.head = 'multiclass'?"
+    raise ValueError(
+      f"config.head = {head!r} wants {wanted}, config.data.label has "
+      f"{len(names)}: {list(names)[:10]}{hint}"
+    )
+  number = {name: i for i, name in enumerate(names)}
+  return np.array([[number[text]] for text in texts], np.float64), names
+
+
+def _numbers(texts: Mapping[str, str]) -> np.ndarray:
+  return np.array(
+    [
+      [_number(slide_id, cell) for cell in text.split(";")]
+      for slide_id, text in texts.items()
+    ]
+  )
+
+
+def _number(slide_id: str, cell: str) -> float:
+  if not cell:
+    return math.nan
+  try:
+    value = float(cell)
+  except ValueError:
+    value = math.nan
+  if not math.isfinite(value):
+    raise ValueError(
+      f"config.data.label: slide {slide_id!r} has {cell!r}: must be a number"
+    )
+  return value
+
+
+def _only_01(ids, values, names) -> None:
+  bad = np.argwhere(np.isfinite(values) & (values != 0) & (values != 1))
+  if len(bad):
+    row, column = bad[0]
+    raise ValueError(
+      f"config.data.label: slide {ids[row]!r} has {names[column]} = "
+      f"{values[row, column]:g}: must be 0 or 1"
+    )
