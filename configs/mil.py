@@ -36,6 +36,14 @@ to 15 points of AUROC (arXiv 2507.00292), and one run shows nothing. Intervals
 missing or broken, is a failure: it is predicted by the training prior, flagged,
 counted and scored; the reasons are in errors.csv.
 
+Rare classes. `optim.class_weights='balanced'` weighs each slide's loss by
+n / (C n_c), from the training labels of each fold alone: all classes (of each
+label of several: yes and no) weigh the same. It is for classes and labels, and
+of the slide's loss, not of CLAM's and DSMIL's tiles. Probabilities are then
+those of a cohort where classes are equally frequent, and not calibrated for
+this one; so is the prior of failures. The threshold follows in any case, and
+AUROC need not gain: compare with the default, 'none'.
+
 Given splits: data.split_column names a column with train, val and test. There
 is one fold then (`folds.k` is of no use), and validation is drawn from train if
 it is not given. data.split_column='camelyon16' takes the challenge's official
@@ -160,6 +168,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "warmup_epochs": 1,
         "epochs": 100,
         "patience": 15,  # epochs without a lower validation loss; 0 is never
+        "class_weights": "none",  # or balanced: rare classes weigh more
       },
       "folds": {
         "k": 5,

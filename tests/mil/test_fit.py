@@ -97,6 +97,27 @@ def test_bags_that_fill_a_batch_teach_nothing(data, trainer):
   assert losses[1] == pytest.approx(losses[0] * 2 / 3, rel=1e-5)
 
 
+def test_class_weights_are_those_of_training(data, trainer):
+  """Nothing is learned: both losses are those of the first parameters."""
+  bags, ids, labels = data
+  of = {c: [i for i, y in enumerate(labels[:, 0]) if y == c] for c in (0, 1)}
+  train = of[0][:4] + of[1][:2]
+  val = of[0][4:5] + of[1][2:5]
+  settings = dataclasses.replace(
+    SETTINGS, epochs=1, clip_norm=0.0, lr=0.0, class_weights="balanced"
+  )
+  one = fit.Trainer(MEAN, "binary", settings, trainer.mesh)
+  split = [([ids[i] for i in rows], labels[rows]) for rows in (train, val)]
+  fitted = one.fit(bags, *split[0], *split[1], seed=0)
+  # 6 / (2 · 4) and 6 / (2 · 2), of the validation slides too.
+  for (names, truth), loss in zip(split, fitted.history[0], strict=True):
+    x = one.logits(fitted.params, bags, names)[:, 0]
+    each = np.logaddexp(0, np.where(truth[:, 0] == 1, -x, x))
+    weight = np.where(truth[:, 0] == 1, 1.5, 0.75)
+    assert loss == pytest.approx((weight * each).mean(), rel=1e-4)
+    assert abs(loss - each.mean()) > 1e-3
+
+
 def test_several_devices_change_nothing(data):
   bags, ids, labels = data
   settings = dataclasses.replace(SETTINGS, batch_size=4, epochs=2)

@@ -241,6 +241,7 @@ def test_presets_are_valid(preset):
     ("data", "features", "", "data.features = ''"),
     ("predict", "models", "m", "is for config.job = 'mil_predict'"),
     ("model", "name", "abmil", "'additive', 'gated'"),
+    ("optim", "class_weights", "rare", "'none', 'balanced'"),
   ],
 )
 def test_bad_values_are_named(block, key, value, words):
@@ -249,6 +250,15 @@ def test_bad_values_are_named(block, key, value, words):
   config.data.update({"features": "f", "table": "t"})
   config[block][key] = value
   with pytest.raises(ValueError, match=words):
+    settings.validate(config)
+
+
+def test_class_weights_want_classes():
+  config = mil_configs.get_config("smoke")
+  config.workdir, config.optim.class_weights = "w", "balanced"
+  settings.validate(config)
+  config.head = "survival"
+  with pytest.raises(ValueError, match="'balanced'.*'survival' has no classes"):
     settings.validate(config)
 
 

@@ -23,7 +23,7 @@ def test_every_model_goes_through_a_step(name, head, few):
   model = settings.model_config(config, few.width, 1 + 2 * (head != "binary"))
   trainer = fit.Trainer(model, head, job.training_settings(config))
   batch = next(few.batches(list(few.status), 3))
-  put = trainer._put(batch, np.zeros((3, 1), np.float32))
+  put = trainer._put(batch, *np.zeros((2, 3, 1), np.float32))
   key = jax.random.key(0)
   params, slots = jax.eval_shape(trainer._programs.start, key)
   new, _, loss = jax.eval_shape(

@@ -1,9 +1,9 @@
 """Trains one bag model and predicts with it.
 
 AdamW with a linear warm-up and a cosine over `epochs`; after every epoch the
-mean loss of all validation bags; the parameters of the epoch with the lowest
-are kept, and training stops `patience` epochs after it. Nothing else decides,
-and test bags are not looked at.
+mean loss of all validation bags, by the class weights of training; the
+parameters of the epoch with the lowest are kept, and training stops `patience`
+epochs after it. Nothing else decides, and test bags are not looked at.
 
 The Cox loss compares bags with each other: the batch is the risk set, hence
 batches are drawn across bag lengths there, and 8 bags are few; validation
@@ -33,13 +33,12 @@ from jaxtyping import Float
 
 from wsiseq_jax import optim, parallel
 from wsiseq_jax.data.background import Background
-from wsiseq_jax.mil import steps
+from wsiseq_jax.mil import class_weights, steps
 from wsiseq_jax.mil.bags import Bags, Batch
 from wsiseq_jax.models import mil
 from wsiseq_jax.models.mil_config import MilConfig
 
 NUMERIC = ("regression",)
-CLASSES = ("binary", "multiclass", "multilabel")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +56,7 @@ class Settings:
     epochs: at most.
     patience: epochs without a lower validation loss after which it stops; 0 =
       never.
+    class_weights: one of `class_weights.NAMES`.
     batch_size: bags in a step.
     max_tiles: random tiles of a training bag; 0 = all.
   """
@@ -70,6 +70,7 @@ class Settings:
   warmup_epochs: int = 1
   epochs: int = 100
   patience: int = 15
+  class_weights: str = "none"
   batch_size: int = 8
   max_tiles: int = 0
 
@@ -100,7 +101,7 @@ def local_mesh(batch_size: int) -> Mesh:
 
 def check_model(model: MilConfig, head: str) -> None:
   """Raises if the model's auxiliary loss makes no sense for the head."""
-  if model.loss_weights[1] and head not in CLASSES:
+  if model.loss_weights[1] and head not in class_weights.HEADS:
     raise ValueError(
       f"config.model.name = {model.name!r}, config.head = {head!r}: its "
       "auxiliary loss needs classes; set config.model.auxiliary_weight = 0.0, "
@@ -171,6 +172,13 @@ class Trainer:
       std = float(train_labels.std()) or 1.0
       train_labels = (train_labels - mean) / std
       val_labels = (val_labels - mean) / std
+    of_classes = None
+    if settings.class_weights == "balanced":
+      of_classes = class_weights.balanced(train_labels, self.head)
+    train_weights, val_weights = (
+      class_weights.of_labels(of_classes, labels).astype(np.float32)
+      for labels in (train_labels, val_labels)
+    )
     train_labels = train_labels.astype(np.float32)
     is_mixed = self.head == "survival"
     per_epoch = math.ceil(len(train) / settings.batch_size)
@@ -186,18 +194,20 @@ class Trainer:
       )
       with _ahead(batches) as batches:
         for batch in batches:
-          labels = train_labels[batch.rows]
+          labels = train_labels[batch.rows], train_weights[batch.rows]
           params, slots, loss = self._programs.step(
             params,
             slots,
-            *self._put(batch, labels),
+            *self._put(batch, *labels),
             np.float32(rates[number]),
             jax.random.fold_in(key, number + 1),
           )
           total.append(loss)
           number += 1
       train_loss = float(np.mean(jax.device_get(total)))
-      val_loss = self.loss(self.logits(params, bags, val), val_labels)
+      val_loss = self.loss(
+        self.logits(params, bags, val), val_labels, val_weights
+      )
       history.append((train_loss, val_loss))
       if on_epoch is not None:
         on_epoch(epoch, train_loss, val_loss)
@@ -229,11 +239,14 @@ class Trainer:
     return found
 
   def loss(
-    self, logits: Float[np.ndarray, "n y"], labels: Float[np.ndarray, "n k"]
+    self,
+    logits: Float[np.ndarray, "n y"],
+    labels: Float[np.ndarray, "n k"],
+    label_weights: Float[np.ndarray, "n k"] | None = None,
   ) -> float:
     """Mean loss of all these slides; labels standardised if numbers."""
     logits, labels = logits.astype(np.float32), labels.astype(np.float32)
-    return float(steps.bag_loss(self.head, logits, labels))
+    return float(steps.bag_loss(self.head, logits, labels, None, label_weights))
 
   def explain(self, params: Any, bags: Bags, slide_id: str) -> mil.MilOutput:
     """What a model says of the tiles of a slide that is `ok`.
@@ -257,13 +270,18 @@ class Trainer:
     """Parameters on all devices, for several uses."""
     return jax.device_put(params, parallel.replicated(self.mesh))
 
-  def _put(self, batch: Batch, labels: np.ndarray | None = None):
+  def _put(
+    self,
+    batch: Batch,
+    labels: np.ndarray | None = None,
+    label_weights: np.ndarray | None = None,
+  ):
     """The bag, labels and weights on the devices, cut over them."""
     sharding = parallel.batch_sharding(self.mesh)
     bag = mil.Bag(batch.features, batch.mask, batch.grid_xy)
     if labels is None:
       return jax.device_put((bag,), sharding)
-    return jax.device_put((bag, labels, batch.weight), sharding)
+    return jax.device_put((bag, labels, label_weights, batch.weight), sharding)
 
 
 def _ahead(batches: Iterator[Batch]) -> contextlib.closing:

@@ -26,8 +26,8 @@ from data_prep import shards
 from wsiseq_jax import config as configs
 from wsiseq_jax import launch
 from wsiseq_jax.mil import bags as bag_files
-from wsiseq_jax.mil import cohort as cohorts
 from wsiseq_jax.mil import (
+  class_weights,
   fit,
   folds,
   maps,
@@ -38,6 +38,7 @@ from wsiseq_jax.mil import (
   synthetic,
   tables,
 )
+from wsiseq_jax.mil import cohort as cohorts
 from wsiseq_jax.mil.bags import Bags
 from wsiseq_jax.mil.cohort import Cohort
 from wsiseq_jax.mil.results import Predicted, Result, Run
@@ -294,7 +295,9 @@ def train(job: Job, run: Run) -> Result:
   if cohort.head == "survival":
     risk = job.trainer.logits(params, bags, ids["val"])
     scale = (float(risk.mean()), float(risk.std()) or 1.0)
-  prior = prior_of(cohort, cohort.labels[parts["train"]])
+  prior = prior_of(
+    cohort, cohort.labels[parts["train"]], job.trainer.settings.class_weights
+  )
   predicted = {
     split: predict(
       job.trainer, params, scale, prior, bags,
@@ -316,18 +319,32 @@ def train(job: Job, run: Run) -> Result:
 
 
 def prior_of(
-  cohort: Cohort, labels: Float[np.ndarray, "n k"]
-) -> Float[np.ndarray, "y"]:
+  cohort: Cohort, labels: Float[np.ndarray, "n k"], weighting: str = "none"
+) -> Float[np.ndarray, " y"]:
   """What is said of a slide of which nothing is seen.
 
   Shares of classes or labels in training, the mean number, the mean risk (0).
+  It is what a model that sees nothing would learn.
+
+  Args:
+    cohort: the slides.
+    labels: of the training slides.
+    weighting: of classes, one of `class_weights.NAMES`.
   """
+  weights = None
+  if weighting == "balanced":
+    weights = class_weights.balanced(labels, cohort.head)
+  each = class_weights.of_labels(weights, labels)
   if cohort.head in ("binary", "multiclass"):
-    count = np.bincount(labels[:, 0].astype(int), minlength=len(cohort.classes))
+    count = np.bincount(
+      labels[:, 0].astype(int), each[:, 0], minlength=len(cohort.classes)
+    )
     return count / count.sum()
   if cohort.head == "survival":
     return np.zeros(1)
-  return np.nan_to_num(np.nanmean(labels, axis=0), nan=0.5)
+  known = np.isfinite(labels)
+  count, total = (each * known).sum(axis=0), np.nansum(each * labels, axis=0)
+  return np.where(count > 0, total / np.where(count > 0, count, 1.0), 0.5)
 
 
 def predict(

@@ -124,7 +124,7 @@ def read(workdir: pathlib.Path) -> Predictions:
   except (KeyError, ValueError) as error:
     raise ValueError(
       f"{path} is no table of predictions of this version: {error!r}; run the "
-      "job again, its models are kept"
+      "job again"
     ) from error
   if not rows:
     raise ValueError(f"{path} has no slide")

@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from wsiseq_jax import config as configs
-from wsiseq_jax.mil import cohort
+from wsiseq_jax.mil import class_weights, cohort
 from wsiseq_jax.models import mil_config
 
 JOBS = ("mil", "mil_predict")
@@ -84,6 +84,7 @@ CHECKS: Mapping[str, configs.Check] = {
   "optim.warmup_epochs": configs.integer(0),
   "optim.epochs": configs.integer(1),
   "optim.patience": configs.integer(0),
+  "optim.class_weights": configs.one_of(*class_weights.NAMES),
   "folds.k": configs.integer(2),
   "folds.repeats": configs.integer(1),
   "folds.val_share": configs.number(0.01, 0.5),
@@ -124,6 +125,12 @@ def validate(config: ConfigDict) -> None:
   if not is_predict and config.data.features != SYNTHETIC:
     if not config.data.table:
       problems.append("config.data.table = '': name a CSV of slides and labels")
+  weights = config.optim.class_weights
+  if weights != "none" and config.head not in class_weights.HEADS:
+    problems.append(
+      f"config.optim.class_weights = {weights!r}: config.head = "
+      f"{config.head!r} has no classes; of use for {class_weights.HEADS}"
+    )
   if problems:
     raise ValueError("bad config:\n  " + "\n  ".join(problems))
 

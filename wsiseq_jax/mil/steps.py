@@ -5,7 +5,8 @@ model's auxiliary loss (the tiles of CLAM, the critical tile of DSMIL), weighted
 as the model's config says. Each bag counts alike, also in an incomplete batch.
 
 Rate, labels and weights are arguments: folds, seeds and rates differ in
-nothing that is compiled.
+nothing that is compiled. So are the weights of classes (`class_weights.py`),
+which are of the head's loss alone.
 """
 
 import dataclasses
@@ -41,8 +42,9 @@ class Programs:
 
   Attributes:
     start: key → parameters and slots of the optimiser.
-    step: (parameters, slots, bags, labels [b k], weights [b], rate, key) →
-      parameters, slots, loss. The first two are given away.
+    step: (parameters, slots, bags, labels [b k], weights of these [b k],
+      weights of bags [b], rate, key) → parameters, slots, loss. The first two
+      are given away.
     logits: (parameters, bags) → logits [b y].
     explain: (parameters, one bag) → `mil.MilOutput`.
   """
@@ -54,7 +56,11 @@ class Programs:
 
 
 def bag_loss(
-  head: str, logits: Any, labels: Any, weight: Any = None
+  head: str,
+  logits: Any,
+  labels: Any,
+  weight: Any = None,
+  label_weights: Any = None,
 ) -> Float[Array, ""]:
   """Mean loss of bags; numbers in deviations.
 
@@ -63,13 +69,15 @@ def bag_loss(
     logits: [b y].
     labels: [b k], as in `cohort.Cohort`.
     weight: 0 for bags that only fill the batch, [b]; all 1 by default.
+    label_weights: of labels, [b k]; all 1 by default. Survival has none.
 
   Example:
     >>> round(float(bag_loss("binary", jnp.zeros((1, 1)), jnp.ones((1, 1)))), 3)
     0.693
   """
   kind = mil_heads.HEADS[head](outputs=logits.shape[1])
-  return kind.loss(jnp.asarray(logits), _shaped(head, labels), weight)
+  more = () if head == "survival" else (label_weights,)
+  return kind.loss(jnp.asarray(logits), _shaped(head, labels), weight, *more)
 
 
 def _shaped(head: str, labels: Any) -> Any:
@@ -101,12 +109,14 @@ def programs(model: MilConfig, head: str, adam: Adam, mesh: Mesh) -> Programs:
     params = mil.init(key, model)
     return params, tx.init(params)
 
-  def loss(params, bag, labels, weight, key):
+  def loss(params, bag, labels, label_weights, weight, key):
     keys = jax.random.split(key, len(weight))
     output = jax.vmap(lambda bag, key: mil.apply(params, model, bag, key))(
       bag, keys
     )
-    total = weights[0] * bag_loss(head, output.logits, labels, weight)
+    total = weights[0] * bag_loss(
+      head, output.logits, labels, weight, label_weights
+    )
     if weights[1]:
       kind = mil_heads.HEADS[head](outputs=model.outputs)
       each = jax.vmap(
@@ -119,8 +129,10 @@ def programs(model: MilConfig, head: str, adam: Adam, mesh: Mesh) -> Programs:
       return total
     return total * weight.sum() / len(weight)
 
-  def step(params, slots, bag, labels, weight, rate, key):
-    value, grads = jax.value_and_grad(loss)(params, bag, labels, weight, key)
+  def step(params, slots, bag, labels, label_weights, weight, rate, key):
+    value, grads = jax.value_and_grad(loss)(
+      params, bag, labels, label_weights, weight, key
+    )
     updates, slots = tx.update(grads, slots, params)
     updates = jax.tree.map(lambda u: -rate * u, updates)
     return optax.apply_updates(params, updates), slots, value

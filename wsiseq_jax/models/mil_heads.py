@@ -10,7 +10,9 @@ r"""Heads of bag models: what logits mean, and what is lost by being wrong.
 Labels [b] may be [b 1], and the other way round. NaN is a label that is not
 known: it adds nothing to the loss. Nor does a slide of weight 0 (`weights`), by
 which batches are padded. `loss` is a mean over the slides with a known label,
-f32; `losses` are those of single slides, which survival has not.
+f32; `losses` are those of single slides, which survival has not. What a label
+adds is multiplied by its `label_weights`, shape of the labels; the mean is
+still one over slides, not over weights.
 
 `predict` maps logits of any leading shape, so that the logits of tiles become
 maps of probabilities by the same function. `onehot` is what
@@ -50,7 +52,8 @@ class _Separate:
     self,
     logits: Float[Array, "b y"],
     labels: Any,
-    weights: Float[Array, "b"] | None = None,
+    weights: Float[Array, " b"] | None = None,
+    label_weights: Any = None,
   ) -> Float[Array, ""]:
     """Mean over the slides with a known label; 0 if there is none.
 
@@ -62,13 +65,16 @@ class _Separate:
     weight = known.astype(jnp.float32)
     weight = weight if weights is None else weight * weights
     total = jnp.sum(weight)
-    each = jnp.where(weight > 0, self.losses(logits, labels), 0.0)
+    each = self.losses(logits, labels, label_weights)
+    each = jnp.where(weight > 0, each, 0.0)
     return jnp.sum(weight * each) / jnp.where(total > 0, total, 1.0)
 
-  def _mean_of_known(self, logits, labels, function):
+  def _mean_of_known(self, logits, labels, label_weights, function):
     labels = _column(labels, logits.shape[1])
     known = ~jnp.isnan(labels)
     each = function(logits, jnp.where(known, labels, 0.0))
+    if label_weights is not None:
+      each = each * _column(label_weights, logits.shape[1])
     total = jnp.sum(jnp.where(known, each, 0.0), axis=1)
     return total / jnp.maximum(jnp.sum(known, axis=1), 1)
 
@@ -90,11 +96,11 @@ class Multilabel(_Separate):
   outputs: int
 
   def losses(
-    self, logits: Float[Array, "b y"], labels: Any
-  ) -> Float[Array, "b"]:
+    self, logits: Float[Array, "b y"], labels: Any, label_weights: Any = None
+  ) -> Float[Array, " b"]:
     """Mean cross-entropy of a slide's known labels; 0 if none is."""
     return self._mean_of_known(
-      logits, labels, optax.sigmoid_binary_cross_entropy
+      logits, labels, label_weights, optax.sigmoid_binary_cross_entropy
     )
 
   def predict(self, logits: Float[Array, "*b y"]) -> Float[Array, "*b y"]:
@@ -129,13 +135,16 @@ class Multiclass(_Separate):
   outputs: int
 
   def losses(
-    self, logits: Float[Array, "b y"], labels: Any
-  ) -> Float[Array, "b"]:
+    self, logits: Float[Array, "b y"], labels: Any, label_weights: Any = None
+  ) -> Float[Array, " b"]:
     """−log probability of the right class; 0 if it is not known."""
     labels = _column(labels, 1)[:, 0]
     known = ~jnp.isnan(labels)
     index = jnp.where(known, labels, 0.0).astype(jnp.int32)
-    return jnp.where(known, mil_clam.cross_entropy(logits, index), 0.0)
+    each = mil_clam.cross_entropy(logits, index)
+    if label_weights is not None:
+      each = each * _column(label_weights, 1)[:, 0]
+    return jnp.where(known, each, 0.0)
 
   def predict(self, logits: Float[Array, "*b y"]) -> Float[Array, "*b y"]:
     """Probability of each class."""
@@ -182,12 +191,13 @@ class Regression(_Separate):
       )
 
   def losses(
-    self, logits: Float[Array, "b y"], labels: Any
-  ) -> Float[Array, "b"]:
+    self, logits: Float[Array, "b y"], labels: Any, label_weights: Any = None
+  ) -> Float[Array, " b"]:
     """Mean squared error of a slide's known numbers, in deviations²."""
     return self._mean_of_known(
       logits,
       labels,
+      label_weights,
       lambda x, label: jnp.square(x - (label - self.mean) / self.deviation),
     )
 

@@ -1,0 +1,85 @@
+"""Weights of classes in the slide loss, for cohorts where a class is rare.
+
+    balanced   w_c = n / (C n_c)
+
+with n training slides, C classes among them and n_c slides of class c, so that
+all classes weigh the same and the mean weight is 1. Labels that do not exclude
+each other are weighted one by one, each as two classes, over the slides where
+it is known. Nothing but training labels is looked at.
+
+A weighted loss is divided by the number of slides, not by the sum of their
+weights: in a batch of one slide the weight would cancel.
+
+What it costs: probabilities are those of a cohort where all classes are equally
+frequent. Hence the prior that failures are given is that of such a cohort too
+(`job.prior_of`), and the calibration on the cohort as it is becomes worse.
+"""
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+NAMES = ("none", "balanced")
+# Heads that have classes.
+HEADS = ("binary", "multiclass", "multilabel")
+
+
+def balanced(
+  labels: Shaped[np.ndarray, "n k"], head: str
+) -> Float[np.ndarray, "k c"]:
+  """Weights by column of the labels and class.
+
+  Args:
+    labels: of training slides, as in `cohort.Cohort`; NaN = unknown.
+    head: one of `HEADS`.
+
+  Returns:
+    Weights; 1 for a class that no training slide has.
+
+  Raises:
+    ValueError: the head has no classes.
+
+  Example:
+    >>> balanced(np.array([[0.0], [0.0], [0.0], [1.0]]), "binary").round(3)
+    array([[0.667, 2.   ]])
+  """
+  if head not in HEADS:
+    raise ValueError(
+      f"config.optim.class_weights = 'balanced', config.head = {head!r}: has "
+      f"no classes; of use for {HEADS}"
+    )
+  count = int(np.nanmax(labels, initial=1)) + 1
+  weights = np.ones((labels.shape[1], count))
+  for column, row in zip(labels.T, weights, strict=True):
+    number = np.bincount(
+      column[np.isfinite(column)].astype(int), minlength=count
+    )
+    there = number > 0
+    row[there] = number.sum() / (there.sum() * number[there])
+  return weights
+
+
+def of_labels(
+  weights: Float[np.ndarray, "k c"] | None, labels: Shaped[np.ndarray, "n k"]
+) -> Float[np.ndarray, "n k"]:
+  """The weight of each label.
+
+  Args:
+    weights: from `balanced`; None = all the same.
+    labels: of any slides.
+
+  Returns:
+    Weights; 1 for unknown labels and for classes that training did not have.
+
+  Example:
+    >>> of_labels(np.array([[0.5, 2.0]]), np.array([[1.0], [0.0], [np.nan]]))
+    array([[2. ],
+           [0.5],
+           [1. ]])
+  """
+  found = np.ones(labels.shape)
+  if weights is None:
+    return found
+  known = np.isfinite(labels) & (labels < weights.shape[1])
+  column = np.broadcast_to(np.arange(labels.shape[1]), labels.shape)
+  found[known] = weights[column[known], labels[known].astype(int)]
+  return found
