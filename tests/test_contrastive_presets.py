@@ -7,7 +7,6 @@ processes.
 import json
 import types
 
-import jax
 import numpy as np
 import pytest
 
@@ -25,10 +24,6 @@ from wsiseq_jax.models import clip_config
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
   small_run.use_devices(monkeypatch, 1)
-  # Compiling is nearly all of the time here.
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
 
 
 def run(monkeypatch, config, job="train"):

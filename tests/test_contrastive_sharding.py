@@ -51,8 +51,7 @@ def exchanged(text):
 
 
 def text_of(function, *arguments):
-  options = {"xla_backend_optimization_level": 0}
-  return function.lower(*arguments).compile(compiler_options=options).as_text()
+  return function.lower(*arguments).compile().as_text()
 
 
 @pytest.mark.parametrize(

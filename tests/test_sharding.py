@@ -63,12 +63,8 @@ def abstract_batch(run):
 
 
 def text_of(function, *arguments):
-  """The compiled program, without the optimisations of each device's code.
-
-  Collectives are settled before those, and they are half of the time.
-  """
-  options = {"xla_backend_optimization_level": 0}
-  return function.lower(*arguments).compile(compiler_options=options).as_text()
+  """The compiled program."""
+  return function.lower(*arguments).compile().as_text()
 
 
 def compile_train_step(run):
