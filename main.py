@@ -44,7 +44,6 @@ def _train_smoke_encoder(config) -> str:
 
 def main(_: list[str]) -> None:
   """Starts up, checks the config, and runs its job."""
-  from configs import smoke_data, smoke_labels
   from wsiseq_jax import config as configs
   from wsiseq_jax import launch, tasks
 
@@ -59,7 +58,8 @@ def main(_: list[str]) -> None:
       if config.job not in configs.OWN_CONFIGS:
         configs.validate(config, tasks.get(config.task).CHECKS)
       if config.data.get("path") == "synthetic":
-        maker = smoke_labels if config.job == "probe" else smoke_data
+        maker = "labels" if config.job == "probe" else "data"
+        maker = importlib.import_module(f"configs.smoke_{maker}")
         folder = pathlib.Path(config.workdir, "data")
         with launch.main_first("synthetic data"):
           config.data.path = str(maker.make_shards(folder))
