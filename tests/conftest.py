@@ -22,13 +22,14 @@ import jaxlib.version
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-_PLAINLY = [
-  "--xla_backend_optimization_level=0",
-  "--xla_cpu_parallel_codegen_split_count=1",
-]
-if jaxlib.version.__version_info__ < (0, 12):  # later ones have but one emitter
-  _PLAINLY.append("--xla_cpu_use_fusion_emitters=false")
-os.environ.setdefault("XLA_FLAGS", " ".join(_PLAINLY))
+if "XLA_FLAGS" not in os.environ:
+  _PLAINLY = [
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_parallel_codegen_split_count=1",
+  ]
+  if jaxlib.version.__version_info__ < (0, 12):  # later: one emitter only
+    _PLAINLY.append("--xla_cpu_use_fusion_emitters=false")
+  os.environ["XLA_FLAGS"] = " ".join(_PLAINLY)
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   _CACHE = tempfile.mkdtemp(prefix="wsiseq_tests_compiled_")
   atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
