@@ -134,7 +134,7 @@ def model_step(run, batch):
 
   from wsiseq_jax.data import augment
   from wsiseq_jax.models import masking
-  from wsiseq_jax.tasks import videomae as task
+  from wsiseq_jax.tasks import videomae_losses
 
   setup = run.task.setup
 
@@ -146,7 +146,7 @@ def model_step(run, batch):
     return clips, mask, batch["mask"]
 
   def loss(params, ready):
-    total, weight = task.masked_loss(setup, params, *ready)
+    total, weight = videomae_losses.masked_loss(setup, params, *ready)
     return total / weight
 
   def step(state, ready):

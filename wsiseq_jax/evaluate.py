@@ -364,7 +364,7 @@ def reconstruct(
     kind: kind of mask; that of the training by default.
 
   Returns:
-    The pictures; see `tasks.videomae.Reconstruction`.
+    The pictures; see `tasks.videomae_pictures.Reconstruction`.
   """
   # A handful of records for a page need not divide over the devices.
   batch = {name: np.asarray(array) for name, array in batch.items()}

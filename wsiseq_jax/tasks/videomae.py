@@ -18,201 +18,43 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import nnx
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
-from wsiseq_jax import config as checks
-from wsiseq_jax import losses
 from wsiseq_jax.data import augment
 from wsiseq_jax.data.source import DataSpec
-from wsiseq_jax.models import attention, masking, tokens, videomae, vit
+from wsiseq_jax.models import masking, tokens
 from wsiseq_jax.tasks import base
-
-# Sizes that a config may override one by one; 0 leaves them to `model.size`.
-_OVERRIDES = (
-  "width",
-  "depth",
-  "heads",
-  "mlp_width",
-  "decoder_width",
-  "decoder_depth",
-  "decoder_heads",
-  "decoder_mlp_width",
+from wsiseq_jax.tasks.videomae_losses import (
+  fixed_masks,
+  masked_loss,
+  mean_colour_loss,
+)
+from wsiseq_jax.tasks.videomae_pictures import reconstruct
+from wsiseq_jax.tasks.videomae_setup import (
+  CHECKS,
+  Setup,
+  init_params,
+  make_setup,
+  model_config,
 )
 
-CHECKS: Mapping[str, checks.Check] = {
-  "data.frames": checks.integer(1),
-  "data.frame_step": checks.integer(1),
-  "data.repeats": checks.integer(1),
-  "data.image_px": checks.integers(1, length=2),
-  "data.crop_scales": checks.numbers(0.01, 1.0),
-  "model.size": checks.one_of(*videomae.SIZES),
-  "model.patch": checks.integers(1, length=3),
-  **{f"model.{name}": checks.integer(0) for name in _OVERRIDES},
-  "model.normalise_target": checks.flag(),
-  "model.dtype": checks.one_of(*videomae.DTYPES),
-  "model.remat": checks.one_of(*vit.REMAT),
-  "model.attention_kernel": checks.one_of(*attention.KERNELS),
-  "model.init_from": checks.text(),
-  "model.trained_grid": checks.integers(0, length=3),
-  "model.norm_eps": checks.number(0),
-  "model.decoder_norm_eps": checks.number(0),
-  "mask.kind": checks.one_of(*masking.KINDS),
-  "mask.ratio": checks.number(0.01, 0.99),
-  "mask.decoder": checks.one_of(*masking.DECODERS),
-  "mask.decoder_ratio": checks.number(0, 1),
-  "mask.run_patches": checks.number(1),
-}
+__all__ = [
+  "CHECKS",
+  "Setup",
+  "evaluate",
+  "init_params",
+  "make_setup",
+  "make_task",
+  "model_config",
+  "reconstruct",
+  "resolve",
+]
 
 # Fine-tuning crops sides of 0.9 at least, 0.8 of the area. Milder crops of
 # small frames would snap to the whole frame (`augment.crop_sizes`).
 _MILD_CROPS = (1.0, 0.9)
-# Masks of evaluation depend on this and the record's index alone.
-_EVAL_SEED = 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Setup:
-  """Everything static about a run of this task.
-
-  Attributes:
-    model: shape and numerics of the network.
-    graphdef: the network without its parameters.
-    clips: what clips to cut.
-    mask: how to mask them.
-  """
-
-  model: videomae.VideoMAEConfig
-  graphdef: Any = dataclasses.field(repr=False)
-  clips: augment.ClipSpec
-  mask: masking.MaskSpec
-
-  def merge(self, params: Any) -> videomae.VideoMAE:
-    """The network with parameters; used functionally, inside a traced call."""
-    return nnx.merge(self.graphdef, params)
-
-
-def model_config(config: ConfigDict) -> videomae.VideoMAEConfig:
-  """The network that `config.model` and `config.data` describe."""
-  sizes = dict(videomae.SIZES[config.model.size])
-  for prefix in ("", "decoder_"):
-    # Another width keeps the usual MLP of four times the width.
-    width = config.model[f"{prefix}width"]
-    if width:
-      sizes[f"{prefix}mlp_width"] = 4 * width
-  sizes.update(
-    {name: config.model[name] for name in _OVERRIDES if config.model[name]}
-  )
-  sizes["patch"] = tuple(config.model.patch)
-  trained_grid = tuple(config.model.trained_grid)
-  return videomae.VideoMAEConfig(
-    **sizes,
-    frames=config.data.frames,
-    image_px=tuple(config.data.image_px),
-    normalise_target=config.model.normalise_target,
-    trained_grid=trained_grid if any(trained_grid) else None,
-    norm_eps=config.model.norm_eps,
-    decoder_norm_eps=config.model.decoder_norm_eps,
-    dtype=config.model.dtype,
-    remat=config.model.remat,
-    attention_kernel=config.model.attention_kernel,
-  )
-
-
-def init_params(model: videomae.VideoMAEConfig, key: Key[Array, ""]) -> Any:
-  """Fresh parameters, a nested dictionary."""
-  network = videomae.VideoMAE(model, nnx.Rngs(params=key))
-  return nnx.to_pure_dict(nnx.split(network, nnx.Param)[1])
-
-
-def make_setup(config: ConfigDict, spec: DataSpec) -> Setup:
-  """Builds the static parts, checking that data, model and masks fit.
-
-  Raises:
-    ValueError: They do not; the config key is named.
-  """
-  model = model_config(config)
-  clips = augment.ClipSpec(
-    frames=config.data.frames,
-    frame_step=config.data.frame_step,
-    image_px=model.image_px,
-    frame_px=tuple(spec.frame_px),
-    crop_scales=tuple(config.data.crop_scales),
-    repeats=config.data.repeats,
-  )
-  if clips.span > spec.frames:
-    raise ValueError(
-      f"config.data.frames = {clips.frames} and config.data.frame_step = "
-      f"{clips.frame_step} span {clips.span} stored frames, the data has "
-      f"{spec.frames}"
-    )
-  mask = masking.MaskSpec(
-    grid=model.grid,
-    patch=model.patch,
-    kind=config.mask.kind,
-    ratio=config.mask.ratio,
-    decoder=config.mask.decoder,
-    decoder_ratio=config.mask.decoder_ratio,
-    run_patches=config.mask.run_patches,
-  )
-  network = nnx.eval_shape(lambda: videomae.VideoMAE(model, nnx.Rngs(0)))
-  graphdef, _ = nnx.split(network, nnx.Param)
-  return Setup(model, graphdef, clips, mask)
-
-
-def masked_loss(
-  setup: Setup,
-  params: Any,
-  clips: augment.Clips,
-  mask: masking.TokenMask,
-  record_weight: Float[Array, "b"],
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-  """Squared error of the rebuilt tokens, as (sum, weight).
-
-  Args:
-    setup: The task.
-    params: Parameters.
-    clips: Clips.
-    mask: What is visible and what is rebuilt.
-    record_weight: 0 for clips that only fill up a batch, else 1.
-  """
-  network = setup.merge(params)
-  prediction, _ = network(clips.pixels, mask.visible, mask.decode)
-  patches = tokens.take_tokens(true_patches(setup, clips), mask.decode)
-  target = losses.patch_target(patches, setup.model.normalise_target)
-  weight = mask.weight * record_weight[:, None]
-  return losses.masked_mse(prediction, target, weight)
-
-
-def true_patches(setup: Setup, clips: augment.Clips) -> Float[Array, "b n p"]:
-  """All patches of the clips, in [0, 1]."""
-  patches = tokens.patchify(clips.pixels, setup.model.patch)
-  # Channels come last within a patch.
-  copies = patches.shape[-1] // len(setup.clips.mean)
-  mean = jnp.tile(jnp.asarray(setup.clips.mean, jnp.float32), copies)
-  std = jnp.tile(jnp.asarray(setup.clips.std, jnp.float32), copies)
-  return patches * std[None, None] + mean[None, None]
-
-
-def fixed_masks(
-  setup: Setup,
-  batch: base.Batch,
-  clips: augment.Clips,
-  spec: masking.MaskSpec,
-) -> masking.TokenMask:
-  """Masks that depend on nothing but the record."""
-  key = jax.random.key(_EVAL_SEED)
-
-  def one(index, shift_px, panel):
-    record_key = jax.random.fold_in(key, index)
-    return masking.make_mask(record_key, shift_px[None], panel[None], spec)
-
-  masks = jax.vmap(one)(batch["index"], clips.shift_px, clips.panel)
-  return jax.tree.map(lambda x: x[:, 0], masks)
 
 
 def _loss(
@@ -230,40 +72,6 @@ def _loss(
   record_weight = jnp.repeat(batch["mask"], setup.clips.repeats)
   total, weight = masked_loss(setup, params, clips, mask, record_weight)
   return total / weight, {"loss": (total, weight)}
-
-
-def mean_colour_loss(
-  setup: Setup,
-  clips: augment.Clips,
-  mask: masking.TokenMask,
-  record_weight: Float[Array, "b"],
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-  """Loss of painting hidden patches in the mean colour of the visible ones.
-
-  What a model must beat to have understood anything. Of normalised patches the
-  mean is 0, and the loss (n - 1) / n for n pixels of a patch.
-
-  Args:
-    setup: The task.
-    clips: Clips.
-    mask: What is visible and what is rebuilt.
-    record_weight: 0 for clips that only fill up a batch, else 1.
-
-  Returns:
-    (sum, weight), as `masked_loss`.
-  """
-  patches = true_patches(setup, clips)
-  hidden = tokens.take_tokens(patches, mask.decode)
-  target = losses.patch_target(hidden, setup.model.normalise_target)
-  guess = jnp.zeros_like(target)
-  if not setup.model.normalise_target:
-    seen = tokens.take_tokens(patches, mask.visible)
-    b, _, values = seen.shape
-    channels = setup.model.channels
-    colour = seen.reshape(b, -1, channels).mean(axis=1)
-    guess += jnp.tile(colour, (1, values // channels))[:, None]
-  weight = mask.weight * record_weight[:, None]
-  return losses.masked_mse(guess, target, weight)
 
 
 def evaluate(
@@ -351,88 +159,6 @@ def _load_params(setup: Setup, path: str) -> Any:
   from wsiseq_jax import pretrained
 
   return pretrained.init_from(path, setup.model)[1]
-
-
-@dataclasses.dataclass(frozen=True)
-class Reconstruction:
-  """Pictures of what a model makes of hidden patches.
-
-  Attributes:
-    original: the clips, uint8 [b, t, h, w, 3].
-    masked: the same with hidden patches grey.
-    reconstructed: visible patches as they are, hidden ones as rebuilt.
-    true_statistics: whether rebuilt patches were given the mean and deviation
-      of the true ones. They must be where the model predicts normalised
-      patches, and then colour and brightness are not predicted: say so.
-    loss: mean loss of each clip, [b].
-  """
-
-  original: UInt8[np.ndarray, "b t h w 3"]
-  masked: UInt8[np.ndarray, "b t h w 3"]
-  reconstructed: UInt8[np.ndarray, "b t h w 3"]
-  true_statistics: bool
-  loss: Float[np.ndarray, "b"]
-
-
-def reconstruct(
-  setup: Setup,
-  params: Any,
-  batch: Mapping[str, Any],
-  ratio: float | None = None,
-  kind: str | None = None,
-) -> Reconstruction:
-  """Hides patches of the middle clip of each record and rebuilds them.
-
-  Args:
-    setup: The task, `Task.setup`.
-    params: Parameters.
-    batch: Records, as the loader gives them.
-    ratio: Part to hide; that of the training by default.
-    kind: Kind of mask; that of the training by default.
-
-  Returns:
-    The pictures.
-  """
-  spec = dataclasses.replace(
-    setup.mask,
-    decoder="all",
-    ratio=setup.mask.ratio if ratio is None else ratio,
-    kind=setup.mask.kind if kind is None else kind,
-  )
-  images = _reconstruct(setup, spec, params, dict(batch))
-  images = {name: np.asarray(array) for name, array in images.items()}
-  return Reconstruction(**images, true_statistics=setup.model.normalise_target)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _reconstruct(setup: Setup, spec: masking.MaskSpec, params, batch):
-  clips = augment.centre_clips(batch, setup.clips)
-  mask = fixed_masks(setup, batch, clips, spec)
-  prediction, _ = setup.merge(params)(clips.pixels, mask.visible, mask.decode)
-  patches = true_patches(setup, clips)
-  hidden = tokens.take_tokens(patches, mask.decode)
-  target = losses.patch_target(hidden, setup.model.normalise_target)
-  loss = jnp.mean(jnp.square(prediction - target), axis=(1, 2))
-  if setup.model.normalise_target:
-    prediction = losses.denormalise_patches(prediction, hidden)
-  # Where each token stands in [visible, decode]; undone by a second gather.
-  place = jnp.argsort(
-    jnp.concatenate([mask.visible, mask.decode], axis=1), axis=1
-  )
-  seen = tokens.take_tokens(patches, mask.visible)
-
-  def picture(filling):
-    parts = jnp.concatenate([seen, filling], axis=1)
-    parts = tokens.take_tokens(parts, place)
-    pixels = tokens.unpatchify(parts, setup.model.patch, setup.model.grid)
-    return jnp.clip(jnp.round(pixels * 255), 0, 255).astype(jnp.uint8)
-
-  return {
-    "original": picture(hidden),
-    "masked": picture(jnp.full_like(hidden, 0.5)),
-    "reconstructed": picture(prediction),
-    "loss": loss,
-  }
 
 
 def _evaluations(setup: Setup, config: ConfigDict) -> base.Evaluations:
