@@ -153,6 +153,20 @@ def integers(minimum: int, length: int) -> Check:
   return check
 
 
+def seeds() -> Check:
+  """A tuple of different whole numbers, at least one."""
+  item = integer(0)
+
+  def check(value: Any) -> str | None:
+    is_good = isinstance(value, tuple | list) and len(value) > 0
+    if is_good and all(item(v) is None for v in value):
+      if len(set(value)) == len(value):
+        return None
+    return "a tuple of different whole numbers"
+
+  return check
+
+
 def _rules(value: Any) -> str | None:
   is_good = isinstance(value, tuple | list) and all(
     isinstance(rule, tuple | list)

@@ -48,15 +48,6 @@ def _names(*allowed: str) -> configs.Check:
   return check
 
 
-def _seeds(value: Any) -> str | None:
-  item = configs.integer(0)
-  is_good = isinstance(value, tuple | list) and len(value) > 0
-  if is_good and all(item(v) is None for v in value):
-    if len(set(value)) == len(value):
-      return None
-  return "a tuple of different whole numbers"
-
-
 CHECKS: Mapping[str, configs.Check] = {
   **{
     key: configs.COMMON[key]
@@ -73,7 +64,7 @@ CHECKS: Mapping[str, configs.Check] = {
   "probe.targets": _names(),
   "probe.kinds": _names(*KINDS),
   "probe.fractions": configs.numbers(1e-6, 1),
-  "probe.seeds": _seeds,
+  "probe.seeds": configs.seeds(),
   "probe.resamples": configs.integer(10),
   **{
     f"{block}.{key}": check

@@ -22,15 +22,6 @@ def _texts(value: Any) -> str | None:
   return "a tuple of different names, () for all"
 
 
-def _seeds(value: Any) -> str | None:
-  item = configs.integer(0)
-  is_good = isinstance(value, tuple | list) and len(value) > 0
-  if is_good and all(item(v) is None for v in value):
-    if len(set(value)) == len(value):
-      return None
-  return "a tuple of different whole numbers"
-
-
 def _share_or_paper(value: Any) -> str | None:
   if value == -1 or configs.number(0, 1)(value) is None:
     return None
@@ -90,7 +81,7 @@ CHECKS: Mapping[str, configs.Check] = {
   "folds.val_share": configs.number(0.01, 0.5),
   "folds.stratify": configs.flag(),
   "folds.seed": configs.integer(0),
-  "seeds": _seeds,
+  "seeds": configs.seeds(),
   "scores.resamples": configs.integer(10),
   "scores.ece_bins": configs.integer(1),
   "maps.write": configs.flag(),
