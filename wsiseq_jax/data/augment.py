@@ -180,7 +180,7 @@ def crop_sizes(spec: ClipSpec) -> tuple[tuple[float, float], ...]:
 
 def cut_frames(
   panels: UInt8[Array, "p h w c"],
-  frame_panel: Int[Array, "t"],
+  frame_panel: Int[Array, " t"],
   rectangle: Float[Array, "t 4"],
   corner: Float[Array, "t 2"],
   flip: Bool[Array, "2"] | None,

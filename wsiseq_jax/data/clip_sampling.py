@@ -106,7 +106,7 @@ class Range(NamedTuple):
   length: Int[Array, ""]
 
 
-def real_range(frame_mask: Float[Array, "t"]) -> Range:
+def real_range(frame_mask: Float[Array, " t"]) -> Range:
   """The real frames of a record; padding comes after them.
 
   Example:
@@ -131,7 +131,7 @@ def strict_half(key: Key[Array, ""], whole: Range) -> Range:
 
 def clip_frames(
   start: Int[Array, ""], allowed: Range, name: ClipName
-) -> tuple[Int[Array, "t"], Float[Array, "t"]]:
+) -> tuple[Int[Array, " t"], Float[Array, " t"]]:
   """Stored frames of a clip, and which of them are real.
 
   Args:
@@ -186,7 +186,7 @@ class Starts(NamedTuple):
 
 def interval_probabilities(
   name: str, starts: Int[Array, ""], most: int
-) -> Float[Array, "k"]:
+) -> Float[Array, " k"]:
   """Probabilities of the intervals 1, 2, ... between the starts of two clips.
 
   The density f of that name is taken at u = 0 ... 1 over the intervals that

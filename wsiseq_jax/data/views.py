@@ -120,7 +120,7 @@ class Views(NamedTuple):
   time: Float[Array, "b v t"]
   frames: Int[Array, "b v t"]
   frame_mask: Float[Array, "b v t"]
-  is_distinct: Bool[Array, "b"]
+  is_distinct: Bool[Array, " b"]
 
 
 def rotate(
@@ -174,7 +174,7 @@ def rotate(
 
 def _show(
   record: Mapping[str, Array],
-  frames: Int[Array, "t"],
+  frames: Int[Array, " t"],
   spec: ViewSpec,
   key: Key[Array, ""] | None,
 ) -> Float[Array, "t h w c"]:
@@ -259,7 +259,7 @@ def _fields(batch: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def choose_frames(
-  key: Key[Array, ""], frame_mask: Float[Array, "T"], spec: ViewSpec
+  key: Key[Array, ""], frame_mask: Float[Array, " T"], spec: ViewSpec
 ) -> tuple[Int[Array, "v t"], Float[Array, "v t"], Bool[Array, ""]]:
   """Draws the frames of the two views of a record.
 
@@ -292,7 +292,7 @@ def choose_frames(
 
 def sample_views(
   batch: Mapping[str, Array],
-  keys: Key[Array, "b"],
+  keys: Key[Array, " b"],
   spec: ViewSpec,
 ) -> Views:
   """Two random views of each record.
@@ -321,7 +321,7 @@ def sample_views(
 
 
 def sample_clip(
-  batch: Mapping[str, Array], keys: Key[Array, "b"], spec: ViewSpec
+  batch: Mapping[str, Array], keys: Key[Array, " b"], spec: ViewSpec
 ) -> Views:
   """One random clip of each record, v = 1 (fine-tuning)."""
   one_clip = dataclasses.replace(spec.clips, clips=1)

@@ -72,8 +72,8 @@ class Batch:
   features: Float[np.ndarray, "b m d"]
   mask: np.ndarray
   grid_xy: Float[np.ndarray, "b m 2"]
-  rows: Int[np.ndarray, "b"]
-  weight: Float[np.ndarray, "b"]
+  rows: Int[np.ndarray, " b"]
+  weight: Float[np.ndarray, " b"]
 
 
 class Bags:

@@ -273,10 +273,10 @@ def decisions(context: Context) -> str:
 
 
 def rates(
-  true: Float[np.ndarray, "n"],
-  said: Float[np.ndarray, "n"],
+  true: Float[np.ndarray, " n"],
+  said: Float[np.ndarray, " n"],
   weights: Float[np.ndarray, "r n"],
-) -> dict[str, Float[np.ndarray, "r"]]:
+) -> dict[str, Float[np.ndarray, " r"]]:
   """Sensitivity, specificity and predictive values of yes-or-no answers.
 
   Args:

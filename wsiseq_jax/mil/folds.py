@@ -28,7 +28,7 @@ COLUMNS = ("repeat", "fold", "slide_id", "case_id", "split")
 _PARTS = 4
 
 # (repeat, fold) → {'train', 'val', 'test'} → rows of the cohort.
-Folds = Mapping[tuple[int, int], Mapping[str, Int[np.ndarray, "n"]]]
+Folds = Mapping[tuple[int, int], Mapping[str, Int[np.ndarray, " n"]]]
 
 
 def strata(cohort: Cohort) -> np.ndarray:
@@ -271,7 +271,7 @@ def obtain(
   return found
 
 
-def rows_of(cohort: Cohort, ids: Sequence[str]) -> Int[np.ndarray, "n"]:
+def rows_of(cohort: Cohort, ids: Sequence[str]) -> Int[np.ndarray, " n"]:
   """Rows of slides by their ids."""
   row = {slide_id: i for i, slide_id in enumerate(cohort.ids)}
   return np.array([row[i] for i in ids], int)

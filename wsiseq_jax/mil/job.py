@@ -351,7 +351,7 @@ def predict(
   trainer: fit.Trainer,
   params: Any,
   scale: tuple[float, float],
-  prior: Float[np.ndarray, "y"],
+  prior: Float[np.ndarray, " y"],
   bags: Bags,
   ids: Sequence[str],
 ) -> Predicted:
@@ -379,7 +379,7 @@ def thresholds(
   head: str,
   labels: Float[np.ndarray, "n k"],
   values: Float[np.ndarray, "n y"],
-) -> tuple[Float[np.ndarray, "y"], bool]:
+) -> tuple[Float[np.ndarray, " y"], bool]:
   """Youden's threshold of each column, from validation.
 
   Returns:

@@ -16,7 +16,7 @@ _COLOUR, _GREY = "#1b6ca8", "#999999"
 
 def questions(
   cohort, whole
-) -> list[tuple[str, Float[np.ndarray, "n"], Float[np.ndarray, "n"]]]:
+) -> list[tuple[str, Float[np.ndarray, " n"], Float[np.ndarray, " n"]]]:
   """What was asked, with yes or no: name, truth and probability.
 
   The positive class of two; each of several classes against the rest; each
@@ -40,8 +40,8 @@ def questions(
 
 
 def roc(
-  labels: Float[np.ndarray, "n"], score: Float[np.ndarray, "n"]
-) -> tuple[Float[np.ndarray, "k"], Float[np.ndarray, "k"]]:
+  labels: Float[np.ndarray, " n"], score: Float[np.ndarray, " n"]
+) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
   """False and true positive rates, from no positives to all.
 
   Example:

@@ -88,12 +88,12 @@ def _svg(title: str, height: float | int, parts: Sequence[str]) -> str:
 
 
 def roc_band(
-  labels: Float[np.ndarray, "n"],
-  score: Float[np.ndarray, "n"],
+  labels: Float[np.ndarray, " n"],
+  score: Float[np.ndarray, " n"],
   cases: np.ndarray,
   resamples: int,
   level: float = 0.95,
-) -> tuple[Float[np.ndarray, "g"], Float[np.ndarray, "g"]]:
+) -> tuple[Float[np.ndarray, " g"], Float[np.ndarray, " g"]]:
   """Between which sensitivities most resamples lie, at each specificity.
 
   Cases are drawn with replacement, each with all its slides; the curve of each
@@ -135,8 +135,8 @@ def _at_rates(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def roc_chart(
   name: str,
-  labels: Float[np.ndarray, "n"],
-  score: Float[np.ndarray, "n"],
+  labels: Float[np.ndarray, " n"],
+  score: Float[np.ndarray, " n"],
   cases: np.ndarray,
   others: Sequence[tuple[np.ndarray, np.ndarray]],
   resamples: int,
@@ -199,8 +199,8 @@ def wilson(
 
 def reliability_chart(
   name: str,
-  labels: Float[np.ndarray, "n"],
-  probability: Float[np.ndarray, "n"],
+  labels: Float[np.ndarray, " n"],
+  probability: Float[np.ndarray, " n"],
   cases: np.ndarray,
   bins: int,
 ) -> tuple[str, list[tuple[int, int, float, float, float, float]]]:
@@ -305,7 +305,7 @@ def _spread(slides, left, wide, base, row):
 
 
 def scatter_chart(
-  labels: Float[np.ndarray, "n"], predicted: Float[np.ndarray, "n"]
+  labels: Float[np.ndarray, " n"], predicted: Float[np.ndarray, " n"]
 ) -> str:
   """True against predicted numbers, from the least to the greatest of both."""
   both = np.concatenate([labels, predicted])

@@ -71,8 +71,8 @@ class Result:
   epoch: int
   history: tuple[tuple[float, float], ...]
   scale: tuple[float, float]
-  prior: Float[np.ndarray, "y"]
-  threshold: Float[np.ndarray, "y"]
+  prior: Float[np.ndarray, " y"]
+  threshold: Float[np.ndarray, " y"]
   is_chosen: bool
   predicted: Mapping[str, Predicted]
 

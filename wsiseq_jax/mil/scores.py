@@ -32,7 +32,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 
 
 def youden(
-  labels: Float[np.ndarray, "n"], probability: Float[np.ndarray, "n"]
+  labels: Float[np.ndarray, " n"], probability: Float[np.ndarray, " n"]
 ) -> float:
   """The threshold with the highest sensitivity + specificity − 1.
 
@@ -72,7 +72,7 @@ def scores(
   threshold: Float[np.ndarray, "n y"],
   weights: Float[np.ndarray, "r n"] | None = None,
   bins: int = 10,
-) -> dict[str, Float[np.ndarray, "r"]]:
+) -> dict[str, Float[np.ndarray, " r"]]:
   """All scores of a head.
 
   Args:
@@ -125,7 +125,7 @@ def by_class(
   threshold: Float[np.ndarray, "n y"],
   weights: Float[np.ndarray, "r n"] | None = None,
   bins: int = 10,
-) -> dict[int, dict[str, Float[np.ndarray, "r"]]]:
+) -> dict[int, dict[str, Float[np.ndarray, " r"]]]:
   """Scores of single classes or labels, by number; {} where there is one.
 
   Of several classes: AUROC and AUPRC of each against the rest. Of several

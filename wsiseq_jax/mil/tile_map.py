@@ -46,9 +46,9 @@ class TileMap:
   unit: str
   level0_mpp: float | None
   level0_size: tuple[int, int] | None
-  attention: Float[np.ndarray, "m"]
-  probability: Float[np.ndarray, "m"]
-  contribution: Float[np.ndarray, "m"]
+  attention: Float[np.ndarray, " m"]
+  probability: Float[np.ndarray, " m"]
+  contribution: Float[np.ndarray, " m"]
   class_name: str
   slide_probability: float
   threshold: float

@@ -131,7 +131,7 @@ def auxiliary_loss(
   config: MilConfig,
   bag: Bag,
   output: MilOutput,
-  label_onehot: Float[Array, "y"],
+  label_onehot: Float[Array, " y"],
 ) -> Float[Array, ""]:
   """What a model learns besides the slide's label, from that label.
 

@@ -139,6 +139,6 @@ def pooled(
   )
 
 
-def uniform(mask: Bool[Array, "m"]) -> Float[Array, "m 1"]:
+def uniform(mask: Bool[Array, " m"]) -> Float[Array, "m 1"]:
   """Equal attention for all real tiles."""
   return mil_bag.masked_softmax(jnp.zeros((mask.shape[0], 1)), mask)

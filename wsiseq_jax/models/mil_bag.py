@@ -70,7 +70,7 @@ class MilModel(nnx.Module):
   """A bag model: `model(bag, key) -> MilOutput`."""
 
   def auxiliary(
-    self, output: MilOutput, onehot: Float[Array, "y"]
+    self, output: MilOutput, onehot: Float[Array, " y"]
   ) -> Float[Array, ""]:
     """The auxiliary loss of a bag; 0 where the model has none."""
     return jnp.zeros(())
@@ -141,7 +141,7 @@ def dropout(
 
 
 def masked_softmax(
-  scores: Float[Array, "m a"], mask: Bool[Array, "m"]
+  scores: Float[Array, "m a"], mask: Bool[Array, " m"]
 ) -> Float[Array, "m a"]:
   """Softmax over the real tiles, in f32; 0 for the others.
 
@@ -161,13 +161,13 @@ def masked_softmax(
   return each / jnp.where(total > 0, total, 1.0)
 
 
-def only_real(x: Float[Array, "m a"], mask: Bool[Array, "m"]) -> Array:
+def only_real(x: Float[Array, "m a"], mask: Bool[Array, " m"]) -> Array:
   """Values in f32, 0 where padded."""
   return jnp.where(mask[:, None], x.astype(jnp.float32), 0.0)
 
 
 def highest(
-  values: Float[Array, "m a"], mask: Bool[Array, "m"], count: int
+  values: Float[Array, "m a"], mask: Bool[Array, " m"], count: int
 ) -> Array:
   """Indices `[a k]` of the highest values of real tiles, best first.
 

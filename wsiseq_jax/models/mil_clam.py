@@ -81,7 +81,7 @@ class Clam(AttentionMil):
     return found
 
   def auxiliary(
-    self, output: MilOutput, onehot: Float[Array, "y"]
+    self, output: MilOutput, onehot: Float[Array, " y"]
   ) -> Float[Array, ""]:
     """The instance loss of a bag."""
     config, aux = self.config, output.aux

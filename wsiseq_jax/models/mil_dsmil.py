@@ -110,7 +110,7 @@ class Dsmil(mil_bag.MilModel):
     )
 
   def auxiliary(
-    self, output: MilOutput, onehot: Float[Array, "y"]
+    self, output: MilOutput, onehot: Float[Array, " y"]
   ) -> Float[Array, ""]:
     """Cross-entropy of the highest instance logits, each output by itself."""
     known = jnp.isfinite(onehot)

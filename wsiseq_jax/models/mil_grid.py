@@ -77,7 +77,7 @@ def z_order(
 
 
 def cells(
-  grid_xy: Float[Array, "m 2"], mask: Bool[Array, "m"]
+  grid_xy: Float[Array, "m 2"], mask: Bool[Array, " m"]
 ) -> Int[Array, "m 2"]:
   """Columns and rows of tiles, counted from the least of the bag.
 
@@ -90,7 +90,7 @@ def cells(
   return jnp.clip(cell - first[None], 0, _LAST)
 
 
-def _decode(place: UInt32[Array, "m"]) -> tuple[Array, Array]:
+def _decode(place: UInt32[Array, " m"]) -> tuple[Array, Array]:
   """Column and row of a place on the Z-curve."""
 
   def gather_bits(x):
@@ -107,7 +107,7 @@ def _decode(place: UInt32[Array, "m"]) -> tuple[Array, Array]:
   return gather_bits(place), gather_bits(place >> 1)
 
 
-def neighbours(places: UInt32[Array, "m"]) -> Int[Array, "k m"]:
+def neighbours(places: UInt32[Array, " m"]) -> Int[Array, "k m"]:
   """Where the 49 neighbours of each cell are.
 
   Args:
@@ -131,7 +131,7 @@ def neighbours(places: UInt32[Array, "m"]) -> Int[Array, "k m"]:
   return lax.map(look_up, jnp.asarray(_STEPS))
 
 
-def _gather(x: Float[Array, "m e"], index: Int[Array, "m"]) -> Array:
+def _gather(x: Float[Array, "m e"], index: Int[Array, " m"]) -> Array:
   return jnp.take(x, index, axis=0, mode="fill", fill_value=0)
 
 
@@ -207,7 +207,7 @@ class Ppeg(nnx.Module):
     return jnp.sum(jnp.stack(biases), axis=0, keepdims=True)
 
   def __call__(
-    self, x: Float[Array, "m e"], places: UInt32[Array, "m"]
+    self, x: Float[Array, "m e"], places: UInt32[Array, " m"]
   ) -> Float[Array, "m e"]:
     """Convolves.
 

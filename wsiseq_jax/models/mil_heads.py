@@ -255,7 +255,7 @@ class Survival:
     self,
     logits: Float[Array, "b 1"],
     labels: Any,
-    weights: Float[Array, "b"] | None = None,
+    weights: Float[Array, " b"] | None = None,
   ) -> Float[Array, ""]:
     """Mean over events; 0 if there is none."""
     labels = jnp.asarray(labels, jnp.float32)
@@ -299,11 +299,11 @@ HEADS: dict[str, Any] = {
 
 
 def concordance(
-  time: Float[np.ndarray, "n"],
+  time: Float[np.ndarray, " n"],
   event: Any,
-  risk: Float[np.ndarray, "n"],
+  risk: Float[np.ndarray, " n"],
   weights: Float[np.ndarray, "r n"] | None = None,
-) -> Float[np.ndarray, "r"]:
+) -> Float[np.ndarray, " r"]:
   """Harrell's concordance index.
 
   The share of comparable pairs in which who has the event first has the higher

@@ -166,7 +166,7 @@ class NystromAttention(nnx.Module):
   def __call__(
     self,
     x: Float[Array, "n e"],
-    valid: Bool[Array, "n"],
+    valid: Bool[Array, " n"],
     key: Key[Array, ""] | None,
   ) -> Float[Array, "n e"]:
     """What is to be added to the tokens.
@@ -181,9 +181,9 @@ class NystromAttention(nnx.Module):
   def first_token(
     self,
     x: Float[Array, "n e"],
-    valid: Bool[Array, "n"],
+    valid: Bool[Array, " n"],
     key: Key[Array, ""] | None,
-  ) -> tuple[Float[Array, "1 e"], Float[Array, "n"]]:
+  ) -> tuple[Float[Array, "1 e"], Float[Array, " n"]]:
     """The same for the first token alone, and what that is made of.
 
     Returns:

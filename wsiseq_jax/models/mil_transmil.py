@@ -99,10 +99,10 @@ class TransMil(mil_bag.MilModel):
       aux={},
     )
 
-  def _classify(self, token: Float[Array, "1 e"]) -> Float[Array, "y"]:
+  def _classify(self, token: Float[Array, "1 e"]) -> Float[Array, " y"]:
     return self.classifier(self.norm(token)).astype(jnp.float32)[0]
 
-  def alone(self, tile: Float[Array, "e"]) -> Float[Array, "y"]:
+  def alone(self, tile: Float[Array, " e"]) -> Float[Array, " y"]:
     """Logits of a bag of one embedded tile."""
     x = jnp.stack([self.cls_token[...], tile])
     valid = jnp.ones(2, bool)
