@@ -8,6 +8,11 @@ its tables and `maps/` are read, no model and no features. `data.slides` takes
 files, a folder, a glob or a CSV (`data_prep/inputs.py`); without it, or where
 a slide's file is missing or damaged, the pages say so and show the map alone.
 
+`data.annotations` names a folder of what people drew, one file a slide: their
+outlines lie over the slide and its maps, in other lines than the regions of the
+model, with the share of the annotated area that lies in regions. They are for
+looking at; nothing is scored by them.
+
 Run the same command again: slides whose map, prediction, file and settings are
 the same are left as they are; if all are, it says "up to date".
 
@@ -61,6 +66,13 @@ def get_config(arg: str = "") -> ConfigDict:
         # '' shows no pictures of slides; 'synthetic' makes up everything.
         "slides": "",
         "table": "",  # a CSV that describes slides named in `slides`
+        # A folder of what people drew, to compare: <slide_id>.xml (ASAP),
+        # .geojson (QuPath), .png or .tif (masks); '' has none.
+        "annotations": "",
+        # Groups of polygons; () are those of Camelyon and 'tumour'.
+        "annotation_include": (),
+        "annotation_exclude": (),  # cut out again
+        "annotation_ignore": (),  # left alone; any other is an error
         "default_mpp": 0.0,  # where neither map nor slide say it
         "reader": "auto",  # 'openslide': read everything through OpenSlide
         "threads": 2,  # slides at once

@@ -16,6 +16,8 @@ from wsiseq_jax.evals import heatmaps
 from wsiseq_jax.evals.heatmaps import Canvas
 
 _INK, _SOFT = (20, 20, 20), (95, 95, 95)
+# Light lines with a dark rim: regions of a model are dark with a light one.
+ANNOTATION_INK = (0, 224, 240)
 
 
 def figure(
@@ -26,6 +28,7 @@ def figure(
   tissue: Bool[np.ndarray, "h2 w2"] | None = None,
   alpha: float | int = heatmaps.ALPHA,
   outlines: Sequence[Float[np.ndarray, "_ 2"]] = (),
+  annotations: Sequence[Float[np.ndarray, "_ 2"]] = (),
   beside: bool = True,
 ) -> UInt8[np.ndarray, "h3 w3 3"]:
   """The slide and its map with title, scale bar and colour bar.
@@ -36,7 +39,9 @@ def figure(
     title: one line above the picture, e.g. slide, probability, label.
     tissue: True in tissue.
     alpha: strength of the colour.
-    outlines: rings of x, y in level-0 pixels drawn on top, e.g. regions.
+    outlines: rings of x, y in level-0 pixels drawn on top: regions.
+    annotations: rings that people drew, on the slide and on the map; a line
+      below says which is which.
     beside: the slide without colours beside (or above) the map.
 
   Returns:
@@ -44,20 +49,17 @@ def figure(
   """
   picture = heatmaps.overlay(thumbnail, canvas, tissue, alpha)
   base = heatmaps.resized(thumbnail, canvas.values.shape, "thumbnail")
-  thick = max(1, round(max(canvas.values.shape) / 500))
-  for ring in outlines:
-    points = np.asarray(ring, np.float64) / canvas.downsample
-    points = np.rint(points * 16).astype(np.int32)
-    for width, ink in ((thick + 2, (255, 255, 255)), (thick, _INK)):
-      cv2.polylines(picture, [points], True, ink, width, cv2.LINE_AA, 4)
+  grey = heatmaps.grey_of(base)[heatmaps.covered(canvas, tissue)]
+  middle = np.median(grey) if len(grey) else 255.0
+  _outline(picture, outlines, canvas, (255, 255, 255), _INK)
+  for one in (base, picture):
+    _outline(one, annotations, canvas, _INK, ANNOTATION_INK)
   if beside:
     gap = max(4, max(base.shape) // 100)
     tall = base.shape[0] >= base.shape[1]
     shape = (base.shape[0], gap, 3) if tall else (gap, base.shape[1], 3)
     parts = [base, np.full(shape, 255, np.uint8), picture]
     picture = np.concatenate(parts, axis=1 if tall else 0)
-  grey = heatmaps.grey_of(base)[heatmaps.covered(canvas, tissue)]
-  middle = np.median(grey) if len(grey) else 255.0
   low, high = canvas.limits
   values = np.linspace(low, high, 256)
   ramp = heatmaps.over_grey(
@@ -65,14 +67,27 @@ def figure(
     np.full((256, 1), middle),
     alpha,
   )
-  return _framed(picture, canvas, title, ramp, base.shape[1])
+  key = ""
+  if annotations:
+    key = "Light outlines: annotations. Dark outlines: regions of the model."
+  return _framed(picture, canvas, title, ramp, base.shape[1], key)
 
 
-def _framed(picture, canvas, title, ramp, slide_px) -> np.ndarray:
+def _outline(picture, rings, canvas, rim, ink) -> None:
+  """Draws rings of level-0 pixels into a picture as large as the map."""
+  thick = max(1, round(max(canvas.values.shape) / 500))
+  for ring in rings:
+    points = np.asarray(ring, np.float64) / canvas.downsample
+    points = np.rint(points * 16).astype(np.int32)
+    for width, colour in ((thick + 2, rim), (thick, ink)):
+      cv2.polylines(picture, [points], True, colour, width, cv2.LINE_AA, 4)
+
+
+def _framed(picture, canvas, title, ramp, slide_px, key) -> np.ndarray:
   """A picture with a title above it, colour bar and scale bar below."""
   width = max(picture.shape[1], 420)
   size = int(np.clip(width / 48, 12, 24))
-  head, foot = round(2.4 * size), round(7 * size)
+  head, foot = round(2.4 * size), round((9 if key else 7) * size)
   page = Image.new("RGB", (width, head + picture.shape[0] + foot), "white")
   page.paste(Image.fromarray(picture), ((width - picture.shape[1]) // 2, head))
   pen = ImageDraw.Draw(page)
@@ -92,6 +107,9 @@ def _framed(picture, canvas, title, ramp, slide_px) -> np.ndarray:
   at = (width / 2, top + 3.4 * size)
   _line(pen, at, canvas.label, size, width - 2 * size, "mm")
   _scale_bar(pen, (width / 2, top + 5.1 * size), size, slide_px, canvas)
+  if key:
+    at = (width / 2, top + 7 * size)
+    _line(pen, at, key, size, width - 2 * size, "mm")
   return np.asarray(page)
 
 

@@ -26,6 +26,7 @@ from wsiseq_jax.mil import (
   cohort_page,
   report_data,
   report_work,
+  slide_annotations,
   slide_page,
 )
 from wsiseq_jax.mil.tile_map import TileMap
@@ -33,12 +34,23 @@ from wsiseq_jax.mil.tile_map import TileMap
 SYNTHETIC = "synthetic"
 _KIND = "mil_report"
 
+
+def _groups(value: Any) -> str | None:
+  if isinstance(value, tuple | list) and all(isinstance(v, str) for v in value):
+    return None
+  return "a tuple of names of groups"
+
+
 CHECKS: Mapping[str, configs.Check] = {
   "job": configs.one_of("mil_report"),
   "workdir": configs.text(),
   "data.slides": configs.text(),
   "data.table": configs.text(),
   "data.default_mpp": configs.number(0),
+  "data.annotations": configs.text(),
+  "data.annotation_include": _groups,
+  "data.annotation_exclude": _groups,
+  "data.annotation_ignore": _groups,
   "data.reader": configs.one_of("auto", "openslide"),
   "data.threads": configs.integer(1),
   "report.out": configs.text(),
@@ -149,6 +161,9 @@ def write_report(config: ConfigDict) -> Written:
   predictions = report_data.read(workdir)
   old = _read_state(out)
   entries, missing = _find_slides(config, predictions)
+  drawn_by_people = slide_annotations.find(
+    config.data.annotations, [row.slide_id for row in predictions.rows]
+  )
   maps, limit = _read_maps(workdir / "maps", predictions)
   settings = configs.to_dict(config)
   context = slide_page.Context(
@@ -160,8 +175,9 @@ def write_report(config: ConfigDict) -> Written:
   )
   link = _sequence_report(config, workdir, out)
   work = report_work.Work(
-    out, context, settings["data"], entries, missing, maps, limit
-  )
+    out, context, settings["data"], entries, missing, drawn_by_people, maps,
+    limit,
+  )  # fmt: skip
   digests = {row.slide_id: work.digest(row) for row in predictions.rows}
   cohort = _cohort_digest(digests, workdir, settings["report"], link)
   page = out / "index.html"

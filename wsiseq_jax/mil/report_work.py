@@ -24,8 +24,9 @@ from wsiseq_jax.mil.report_data import Row
 from wsiseq_jax.mil.tile_map import TileMap
 
 # Changes when pages of an older version must be written again.
-VERSION = 1
+VERSION = 2
 _CARDS = ("card_slide.jpg", "card_map.jpg")
+_GROUPS = ("annotation_include", "annotation_exclude", "annotation_ignore")
 # Keys of `config.report` that no slide's page depends on.
 _OF_COHORT = ("out", "sequence_report", "resamples", "bins")
 
@@ -53,11 +54,13 @@ class Work:
     data: Mapping[str, Any],
     entries: Mapping[str, SlideEntry],
     missing: Mapping[str, str],
+    annotations: Mapping[str, pathlib.Path],
     maps: Mapping[str, pathlib.Path],
     limit: float,
   ):
     self.out, self.context, self.data = out, context, data
     self.entries, self.missing = entries, missing
+    self.annotations = annotations
     self.maps, self.limit = maps, limit
 
   def folder(self, slide_id: str) -> pathlib.Path:
@@ -88,6 +91,10 @@ class Work:
       k: v for k, v in self.context.settings.items() if k not in _OF_COHORT
     }
     data = {key: self.data[key] for key in ("default_mpp", "reader")}
+    drawn = self.annotations.get(name)
+    if drawn is not None:
+      groups = [list(self.data[key]) for key in _GROUPS]
+      data["annotations"] = [drawn.name, file_digest(drawn), groups]
     return digest_of(
       [
         VERSION, _row(row), found.head, found.classes, found.is_crossed,
@@ -119,6 +126,7 @@ class Work:
       tile_map,
       self.entries.get(name),
       self.missing.get(name, ""),
+      self.annotations.get(name),
       self._title(row),
       self.limit,
       self.data,

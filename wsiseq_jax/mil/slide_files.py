@@ -26,7 +26,8 @@ from wsiseq_jax.evals import (
   regions,
 )
 from wsiseq_jax.evals.regions import Region
-from wsiseq_jax.mil import slide_source
+from wsiseq_jax.mil import slide_annotations, slide_source
+from wsiseq_jax.mil.slide_annotations import Annotated
 from wsiseq_jax.mil.tile_map import TileMap
 
 MAP_FILES = {
@@ -79,6 +80,7 @@ class Drawn:
     highest: tiles with the highest scores.
     lowest: tiles with the lowest.
     bounds_xy: corner that QuPath counts from; None = unknown.
+    annotated: what people drew; None without a file that can be read.
     files: names of what was written, beside the page.
   """
 
@@ -97,6 +99,7 @@ class Drawn:
   highest: tuple[TilePicture, ...] = ()
   lowest: tuple[TilePicture, ...] = ()
   bounds_xy: tuple[int, int] | None = None
+  annotated: Annotated | None = None
   files: tuple[str, ...] = ()
 
   @property
@@ -110,6 +113,7 @@ def make(
   tile_map: TileMap | None,
   entry: SlideEntry | None,
   reason: str,
+  annotation: pathlib.Path | None,
   title: str,
   limit: float | int,
   data: Mapping[str, Any],
@@ -122,6 +126,7 @@ def make(
     tile_map: its map; None if it has none.
     entry: its file; None if it has none.
     reason: why it has none.
+    annotation: the file of what people drew on it; None if it has none.
     title: a line for the pictures.
     limit: of the contributions, from `heatmaps.cohort_range`.
     data: `config.data`.
@@ -156,9 +161,33 @@ def make(
         thumbnail, tile_map, entry, settings
       )
       drawn = dataclasses.replace(drawn, notes=(*drawn.notes, *note))
+      if annotation is not None:
+        drawn = _annotations(drawn, annotation, data, settings)
       drawn = _maps(folder, drawn, thumbnail, mask, title, limit, settings)
       drawn = _tiles(folder, drawn, slide, settings)
     return drawn
+
+
+def _annotations(
+  drawn: Drawn,
+  path: pathlib.Path,
+  data: Mapping[str, Any],
+  settings: Mapping[str, Any],
+) -> Drawn:
+  """What people drew; a file that cannot be read is a note."""
+  try:
+    found = slide_annotations.read(
+      path,
+      drawn.tile_map,
+      drawn.bounds_xy or (0, 0),
+      slide_source.um_per_px(drawn.tile_map, settings),
+      drawn.regions,
+      data,
+    )
+  except ValueError as error:
+    note = f"Annotations are not shown: {error} (config.data.annotation_*)."
+    return dataclasses.replace(drawn, notes=(*drawn.notes, note))
+  return dataclasses.replace(drawn, annotated=found)
 
 
 # What is written.
@@ -246,6 +275,8 @@ def _maps(
   scale = slide_source.um_per_px(drawn.tile_map, settings)
   canvases, overlays, files = {}, {}, list(drawn.files)
   outlines = [ring for region in drawn.regions for ring in region.rings]
+  people = drawn.annotated
+  people = () if people is None else (*people.rings, *people.cut_out)
   for kind, name in MAP_FILES.items():
     canvas = heatmaps.draw(
       drawn.tile_map,
@@ -259,8 +290,9 @@ def _maps(
     canvases[kind] = canvas
     overlays[kind] = heatmaps.overlay(thumbnail, canvas, mask)
     picture = heatmap_figures.figure(
-      thumbnail, canvas, title, tissue=mask, outlines=outlines
-    )
+      thumbnail, canvas, title, tissue=mask, outlines=outlines,
+      annotations=people,
+    )  # fmt: skip
     write_jpeg(folder / name, picture)
     files.append(name)
   base = heatmaps.resized(thumbnail, canvas.values.shape, "thumbnail")

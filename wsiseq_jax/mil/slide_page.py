@@ -200,6 +200,8 @@ def _facts(drawn: Drawn) -> list[tuple[str, object]]:
     area = sum(region.area_mm2 for region in drawn.regions)
     items.append(("regions", f"{len(drawn.regions)}, {area:.3g} mm²"))
     items.append(("detections", drawn.detections))
+  if drawn.annotated is not None:
+    items.append(("annotated", f"{drawn.annotated.area_mm2:.3g} mm²"))
   return items
 
 
@@ -246,10 +248,31 @@ def _where(row: Row, drawn: Drawn, context: Context) -> str:
     "nothing about how probable anything is.",
   )
   return (
+    f"{_compared(drawn)}{slide_stage.keys(drawn)}"
     f'<div class="pair">{slide}{probability}</div>'
     f'<div class="pair">{contribution}<div>{_reading(drawn, context)}</div>'
     "</div><details><summary>Attention by rank in this slide (for display "
     f"only)</summary>{percentile}</details>"
+  )
+
+
+def _compared(drawn: Drawn) -> str:
+  """What people drew, and how much of it regions cover; '' without a file."""
+  found = drawn.annotated
+  if found is None:
+    return ""
+  if not found.area_mm2:
+    text = "nothing with an area is drawn in it, or it is smaller than a pixel."
+  else:
+    area = sum(region.area_mm2 for region in drawn.regions)
+    text = (
+      f"{found.area_mm2:.3g} mm² are annotated, {found.in_regions:.0%} of it "
+      f"in regions of the model; these cover {area:.3g} mm² in all."
+    )
+  left = "".join(f" {escape(line)}." for line in found.skipped)
+  return (
+    f"<p>Annotations from {escape(found.file)}: {text}{left} No model has seen "
+    "them. Regions are as coarse as tiles; their outlines cannot agree.</p>"
   )
 
 

@@ -6,11 +6,13 @@ the page's own size.
 """
 
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
 from wsiseq_jax.evals import figures, heatmaps, page
+from wsiseq_jax.evals.heatmap_figures import ANNOTATION_INK
 from wsiseq_jax.mil.slide_files import Drawn
 
 STYLE = """
@@ -26,6 +28,10 @@ STYLE = """
   margin: 6px 0; }
 .bar i { display: block; height: 4px; background: currentColor; }
 .bar span { white-space: nowrap; }
+.keys { display: flex; flex-wrap: wrap; gap: 2px 18px; font-size: .85rem;
+  margin: 0 0 6px; }
+.keys span { white-space: nowrap; } .keys svg { display: inline-block;
+  width: 30px; height: 10px; vertical-align: middle; margin-right: 4px; }
 .ramp { max-width: 420px; font-size: .8rem; margin: 4px 0; }
 .ramp i { display: block; height: 14px; border-radius: 3px;
   border: 1px solid var(--line); }
@@ -34,6 +40,10 @@ STYLE = """
 """
 # Regions that are marked on the pictures; all are in the table.
 _PINS = 12
+# Rim and ink of lines; light and dark are told apart by everybody.
+_OF_MODEL = ("#fff", "#14141a")
+_OF_PEOPLE = ("#14141a", "rgb({}, {}, {})".format(*ANNOTATION_INK))
+_DASHES = 'stroke-dasharray="7 5" '
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -58,9 +68,7 @@ def stage(
   factor = next(iter(drawn.canvases.values())).downsample
   paths, pins = [], []
   for number, region in enumerate(drawn.regions, 1):
-    rings = [_thinned(ring / factor) for ring in region.rings]
-    line = " ".join(f"M{' '.join(_text(p) for p in ring)}Z" for ring in rings)
-    paths.append(line)
+    paths.append(_path(region.rings, factor))
     if number <= _PINS:
       x, y = _inside(region.rings[0]) / factor
       pins.append(_pin(x / width, y / height, number))
@@ -69,18 +77,54 @@ def stage(
     for letter, tile in zip(LETTERS, drawn.highest, strict=False):
       x, y = (np.asarray(tile.xy) + half) / factor
       pins.append(_pin(x / width, y / height, letter, "tile"))
-  line = " ".join(paths)
-  lines = "".join(
-    f'<path d="{line}" fill="none" stroke="{ink}" stroke-width="{wide}" '
-    'vector-effect="non-scaling-stroke"/>'
-    for ink, wide in (("#fff", 3.5), ("#14141a", 1.6))
-  )
+  lines = _lines(" ".join(paths), *_OF_MODEL)
+  if drawn.annotated is not None:
+    for rings, dashes in (
+      (drawn.annotated.rings, ""),
+      (drawn.annotated.cut_out, _DASHES),
+    ):
+      lines += _lines(_path(rings, factor), *_OF_PEOPLE, dashes)
   what = "slide" if kind is None else f"{kind} map of"
   return (
     f'<div class="stage">{page.image(small, f"{what} {name}", 76)}'
     f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" '
     f'aria-hidden="true">{lines}</svg>{"".join(pins)}</div>'
   )
+
+
+def _path(rings: Sequence[np.ndarray], factor: float) -> str:
+  """Rings of level-0 pixels as a path over the picture."""
+  thin = [_thinned(np.asarray(ring) / factor) for ring in rings]
+  return " ".join(f"M{' '.join(_text(p) for p in ring)}Z" for ring in thin)
+
+
+def _lines(path: str, rim: str, ink: str, dashes: str = "") -> str:
+  """A path as thin lines with a rim."""
+  if not path:
+    return ""
+  return "".join(
+    f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="{wide}" '
+    f'{dashes}vector-effect="non-scaling-stroke"/>'
+    for colour, wide in ((rim, 3.5), (ink, 1.6))
+  )
+
+
+def keys(drawn: Drawn) -> str:
+  """Which lines are whose, where people drew some; '' otherwise."""
+  if drawn.annotated is None:
+    return ""
+  shown = [
+    ("regions of the model", _OF_MODEL, ""),
+    ("annotation", _OF_PEOPLE, ""),
+  ]
+  if drawn.annotated.cut_out:
+    shown.append(("cut out of the annotation", _OF_PEOPLE, _DASHES))
+  items = "".join(
+    f'<span><svg viewBox="0 0 30 10" aria-hidden="true">'
+    f"{_lines('M1,5 29,5', *inks, dashes)}</svg>{text}</span>"
+    for text, inks, dashes in shown
+  )
+  return f'<div class="keys">{items}</div>'
 
 
 def _pin(x: float, y: float, text: object, css: str = "") -> str:
