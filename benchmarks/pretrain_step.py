@@ -85,7 +85,7 @@ def measure_jax(options) -> dict:
 
   flags.FLAGS.mark_as_parsed()
   from configs import videomae
-  from wsiseq_jax import aot, flops, train
+  from wsiseq_jax import aot, flops, train, train_setup
   from wsiseq_jax.data import loader
   from wsiseq_jax.tasks import videomae as task
 
@@ -99,13 +99,13 @@ def measure_jax(options) -> dict:
     config.model.remat = options.remat
   source = aot.ReferenceRecords()
   devices = jax.devices()[:1]
-  run = train.build(task.resolve(config), source, None, devices)
+  run = train_setup.build(task.resolve(config), source, None, devices)
   step = train.make_train_step(run)
   row = loader.load(source, 0)
   noise = np.random.default_rng(0)
   row["panels"] = noise.integers(0, 256, row["panels"].shape, np.uint8)
   batch = jax.device_put(loader.stack([row] * options.batch), devices[0])
-  state = train.first_state(run)
+  state = train_setup.first_state(run)
   if options.variant == "jax_model":
     step, batch = model_step(run, batch)
 

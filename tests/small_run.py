@@ -3,11 +3,16 @@
 import pathlib
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from configs import smoke_data
 from configs import videomae as videomae_config
-from wsiseq_jax import parallel
+from wsiseq_jax import parallel, train_setup
+from wsiseq_jax import state as states
+from wsiseq_jax.data import loader
+from wsiseq_jax.tasks import base
 
 
 def small_config(workdir: pathlib.Path, data: pathlib.Path) -> ConfigDict:
@@ -36,3 +41,28 @@ def use_devices(monkeypatch, count: int) -> None:
     "make_mesh",
     lambda fsdp=1, devices=None: make_mesh(fsdp, jax.devices()[:count]),
   )
+
+
+def loss_and_gradients(run: train_setup.Run, progress: float):
+  """Of the first batch, with parameters that are the same on any devices."""
+  key = jax.random.key(7)
+  params = states.init_state(run.task.init, run.tx, key, run.shardings).params
+  [batch] = loader.train_batches(
+    run.source,
+    seed=0,
+    batch_size=run.config.data.batch_size,
+    start_step=0,
+    stop_step=1,
+  )
+
+  def loss(params, batch):
+    step_key = base.stream(key, "step")
+    return run.task.loss(params, batch, step_key, jnp.float32(progress))[0]
+
+  step = jax.jit(
+    parallel.within(run.mesh, jax.value_and_grad(loss)),
+    in_shardings=(run.shardings.params, parallel.batch_sharding(run.mesh)),
+    out_shardings=(parallel.replicated(run.mesh), run.shardings.params),
+  )
+  value, grads = step(params, parallel.to_global(batch, run.mesh))
+  return float(value), jax.tree.map(np.asarray, grads)

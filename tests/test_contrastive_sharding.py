@@ -8,19 +8,25 @@ import functools
 import os
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import contrastive as contrastive_config
 from configs import smoke_data
-from tests import clip_run
-from wsiseq_jax import contrastive_losses, hlo, optim, parallel, train
+from tests import clip_run, small_run
+from wsiseq_jax import (
+  contrastive_losses,
+  hlo,
+  optim,
+  parallel,
+  train,
+  train_setup,
+)
 from wsiseq_jax import state as states
 from wsiseq_jax.data import loader
 from wsiseq_jax.data import source as sources
 from wsiseq_jax.models import clip
-from wsiseq_jax.tasks import base, contrastive_setup
+from wsiseq_jax.tasks import contrastive_setup
 
 # Five records a device: no parameter has an axis that 5 divides, so activations
 # are told from parameters by their shape.
@@ -37,7 +43,7 @@ def run_of(data, method, devices=8, fsdp=1):
   config.mesh.fsdp = fsdp
   config.data.batch_size = BATCH
   source = sources.RecordSource(config.data.path, "train")
-  return train.build(config, source, None, jax.devices()[:devices])
+  return train_setup.build(config, source, None, jax.devices()[:devices])
 
 
 def exchanged(text):
@@ -127,24 +133,7 @@ def test_sharded_info_nce_is_that_of_one_device(fsdp):
 
 def gradients(data, devices, fsdp=1):
   run = run_of(data, "tvrl", devices, fsdp)
-  key = jax.random.key(7)
-  params = states.init_state(run.task.init, run.tx, key, run.shardings).params
-  [batch] = loader.train_batches(
-    run.source, seed=0, batch_size=BATCH, start_step=0, stop_step=1
-  )
-
-  def loss(params, batch):
-    return run.task.loss(params, batch, base.stream(key, "step"), jnp.ones(()))[
-      0
-    ]
-
-  step = jax.jit(
-    parallel.within(run.mesh, jax.value_and_grad(loss)),
-    in_shardings=(run.shardings.params, parallel.batch_sharding(run.mesh)),
-    out_shardings=(parallel.replicated(run.mesh), run.shardings.params),
-  )
-  value, grads = step(params, parallel.to_global(batch, run.mesh))
-  return float(value), jax.tree.map(np.asarray, grads)
+  return small_run.loss_and_gradients(run, progress=1.0)
 
 
 @pytest.mark.slow

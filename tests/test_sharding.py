@@ -16,12 +16,10 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tests import small_run
-from wsiseq_jax import evaluate, hlo, losses, parallel, train
-from wsiseq_jax import state as states
+from wsiseq_jax import evaluate, hlo, losses, parallel, train, train_setup
 from wsiseq_jax.data import augment, loader
 from wsiseq_jax.data import source as sources
 from wsiseq_jax.models import attention, masking, tokens
-from wsiseq_jax.tasks import base
 
 # Five records a device: no parameter has an axis that 5 divides, so activations
 # are told from parameters by their shape.
@@ -48,7 +46,7 @@ def make_run(data, fsdp, devices=8):
   config.data.repeats = 2
   config.mask.decoder = "running_cell"
   source = sources.RecordSource(config.data.path, "train")
-  return train.build(config, source, None, jax.devices()[:devices])
+  return train_setup.build(config, source, None, jax.devices()[:devices])
 
 
 def abstract_batch(run):
@@ -319,25 +317,8 @@ def test_a_sharding_in_doubt_raises(monkeypatch):
 
 
 def gradients(data, fsdp, devices):
-  """Loss and gradients of the first batch, from the same parameters."""
   run = make_run(data, fsdp, devices)
-  key = jax.random.key(7)
-  params = states.init_state(run.task.init, run.tx, key, run.shardings).params
-  [batch] = loader.train_batches(
-    run.source, seed=0, batch_size=BATCH, start_step=0, stop_step=1
-  )
-
-  def loss(params, batch):
-    step_key = base.stream(key, "step")
-    return run.task.loss(params, batch, step_key, jnp.zeros(()))[0]
-
-  step = jax.jit(
-    parallel.within(run.mesh, jax.value_and_grad(loss)),
-    in_shardings=(run.shardings.params, parallel.batch_sharding(run.mesh)),
-    out_shardings=(parallel.replicated(run.mesh), run.shardings.params),
-  )
-  value, grads = step(params, parallel.to_global(batch, run.mesh))
-  return float(value), jax.tree.map(np.asarray, grads)
+  return small_run.loss_and_gradients(run, progress=0.0)
 
 
 @pytest.fixture(scope="module")

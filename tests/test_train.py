@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests import small_run
-from wsiseq_jax import evaluate, launch, parallel, train, writers
+from wsiseq_jax import evaluate, launch, parallel, train, train_setup, writers
 from wsiseq_jax.data import loader
 from wsiseq_jax.data import source as sources
 from wsiseq_jax.tasks import videomae
@@ -259,7 +259,7 @@ def test_what_does_not_fit_is_said_before_training(
   block, name = key.split(".")
   config[block][name] = value
   with pytest.raises(ValueError, match=match):
-    train.prepare(config)
+    train_setup.prepare(config)
 
 
 def test_sigterm_saves_and_ends(data, tmp_path, monkeypatch):

@@ -45,7 +45,16 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict
 
 from data_prep import records
-from wsiseq_jax import chips, flops, hlo_costs, launch, parallel, tasks, train
+from wsiseq_jax import (
+  chips,
+  flops,
+  hlo_costs,
+  launch,
+  parallel,
+  tasks,
+  train,
+  train_setup,
+)
 from wsiseq_jax.aot_report import Report, table
 from wsiseq_jax.data import loader
 from wsiseq_jax.data import source as sources
@@ -157,7 +166,7 @@ def for_tpu(config: ConfigDict, records_per_chip: int, chips: int):
   return ConfigDict(values)
 
 
-def compile_step(run: train.Run) -> jax.stages.Compiled:
+def compile_step(run: train_setup.Run) -> jax.stages.Compiled:
   """Compiles the training step of a run for the devices of its mesh."""
   step = train.make_train_step(run)
   rows = parallel.batch_sharding(run.mesh)
@@ -172,7 +181,7 @@ def compile_step(run: train.Run) -> jax.stages.Compiled:
   return step.lower(run.abstract, batch).compile()
 
 
-def model_flops(run: train.Run) -> int | None:
+def model_flops(run: train_setup.Run) -> int | None:
   """Model FLOPs of a step on one chip; None if the task has no formula."""
   setup = run.task.setup
   if not isinstance(setup, videomae.Setup):
@@ -183,7 +192,7 @@ def model_flops(run: train.Run) -> int | None:
   return clip * _clips(run)
 
 
-def _clips(run: train.Run) -> int:
+def _clips(run: train_setup.Run) -> int:
   rows = run.config.data.batch_size // run.mesh.size
   return rows * run.task.clips_per_record
 
@@ -213,7 +222,7 @@ def network_bytes(collectives: Mapping[str, Sequence[float | int]]) -> float:
   )
 
 
-def analyse(run: train.Run, topology: str) -> Report:
+def analyse(run: train_setup.Run, topology: str) -> Report:
   """Compiles a step and counts what it does.
 
   Args:
@@ -301,7 +310,7 @@ def find_largest(
   return [done[n] for n in sorted(done) if n != count] + [done[count]]
 
 
-def make_run(config: ConfigDict, records_per_chip: int) -> train.Run:
+def make_run(config: ConfigDict, records_per_chip: int) -> train_setup.Run:
   """The run of a config on its slice, without data or devices."""
   devices = make_topology(config.aot.topology)
   config = for_tpu(config, records_per_chip, len(devices))
@@ -309,7 +318,7 @@ def make_run(config: ConfigDict, records_per_chip: int) -> train.Run:
   source = ReferenceRecords()
   if config.data.path:
     source = sources.RecordSource(config.data.path, config.data.train_split)
-  return train.build(config, source, None, devices)
+  return train_setup.build(config, source, None, devices)
 
 
 def aot(config: ConfigDict) -> list[Report]:

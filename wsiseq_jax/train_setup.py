@@ -1,0 +1,166 @@
+"""What a training run is made of, before and beside its loop.
+
+Everything static is built and checked here, against data and devices, before a
+program is compiled; and a run that goes on is compared with its checkpoint.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from wsiseq_jax import config as configs
+from wsiseq_jax import launch, optim, parallel, tasks
+from wsiseq_jax import state as states
+from wsiseq_jax.data import source as sources
+from wsiseq_jax.state import TrainState
+from wsiseq_jax.tasks import base
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a training run is made of, before its state exists.
+
+  Attributes:
+    config: the experiment.
+    source: the training records.
+    eval_source: the evaluation records, None if they are never used.
+    task: the task.
+    mesh: the devices.
+    total_steps: updates in all.
+    schedule: learning rate by step.
+    tx: the optimiser.
+    abstract: shapes of the state, with their shardings.
+    shardings: the shardings alone.
+  """
+
+  config: ConfigDict
+  source: sources.RecordSource
+  eval_source: sources.RecordSource | None
+  task: base.Task
+  mesh: jax.sharding.Mesh
+  total_steps: int
+  schedule: optax.Schedule
+  tx: optax.GradientTransformation
+  abstract: TrainState
+  shardings: TrainState
+
+
+def prepare(config: ConfigDict) -> Run:
+  """Checks the config against data and devices, and builds everything static.
+
+  Raises:
+    ValueError: something does not fit; the message names the config key.
+  """
+  module = tasks.get(config.task)
+  configs.validate(config, module.CHECKS)
+  config = module.resolve(config)
+  data = config.data
+  source = sources.RecordSource(data.path, data.train_split)
+  eval_source = None
+  if config.eval_every_steps:
+    eval_source = sources.RecordSource(
+      data.path, data.eval_split, "data.eval_split"
+    )
+  return build(config, source, eval_source, jax.devices())
+
+
+def build(
+  config: ConfigDict,
+  source: sources.RecordSource,
+  eval_source: sources.RecordSource | None,
+  devices: Sequence[jax.Device],
+) -> Run:
+  """The static parts for given data and devices; touches neither.
+
+  Compiling for machines that are not there (`aot`) starts here as well.
+
+  Args:
+    config: the experiment, resolved.
+    source: the training records; their description and number are used.
+    eval_source: the evaluation records.
+    devices: the devices of all processes.
+
+  Raises:
+    ValueError: something does not fit; the message names the config key.
+  """
+  module, data = tasks.get(config.task), config.data
+  mesh = parallel.make_mesh(config.mesh.fsdp, devices)
+  parallel.check_batch_size(data.batch_size, mesh)
+  task = module.make_task(config, source.spec)
+  sizes = (len(source), data.batch_size)
+  total = configs.duration_steps(config.optim, "total", *sizes)
+  warmup = configs.duration_steps(config.optim, "warmup", *sizes)
+  schedule = optim.make_schedule(config.optim, data.batch_size, warmup, total)
+  tx = optim.make_optimizer(config.optim, schedule)
+  abstract = states.abstract_state(task.init, tx)
+  shardings = states.state_shardings(abstract, mesh, config.mesh.sharding_rules)
+  return Run(
+    config=config,
+    source=source,
+    eval_source=eval_source,
+    task=task,
+    mesh=mesh,
+    total_steps=total,
+    schedule=schedule,
+    tx=tx,
+    abstract=states.with_shardings(abstract, shardings),
+    shardings=shardings,
+  )
+
+
+def describe_run(run: Run) -> dict[str, Any]:
+  """What a checkpoint says of itself (`meta`)."""
+  return {
+    "config": configs.to_dict(run.config),
+    "fingerprint": run.source.spec.fingerprint,
+    "records": len(run.source),
+    "total_steps": run.total_steps,
+    "revision": launch.git_revision(),
+    "jax": jax.__version__,
+  }
+
+
+def check_resume(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+  """Refuses to go on with another experiment than the checkpoint's.
+
+  Args:
+    old: `meta` of the checkpoint.
+    new: `describe_run` of this run.
+
+  Raises:
+    ValueError: which keys differ, and what to do.
+  """
+  lines = [
+    f"config.{key}: {was!r} in the checkpoint, now {now!r}"
+    for key, was, now in configs.differences(old["config"], new["config"])
+  ]
+  for key in ("fingerprint", "records"):
+    if old[key] != new[key]:
+      lines.append(
+        f"config.data.path: {key} of the shards was {old[key]!r}, now "
+        f"{new[key]!r}"
+      )
+  if lines:
+    raise ValueError(
+      "this is not the run in the checkpoint:\n  "
+      + "\n  ".join(lines)
+      + "\nUse another config.workdir, or the old settings."
+    )
+
+
+def first_state(run: Run) -> TrainState:
+  """State at step 0: fresh, or with weights from `model.init_from`."""
+  key = jax.random.key(run.config.seed)
+  state = states.init_state(
+    run.task.init, run.tx, base.stream(key, "init"), run.shardings
+  )
+  path = run.config.model.init_from
+  if path:
+    params = run.task.load_params(path)
+    launch.log(f"weights from {path}")
+    state = states.replace_params(state, params, run.shardings)
+  return state
