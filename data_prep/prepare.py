@@ -25,6 +25,7 @@ from typing import Any
 import tqdm
 
 from data_prep import (
+  atomic_files,
   cluster,
   geometry,
   inputs,
@@ -86,7 +87,7 @@ def prepare(config: Mapping[str, Any]) -> Summary:
   for name in ("parts", "qc"):
     (out / name).mkdir(parents=True, exist_ok=True)
   with lock(out):
-    shards.remove_temporaries(out)
+    atomic_files.remove_temporaries(out)
     existing = splits.load(out / "splits.json")
     # Contradictions end the run before hours of work, not after them.
     splits.assign([], config["splits"], config["seed"], given, existing)

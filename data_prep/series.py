@@ -29,6 +29,7 @@ from typing import Any
 import tqdm
 
 from data_prep import (
+  atomic_files,
   cluster,
   prepare,
   records,
@@ -100,7 +101,7 @@ def prepare_series(config: Mapping[str, Any]) -> Summary:
   for name in ("parts", "qc"):
     (out / name).mkdir(parents=True, exist_ok=True)
   with prepare.lock(out):
-    shards.remove_temporaries(out)
+    atomic_files.remove_temporaries(out)
     look = series_look.Look(found)
     errors += look.errors
     values = {

@@ -18,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data_prep import records, series_files, series_images, shards
+from data_prep import atomic_files, records, series_files, series_images, shards
 from data_prep.errors import SlideError, as_slide_error
 from data_prep.series_spans import Series, Span, frame_times, kept
 
@@ -161,7 +161,7 @@ def _write(job: Job, maker: "_Maker") -> dict[str, Any]:
     "series": maker.done,
     "errors": [[e.message, e.stage, e.error, e.slide] for e in maker.errors],
   }
-  shards.write_atomic(
+  atomic_files.write_atomic(
     job.folder / MARK, json.dumps(info, ensure_ascii=False, sort_keys=True)
   )
   return info

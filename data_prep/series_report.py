@@ -14,7 +14,15 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 from tensorflow_datasets.core import example_parser
 
-from data_prep import prepare, qc, records, series_targets, shards, tables
+from data_prep import (
+  atomic_files,
+  prepare,
+  qc,
+  records,
+  series_targets,
+  shards,
+  tables,
+)
 from data_prep.errors import SlideError
 from data_prep.series_job import Shape
 from data_prep.series_spans import Series
@@ -122,7 +130,7 @@ def contact_sheet(
   jpeg = simplejpeg.encode_jpeg(
     np.ascontiguousarray(np.concatenate(rows)), 88, colorsubsampling="444"
   )
-  return shards.write_atomic(out / "qc" / "contact_sheet.jpg", jpeg)
+  return atomic_files.write_atomic(out / "qc" / "contact_sheet.jpg", jpeg)
 
 
 def _sheet_row(

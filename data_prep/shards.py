@@ -40,13 +40,19 @@ from tensorflow_datasets.core import example_serializer, naming
 from tensorflow_datasets.core.utils import version as tfds_version
 
 from data_prep import records
+from data_prep.atomic_files import (
+  TEMPORARY,
+  remove_tree,
+  replacing,
+  sync,
+  temporary_path,
+  write_atomic,  # noqa: F401
+)
 
 NAME = "wsiseq"
 VERSION = "1.0.0"
 SPLITS = ("train", "val", "test")
 FORMAT = "array_record"
-# Marks what a killed run may leave behind; nothing else in `out` has it.
-TEMPORARY = ".tmp-"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,13 +183,12 @@ def write_part(
   """
   spec = features(layout)
   serializer = example_serializer.ExampleSerializer(spec.get_serialized_info())
-  temporary = temporary_path(path)
   count = num_bytes = 0
-  try:
+  with replacing(path) as draft:
     # group_size:1 gives random access to single records. JPEG does not
     # compress further, so the file is stored, not squeezed.
     writer = array_record_module.ArrayRecordWriter(
-      os.fspath(temporary), "group_size:1,uncompressed"
+      os.fspath(draft), "group_size:1,uncompressed"
     )
     try:
       for record in sequences:
@@ -202,13 +207,9 @@ def write_part(
     finally:
       with _as_os_error():
         writer.close()
-    _check_complete(temporary, count)
-    _sync(temporary)
-    os.replace(temporary, path)
-  except BaseException:
-    temporary.unlink(missing_ok=True)
-    raise
-  _sync(path.parent)
+    _check_complete(draft, count)
+    sync(draft)
+  sync(path.parent)
   return count, num_bytes
 
 
@@ -303,15 +304,15 @@ def assemble(
     for name, source in links.items():
       _link(source, building / name)
     for item in building.iterdir():
-      _sync(item)
-    _sync(building)
+      sync(item)
+    sync(building)
     # A directory cannot be replaced in one step; the old one steps aside.
     old = folder.with_name(folder.name + TEMPORARY + "old")
     remove_tree(old)
     if folder.exists():
       os.rename(folder, old)
     os.rename(building, folder)
-    _sync(folder.parent)
+    sync(folder.parent)
     remove_tree(old)
   finally:
     remove_tree(building)
@@ -395,76 +396,3 @@ def _link(source: pathlib.Path, target: pathlib.Path) -> None:
     if error.errno not in (errno.EPERM, errno.EXDEV, errno.ENOTSUP):
       raise
     shutil.copy2(source, target)
-
-
-def temporary_path(path: pathlib.Path) -> pathlib.Path:
-  """Returns where to write before renaming to `path`.
-
-  Args:
-    path: the final name.
-
-  Returns:
-    A name beside it, private to this process.
-  """
-  return path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
-
-
-def write_atomic(path: pathlib.Path, data: str | bytes) -> bool:
-  """Writes a small file so that it is there complete or not at all.
-
-  Args:
-    path: the file.
-    data: its content; text is written as UTF-8.
-
-  Returns:
-    Whether it was written: False if it already had this content.
-
-  Raises:
-    OSError: the disk is full or not writable; the old file is still there.
-  """
-  data = data.encode() if isinstance(data, str) else data
-  if path.is_file() and path.read_bytes() == data:
-    return False
-  temporary = temporary_path(path)
-  try:
-    with open(temporary, "wb") as file:
-      file.write(data)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  except BaseException:
-    temporary.unlink(missing_ok=True)
-    raise
-  return True
-
-
-def remove_temporaries(folder: pathlib.Path) -> None:
-  """Removes what a killed run left behind in a folder and its sub-folders.
-
-  Args:
-    folder: the output folder of a run; nothing is done if there is none.
-  """
-  for item in sorted(folder.rglob(f"*{TEMPORARY}*")):
-    if item.is_dir():
-      remove_tree(item)
-    else:
-      item.unlink(missing_ok=True)
-
-
-def remove_tree(folder: pathlib.Path) -> None:
-  """Removes a folder and all in it, if there is one.
-
-  Args:
-    folder: the folder.
-  """
-  if folder.is_dir():
-    shutil.rmtree(folder)
-
-
-def _sync(path: pathlib.Path) -> None:
-  """Asks the system to put a file, or the entries of a folder, on disk."""
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)

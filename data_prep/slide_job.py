@@ -20,6 +20,7 @@ import numpy as np
 import simplejpeg
 
 from data_prep import (
+  atomic_files,
   geometry,
   records,
   schedulers,
@@ -216,10 +217,10 @@ def usable_names(
   good, bad = [], []
   for entry in entries:
     name = entry.slide_id
-    if "/" in name or name[:1] == "." or shards.TEMPORARY in name:
+    if "/" in name or name[:1] == "." or atomic_files.TEMPORARY in name:
       message = (
         f"the slide id {name!r} cannot name a file or folder (no '/', "
-        f"no leading '.', no {shards.TEMPORARY!r}): give another in a CSV"
+        f"no leading '.', no {atomic_files.TEMPORARY!r}): give another in a CSV"
       )
       bad.append(SlideError(message, "find", "bad_slide_id", name))
     else:
@@ -289,7 +290,7 @@ def _process(job: Job, stage: _Stage) -> dict[str, Any]:
       (part / SHARD).unlink(missing_ok=True)
     stage.name = "write"
     small = _shrink(thumbnail, THUMBNAIL_PX)
-    shards.write_atomic(part / THUMBNAIL, _jpeg(small))
+    atomic_files.write_atomic(part / THUMBNAIL, _jpeg(small))
     xy = np.array([c.xy for c in centres], float).reshape(-1, 2)
     picture = tissue.qc_picture(
       thumbnail,
@@ -302,7 +303,7 @@ def _process(job: Job, stage: _Stage) -> dict[str, Any]:
       region_px=spec.window_px[1] * spec.mpp / slide.mpp,
     )
     qc = pathlib.Path(job.out) / "qc" / f"{entry.slide_id}.jpg"
-    shards.write_atomic(qc, _jpeg(picture))
+    atomic_files.write_atomic(qc, _jpeg(picture))
     info = {
       "slide_id": entry.slide_id,
       "patient_id": entry.patient_id,
@@ -323,7 +324,7 @@ def _process(job: Job, stage: _Stage) -> dict[str, Any]:
       "sequences": count,
       "num_bytes": num_bytes,
     }
-    shards.write_atomic(part / MARK, json.dumps(info, ensure_ascii=False))
+    atomic_files.write_atomic(part / MARK, json.dumps(info, ensure_ascii=False))
   return info
 
 

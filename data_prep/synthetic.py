@@ -40,6 +40,7 @@ import numpy as np
 import tifffile
 from jaxtyping import Bool, Float, Int, UInt8
 
+from data_prep import atomic_files
 from data_prep import synthetic_optics as optics
 from data_prep import synthetic_texture as texture
 from data_prep.synthetic_layout import layout
@@ -90,16 +91,15 @@ class Truth:
       )
 
   def save(self, path: str | os.PathLike) -> None:
-    """Writes the truth as an npz file."""
-    np.savez_compressed(
-      path,
-      **{
-        field.name: np.asarray(getattr(self, field.name))
-        if field.name not in ("lesion_kinds", "names")
-        else np.array(getattr(self, field.name), dtype="U16")
-        for field in dataclasses.fields(self)
-      },
-    )
+    """Writes the truth as an npz file, atomically."""
+    arrays = {
+      field.name: np.asarray(getattr(self, field.name))
+      if field.name not in ("lesion_kinds", "names")
+      else np.array(getattr(self, field.name), dtype="U16")
+      for field in dataclasses.fields(self)
+    }
+    with atomic_files.replacing(path) as draft, draft.open("wb") as file:
+      np.savez_compressed(file, **arrays)
 
   def tissue_type(
     self, level0_xy: Float[np.ndarray, "m 2"]
@@ -227,12 +227,13 @@ def write_pyramid(
     mpp: micrometres per pixel of level 0.
     quality: JPEG quality.
   """
-  path = pathlib.Path(path)
-  partial = path.with_name(path.name + ".partial")
   level = picture
   # `rgb` describes the pixels handed over; tifffile converts them and writes
   # YCbCr JPEG itself. `ycbcr` here would promise pixels already converted.
-  with tifffile.TiffWriter(partial, bigtiff=False) as tif:
+  with (
+    atomic_files.replacing(path) as draft,
+    tifffile.TiffWriter(draft, bigtiff=False) as tif,
+  ):
     for n in range(8):
       scale = picture.shape[1] / level.shape[1]
       tif.write(
@@ -253,7 +254,6 @@ def write_pyramid(
         break
       size = (level.shape[1] // 2, level.shape[0] // 2)
       level = cv2.resize(level, size, interpolation=cv2.INTER_AREA)
-  os.replace(partial, path)
 
 
 def make_cohort(

@@ -49,7 +49,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from data_prep import synthetic
+from data_prep import atomic_files, synthetic
 from data_prep import synthetic_lymph_layout as plans
 from data_prep import synthetic_lymph_texture as cells
 from data_prep import synthetic_lymph_truth as truths
@@ -308,12 +308,13 @@ def make_cohort(
   if not drawn:
     print(f"lymph nodes: {slides} already in {folder}, nothing to do")
   table = folder / "slides.csv"
-  partial = folder / "slides.csv.partial"
-  with open(partial, "w", newline="") as file:
+  with (
+    atomic_files.replacing(table) as draft,
+    open(draft, "w", newline="") as file,
+  ):
     writer = csv.DictWriter(file, fieldnames=list(rows[0]))
     writer.writeheader()
     writer.writerows(rows)
-  os.replace(partial, table)
   return table
 
 
@@ -327,9 +328,8 @@ def _claim(path, settings) -> None:
         "choose another folder (make_cohort)"
       )
     return
-  partial = path.with_name(path.name + ".partial")
-  partial.write_text(json.dumps(settings, indent=2) + "\n")
-  os.replace(partial, path)
+  with atomic_files.replacing(path) as draft:
+    draft.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def _row(seed, number) -> dict:
@@ -352,9 +352,7 @@ def _write_slide(folder, row, seed, number, mpp, size_px) -> None:
     name, seed, number, row["metastasis"], mpp, size_px
   )
   # Each appears whole or not at all, and the slide says that all are there.
-  partial = folder / "truth" / f"{name}.partial.npz"
-  truth.save(partial)
-  os.replace(partial, folder / "truth" / f"{name}.npz")
+  truth.save(folder / "truth" / f"{name}.npz")
   _, png = cv2.imencode(".png", (truth.lesions > 0).astype(np.uint8) * 255)
   for path, data in (
     (folder / "masks" / f"{name}.png", png.tobytes()),
@@ -363,9 +361,8 @@ def _write_slide(folder, row, seed, number, mpp, size_px) -> None:
       truths.annotation_xml(truth).encode(),
     ),
   ):
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)
+    with atomic_files.replacing(path) as draft:
+      draft.write_bytes(data)
   quality = CENTRES[row["centre"]].quality
   synthetic.write_pyramid(folder / row["filename"], picture, mpp, quality)
 

@@ -40,7 +40,7 @@ import imagecodecs
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from data_prep import shards
+from data_prep import atomic_files
 
 SHAPES = ("disc", "square", "star")
 TEXTURES = ("checks", "rings", "stripes")
@@ -294,7 +294,7 @@ def _write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, str]]) -> None:
   writer = csv.DictWriter(text, rows[0], lineterminator="\n")
   writer.writeheader()
   writer.writerows(rows)
-  shards.write_atomic(path, text.getvalue())
+  atomic_files.write_atomic(path, text.getvalue())
 
 
 def time_blind_r2(subjects: Sequence[Subject]) -> float:

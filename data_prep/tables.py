@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_prep import shards
+from data_prep import atomic_files, shards
 from data_prep.errors import SlideError
 from data_prep.inputs import SlideEntry
 from data_prep.slide_job import DONE, FAILED, NO_REGION, NO_TISSUE, Outcome
@@ -104,7 +104,7 @@ def write_csv(
   writer = csv.DictWriter(text, columns, lineterminator="\n")
   writer.writeheader()
   writer.writerows(rows)
-  return shards.write_atomic(path, text.getvalue())
+  return atomic_files.write_atomic(path, text.getvalue())
 
 
 def read_csv(path: pathlib.Path) -> dict[str, dict[str, str]]:

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from data_prep import qc, shards, slide_job, tiles, tissue
+from data_prep import atomic_files, qc, slide_job, tiles, tissue
 from data_prep.errors import SlideError, as_slide_error
 from data_prep.inputs import SlideEntry
 from data_prep.slides import Slide
@@ -313,4 +313,4 @@ def _draw(
     jpeg = simplejpeg.encode_jpeg(
       np.ascontiguousarray(image), quality=85, colorsubsampling="420"
     )
-    shards.write_atomic(out / folder / f"{slide_id}.jpg", jpeg)
+    atomic_files.write_atomic(out / folder / f"{slide_id}.jpg", jpeg)

@@ -2,10 +2,11 @@
 
 import csv
 import math
-import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from data_prep import atomic_files
 
 
 def write(
@@ -28,17 +29,14 @@ def write(
     ValueError: a row has a key that is no column.
     OSError: it cannot be written; the old file is still there.
   """
-  draft = path.with_name(f".{os.getpid()}.{path.name}")
-  try:
-    with draft.open("w", newline="", encoding="utf-8") as file:
-      writer = csv.DictWriter(file, columns, lineterminator="\n")
-      writer.writeheader()
-      for row in rows:
-        writer.writerow({key: _cell(value) for key, value in row.items()})
-    os.replace(draft, path)
-  except BaseException:
-    draft.unlink(missing_ok=True)
-    raise
+  with (
+    atomic_files.replacing(path) as draft,
+    draft.open("w", newline="", encoding="utf-8") as file,
+  ):
+    writer = csv.DictWriter(file, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+      writer.writerow({key: _cell(value) for key, value in row.items()})
 
 
 def _cell(value: Any) -> Any:

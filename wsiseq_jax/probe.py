@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from data_prep import atomic_files
 from wsiseq_jax import config as configs
 from wsiseq_jax import evaluate, launch, probe_config, probe_tables
 from wsiseq_jax.data import source as sources
@@ -214,22 +214,21 @@ def _save(
 ) -> None:
   path = _file(job, row)
   path.parent.mkdir(parents=True, exist_ok=True)
-  draft = path.with_suffix(".draft.npz")
   notes = {
     f"validation_{row.target.metric}": outcome.validation,
     **{f"chosen_{name}": value for name, value in outcome.chosen.items()},
     **counts,
   }
-  np.savez(
-    draft,
-    prediction=outcome.prediction,
-    labels=test.labels,
-    patients=test.patients,
-    index=test.index,
-    stamp=np.array(_stamp(job, row)),
-    notes=np.array(json.dumps(notes)),
-  )
-  os.replace(draft, path)
+  with atomic_files.replacing(path) as draft, draft.open("wb") as file:
+    np.savez(
+      file,
+      prediction=outcome.prediction,
+      labels=test.labels,
+      patients=test.patients,
+      index=test.index,
+      stamp=np.array(_stamp(job, row)),
+      notes=np.array(json.dumps(notes)),
+    )
 
 
 def _load(job: Job, row: Row) -> probe_tables.Result:

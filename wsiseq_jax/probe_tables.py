@@ -8,7 +8,6 @@ once for all seeds, and a resample's value is the mean over seeds.
 
 import collections
 import dataclasses
-import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ import matplotlib.figure
 import numpy as np
 from jaxtyping import Float
 
+from data_prep import atomic_files
 from wsiseq_jax import csv_files
 from wsiseq_jax.evals import bootstrap, classification, regression, samples
 from wsiseq_jax.evals.samples import Target
@@ -247,9 +247,8 @@ def draw(path: pathlib.Path, summary: Sequence[Mapping[str, Any]]) -> None:
     fontsize=9,
     color="#555555",
   )
-  draft = path.with_suffix(".draft.png")
-  figure.savefig(draft, dpi=150)
-  os.replace(draft, path)
+  with atomic_files.replacing(path) as draft:
+    figure.savefig(draft, dpi=150, format="png")
 
 
 def _panel(axes, rows, handles) -> None:

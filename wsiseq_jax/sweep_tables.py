@@ -3,7 +3,6 @@
 import collections
 import csv
 import math
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 
+from data_prep import atomic_files
 from wsiseq_jax import csv_files, sweep_plan
 
 SEED = "seed"  # the setting over which results are averaged
@@ -51,18 +51,11 @@ def write(
   names = list(dict.fromkeys(key for row in rows for key in row))
   csv_files.write(out / "sweep.csv", names, rows)
   text = markdown(rows, varied, metric, goal)
-  _replace(out / "sweep.md", lambda path: path.write_text(text))
-  _replace(out / "sweep.png", lambda path: draw(path, rows, varied, metric))
-
-
-def _replace(path: pathlib.Path, make) -> None:
-  """Makes a file next to its place and moves it there.
-
-  Several processes of one sweep may end at the same time.
-  """
-  draft = path.with_name(f".{os.getpid()}.{path.name}")
-  make(draft)
-  os.replace(draft, path)
+  # Several processes of one sweep may end at the same time.
+  with atomic_files.replacing(out / "sweep.md") as draft:
+    draft.write_text(text)
+  with atomic_files.replacing(out / "sweep.png") as draft:
+    draw(draft, rows, varied, metric)
 
 
 def ranked(rows: Sequence[Row], metric: str, goal: str) -> list[Row]:

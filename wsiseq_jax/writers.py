@@ -22,6 +22,8 @@ from typing import Any, Protocol, runtime_checkable
 import matplotlib.figure
 import tensorboardX
 
+from data_prep import atomic_files
+
 # Seconds between progress lines where there is no terminal to redraw on.
 _LINE_EVERY = 10.0
 
@@ -75,9 +77,8 @@ class MetricWriter:
     self.rows = [
       row for row in read_metrics(self.path) if row["step"] <= resume_step
     ]
-    draft = self.path.with_suffix(".draft")
-    draft.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-    os.replace(draft, self.path)
+    with atomic_files.replacing(self.path) as draft:
+      draft.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
     self._file = self.path.open("a")
     self._events = tensorboardX.SummaryWriter(
       str(self.path.parent / "tensorboard"), purge_step=resume_step + 1
@@ -134,10 +135,8 @@ def plot_loss(
   axes.grid(alpha=0.3)
   if names:
     axes.legend()
-  path = pathlib.Path(path)
-  draft = path.with_suffix(".draft.png")
-  figure.savefig(draft, dpi=120)
-  os.replace(draft, path)
+  with atomic_files.replacing(path) as draft:
+    figure.savefig(draft, dpi=120, format="png")
 
 
 def duration(seconds: float | int) -> str:

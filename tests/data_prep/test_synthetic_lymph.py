@@ -231,7 +231,7 @@ def test_resumes_where_it_stopped(cohort, capsys):
   capsys.readouterr()
   lymph.make_cohort(cohort, slides=7, seed=SEED, mpp=MPP, size_px=SIZE)
   assert "nothing to do" in capsys.readouterr().out
-  assert not list(cohort.rglob("*.partial*"))
+  assert not list(cohort.rglob("*.tmp-*"))
 
 
 def test_other_settings_are_not_mixed_in(cohort):

@@ -85,7 +85,7 @@ def test_files(tmp_path):
   assert "±" not in line and line.count("[") == 2
   assert "20 test sequences of 10 patients" in text
   assert (tmp_path / "probe.png").read_bytes()[:4] == b"\x89PNG"
-  assert not list(tmp_path.glob("*.draft*"))
+  assert not list(tmp_path.glob("*.tmp-*"))
 
 
 SPLITS = {

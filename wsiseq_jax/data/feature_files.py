@@ -32,6 +32,7 @@ import h5py
 import numpy as np
 from jaxtyping import Float
 
+from data_prep import atomic_files
 from wsiseq_jax.data.tile_features import TileFeatures, check
 
 __all__ = [
@@ -217,8 +218,7 @@ def write(
     raise ValueError(
       f"{path}: tiles in {tiles.unit!r} cannot be written, only in level-0 px"
     )
-  draft = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-  try:
+  with atomic_files.replacing(path) as draft:
     with h5py.File(draft, "w") as file:
       features = file.create_dataset("features", data=tiles.features)
       features.attrs.update(
@@ -231,12 +231,7 @@ def write(
         coords.attrs[name] = value
       coords.attrs.update(name=tiles.slide_id, savetodir=str(path.parent))
       file.attrs.update(attributes or {})
-    with open(draft, "rb") as file:
-      os.fsync(file.fileno())
-    os.replace(draft, path)
-  except BaseException:
-    draft.unlink(missing_ok=True)
-    raise
+    atomic_files.sync(draft)
 
 
 def _coords_attributes(tiles: TileFeatures, overlap_px: int) -> dict[str, Any]:

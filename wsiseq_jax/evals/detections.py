@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import spatial
 
+from data_prep import atomic_files
 from wsiseq_jax.mil.tile_map import TileMap
 
 THRESHOLD = 0.5
@@ -183,16 +184,14 @@ def write(path: str | os.PathLike, detections: Detections) -> None:
     detections: of the slide; positions are rounded down to whole pixels, as
       pixel i covers [i, i + 1].
   """
-  path = pathlib.Path(path)
   lines = [
     f"{p:.9g},{math.floor(x)},{math.floor(y)}\n"
     for p, (x, y) in zip(
       detections.probability.tolist(), detections.xy.tolist(), strict=True
     )
   ]
-  draft = path.with_name(path.name + ".draft")
-  draft.write_text("".join(lines), encoding="utf-8")
-  os.replace(draft, path)
+  with atomic_files.replacing(path) as draft:
+    draft.write_text("".join(lines), encoding="utf-8")
 
 
 def read(path: str | os.PathLike) -> Detections:

@@ -6,12 +6,12 @@ can never be mistaken for another's.
 """
 
 import hashlib
-import os
 import pathlib
 from typing import Any
 
 import numpy as np
 
+from data_prep import atomic_files
 from wsiseq_jax import evaluate, launch
 
 
@@ -61,9 +61,8 @@ def frozen(
     )
   if launch.is_main():
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".draft.npz")
-    np.savez(draft, **arrays)
-    os.replace(draft, path)
+    with atomic_files.replacing(path) as draft, draft.open("wb") as file:
+      np.savez(file, **arrays)
   return arrays
 
 

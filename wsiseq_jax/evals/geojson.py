@@ -23,13 +23,13 @@ Reference: QuPath, `QuPathTypeAdapters` and `GsonTools`; RFC 7946.
 import json
 import math
 import os
-import pathlib
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from data_prep import atomic_files
 from wsiseq_jax.evals import heatmaps
 from wsiseq_jax.evals.regions import Region
 from wsiseq_jax.mil.tile_map import TileMap
@@ -196,11 +196,9 @@ def write(
   Raises:
     ValueError: from `validate`; nothing is written then.
   """
-  path = pathlib.Path(path)
   text = json.dumps(collection(features), ensure_ascii=False, allow_nan=False)
-  draft = path.with_name(path.name + ".draft")
-  draft.write_text(text, encoding="utf-8")
-  os.replace(draft, path)
+  with atomic_files.replacing(path) as draft:
+    draft.write_text(text, encoding="utf-8")
 
 
 def validate(found: Any) -> None:

@@ -10,13 +10,13 @@ import csv
 import dataclasses
 import io
 import os
-import pathlib
 
 import contourpy
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
+from data_prep import atomic_files
 from wsiseq_jax.evals import detections, heatmaps
 from wsiseq_jax.mil.tile_map import TileMap
 
@@ -319,7 +319,5 @@ def write_csv(path: str | os.PathLike, tile_map: TileMap) -> None:
     place = [f"{v:.12g}" for v in (*place, tiles.tile_size)]
     values = [f"{v:.6g}" for v in row]
     writer.writerow((tiles.slide_id, index, *place, *values))
-  path = pathlib.Path(path)
-  draft = path.with_name(path.name + ".draft")
-  draft.write_text(text.getvalue(), encoding="utf-8")
-  os.replace(draft, path)
+  with atomic_files.replacing(path) as draft:
+    draft.write_text(text.getvalue(), encoding="utf-8")
