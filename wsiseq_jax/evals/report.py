@@ -17,16 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from wsiseq_jax.evals import page, report_data
+from data_prep import atomic_files
+from wsiseq_jax.evals import (
+  page,
+  report_data,
+  report_likeness,
+  report_sections,
+)
 from wsiseq_jax.evals.page import escape
 from wsiseq_jax.evals.reconstruction import Reconstruction
-from wsiseq_jax.evals.report_sections import (
-  ExtraFigure,
-  FramesOf,
-  Measure,
-  ReportSettings,
-  Sections,
-)
+from wsiseq_jax.evals.report_material import FramesOf, Report, ReportSettings
+from wsiseq_jax.evals.report_sections import ExtraFigure, Measure
 
 __all__ = ["ExtraFigure", "Measure", "ReportSettings", "build_report"]
 
@@ -90,7 +91,7 @@ def build_report(
   if not len(embeddings["features"]):
     raise ValueError("embeddings are empty: there is nothing to report on")
   preparation = report_data.read_preparation(pathlib.Path(prep))
-  report = Sections(
+  report = Report(
     preparation,
     report_data.read_losses(pathlib.Path(workdir)),
     embeddings,
@@ -109,23 +110,30 @@ def build_report(
     + "</div>"
     for item in extra
   )
+  curves = report_sections.training(report, curve)
   sections = [
-    ("summary", "Summary", report.summary(model or {}, measures)),
-    ("sequences", "Sequences", report.examples()),
+    (
+      "summary",
+      "Summary",
+      report_sections.summary(report, model or {}, measures),
+    ),
+    ("sequences", "Sequences", report_sections.examples(report)),
     (
       "training",
       "Training",
-      f'<div class="charts">{report.training(curve)}{more}</div>',
+      f'<div class="charts">{curves}{more}</div>',
     ),
-    ("clusters", "Clusters", report.montages()),
-    ("neighbours", "Nearest neighbours", report.neighbours()),
+    ("clusters", "Clusters", report_likeness.montages(report)),
+    ("neighbours", "Nearest neighbours", report_likeness.neighbours(report)),
   ]
   if reconstructions:
-    rebuilt = report.reconstructions(reconstructions)
+    rebuilt = report_sections.reconstructions(report, reconstructions)
     sections.insert(3, ("reconstructions", "Reconstructions", rebuilt))
   if preparation.slides:
-    sections.insert(1, ("slides", "Slides", report.slides()))
-    sections.insert(-2, ("maps", "Clusters on the slides", report.maps()))
+    sections.insert(1, ("slides", "Slides", report_sections.slides(report)))
+    sections.insert(
+      -2, ("maps", "Clusters on the slides", report_likeness.maps(report))
+    )
   if config_text:
     folded = (
       "<details><summary>The whole configuration</summary>"
@@ -142,7 +150,7 @@ def build_report(
   )
   folder = pathlib.Path(out)
   folder.mkdir(parents=True, exist_ok=True)
-  path, draft = folder / "index.html", folder / "index.html.draft"
-  draft.write_text(page.document(title, lead, sections), encoding="utf-8")
-  os.replace(draft, path)
+  path = folder / "index.html"
+  with atomic_files.replacing(path) as draft:
+    draft.write_text(page.document(title, lead, sections), encoding="utf-8")
   return path
