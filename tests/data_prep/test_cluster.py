@@ -8,7 +8,7 @@ import pytest
 
 from configs import prep_wsi
 from data_prep import cluster, prepare, schedulers
-from tests.data_prep import test_prepare
+from tests.data_prep import outputs, test_prepare
 
 KILL = "__import__('os').kill(__import__('os').getpid(), 11)"
 # Takes a gigabyte and keeps it.
@@ -102,7 +102,7 @@ def test_shards_do_not_depend_on_the_cluster(tmp_path):
       out = tmp_path / name
       config = test_prepare.config_of(slides, out, **changes)
       assert prepare.prepare(config).exit_code == 0
-      found[name] = test_prepare.contents(out / "shards")
+      found[name] = outputs.contents(out / "shards")
   assert found["none"] == found["two"] == found["theirs"]
 
 

@@ -1,4 +1,3 @@
-import csv
 import errno
 import json
 import os
@@ -22,6 +21,7 @@ from data_prep import (
   synthetic,
 )
 from data_prep.inputs import SlideEntry
+from tests.data_prep import outputs
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +41,6 @@ def config_of(slides, out, **changes):
   return config.to_dict()
 
 
-def rows(path):
-  with open(path, newline="") as file:
-    return list(csv.DictReader(file))
-
-
-def contents(folder):
-  return {
-    str(p.relative_to(folder)): p.read_bytes()
-    for p in sorted(pathlib.Path(folder).rglob("*"))
-    if p.is_file()
-  }
-
-
 def stamps(folder):
   return {p: p.stat().st_mtime_ns for p in pathlib.Path(folder).rglob("*")}
 
@@ -70,9 +57,9 @@ def test_everything_is_there(whole):
   out, summary = whole
   assert summary.exit_code == prepare.EXIT_GOOD
   assert summary.changed
-  table = rows(out / "slides.csv")
+  table = outputs.rows(out / "slides.csv")
   assert [row["status"] for row in table] == ["done"] * 4
-  assert rows(out / "errors.csv") == []
+  assert outputs.rows(out / "errors.csv") == []
   for row in table:
     part = out / "parts" / row["slide_id"]
     info = json.loads((part / "slide.json").read_text())
@@ -106,7 +93,7 @@ def test_metadata_follows_the_contract(whole):
 def test_slides_of_a_patient_share_a_split(whole):
   out, _ = whole
   by_patient = {}
-  for row in rows(out / "slides.csv"):
+  for row in outputs.rows(out / "slides.csv"):
     by_patient.setdefault(row["patient_id"], set()).add(row["split"])
   assert len(by_patient) == 3
   assert all(len(found) == 1 for found in by_patient.values())
@@ -126,7 +113,9 @@ def test_a_second_run_elsewhere_has_the_same_bytes(whole, cohort, tmp_path):
   shutil.copytree(cohort, tmp_path / "moved")
   prepare.prepare(config_of(tmp_path / "moved", tmp_path / "out"))
   out, _ = whole
-  assert contents(out / "shards") == contents(tmp_path / "out" / "shards")
+  assert outputs.contents(out / "shards") == outputs.contents(
+    tmp_path / "out" / "shards"
+  )
 
 
 def test_only_what_changed_is_done_again(whole, cohort, tmp_path):
@@ -174,7 +163,9 @@ def test_interrupted_work_is_found_and_cleaned(whole, cohort, tmp_path):
   shutil.rmtree(out / "shards")
   summary = prepare.prepare(config_of(cohort, out))
   assert summary.exit_code == prepare.EXIT_GOOD
-  assert contents(out / "shards") == contents(whole[0] / "shards")
+  assert outputs.contents(out / "shards") == outputs.contents(
+    whole[0] / "shards"
+  )
   assert not list(out.rglob("*.tmp-*"))
 
 
@@ -222,7 +213,9 @@ def test_every_bad_input_has_its_row(cohort, tmp_path):
   (folder / "half.tiff").write_bytes(half)
   summary = prepare.prepare(config_of(folder, tmp_path / "out"))
   assert summary.exit_code == prepare.EXIT_SOME_FAILED
-  found = {row["slide"]: row for row in rows(tmp_path / "out" / "errors.csv")}
+  found = {
+    row["slide"]: row for row in outputs.rows(tmp_path / "out" / "errors.csv")
+  }
   codes = {name: (row["stage"], row["error"]) for name, row in found.items()}
   assert codes["no_mpp"] == ("mpp", "no_mpp")
   assert codes["absurd_mpp"] == ("mpp", "mpp_out_of_range")
@@ -234,7 +227,9 @@ def test_every_bad_input_has_its_row(cohort, tmp_path):
   assert found["half"]["tile"] and found["zeroed"]["tile"]
   assert {"truncated", "no_pyramid"} <= set(codes)
   assert all(row["message"] for row in found.values())
-  table = {r["slide_id"]: r for r in rows(tmp_path / "out" / "slides.csv")}
+  table = {
+    r["slide_id"]: r for r in outputs.rows(tmp_path / "out" / "slides.csv")
+  }
   assert table["blank"]["status"] == "no_tissue"
   assert table["good"]["status"] == "done"
   assert "good" not in codes and "blank" not in codes
@@ -270,7 +265,7 @@ def test_full_disk_is_a_row_and_leaves_no_half_file(
   out = tmp_path / "out"
   summary = prepare.prepare(config_of(cohort, out))
   assert summary.exit_code == prepare.EXIT_SOME_FAILED
-  (row,) = rows(out / "errors.csv")
+  (row,) = outputs.rows(out / "errors.csv")
   assert (row["slide"], row["stage"], row["error"]) == (
     names[1],
     "write",
@@ -279,7 +274,7 @@ def test_full_disk_is_a_row_and_leaves_no_half_file(
   assert list((out / "parts" / names[1]).iterdir()) == []
   monkeypatch.undo()
   assert prepare.prepare(config_of(cohort, out)).exit_code == 0
-  assert rows(out / "errors.csv") == []
+  assert outputs.rows(out / "errors.csv") == []
 
 
 def test_an_odd_failure_costs_one_slide(cohort, tmp_path, monkeypatch):
@@ -289,7 +284,7 @@ def test_an_odd_failure_costs_one_slide(cohort, tmp_path, monkeypatch):
   monkeypatch.setattr(slide_job.sequences, "choose_centres", breaks)
   summary = prepare.prepare(config_of(cohort, tmp_path))
   assert summary.exit_code == prepare.EXIT_NOTHING
-  row = rows(tmp_path / "errors.csv")[0]
+  row = outputs.rows(tmp_path / "errors.csv")[0]
   assert (row["stage"], row["error"]) == ("centres", "ZeroDivisionError")
   assert "test_prepare.py" in row["message"]
 
@@ -382,10 +377,12 @@ def test_a_crashing_library_costs_one_slide(cohort, tmp_path, repo_root):
     [str(part) for part in command], cwd=repo_root, check=False
   )
   assert done.returncode == prepare.EXIT_SOME_FAILED
-  (row,) = rows(out / "errors.csv")
+  (row,) = outputs.rows(out / "errors.csv")
   assert (row["slide"], row["error"]) == (victim, "worker_died")
   assert "2 workers were lost over it" in row["message"]
-  states = {r["slide_id"]: r["status"] for r in rows(out / "slides.csv")}
+  states = {
+    r["slide_id"]: r["status"] for r in outputs.rows(out / "slides.csv")
+  }
   assert sorted(states.values()) == ["done", "done", "done", "failed"]
 
 
@@ -431,7 +428,9 @@ def test_command_line_with_workers(whole, cohort, repo_root, tmp_path):
   assert done.returncode == 0, done.stderr
   assert "4 slides done" in done.stdout
   assert "syn_00" in done.stderr  # the progress bar names the slide
-  assert contents(tmp_path / "out" / "shards") == contents(whole[0] / "shards")
+  assert outputs.contents(tmp_path / "out" / "shards") == outputs.contents(
+    whole[0] / "shards"
+  )
 
 
 @pytest.mark.multiprocess

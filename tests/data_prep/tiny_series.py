@@ -12,6 +12,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from configs import prep_series
+from data_prep import series
 
 
 def frames(count: int, size=(24, 32), channels: int = 0) -> np.ndarray:
@@ -100,3 +101,34 @@ def config_of(csv_path, out, preset: str = "", **changes) -> dict:
       place = place[group]
     place[last] = value
   return config.to_dict()
+
+
+def run(csv_path, out, preset: str = "", **changes) -> series.Summary:
+  """Runs a preparation in this process."""
+  config = config_of(csv_path, out, preset, **changes)
+  return series.prepare_series(config)
+
+
+def visits_of(folder, name: str, count: int, years=None, **labels) -> list:
+  """Pictures of one subject and their rows."""
+  pixels = frames(count)
+  years = years or [2000.5 + i * (i + 1) / 2 for i in range(count)]
+  return [
+    {
+      "subject": name,
+      "file": png(folder / f"{name}_{i}.png", picture),
+      "time": year,
+      **labels,
+    }
+    for i, (picture, year) in enumerate(zip(pixels, years, strict=True))
+  ]
+
+
+def cohort(folder: pathlib.Path) -> pathlib.Path:
+  """Writes `visits.csv` of twelve subjects with 2 to 5 visits."""
+  rows = []
+  for i in range(12):
+    labels = {"size": 1.5 * i, "sick": "yes" if i % 3 else "no"}
+    rows += visits_of(folder, f"s{i:02d}", 2 + i % 4, **labels)
+  table(folder / "visits.csv", rows)
+  return folder
