@@ -1,6 +1,8 @@
 r"""A bag of 100,000 tiles: forward and backward, against the same in PyTorch.
 
     python benchmarks/mil_speed.py --python=PYTHON_WITH_TORCH
+    python benchmarks/mil_speed.py --variants=jax_gated,jax_transmil \
+        --out=mil_speed_transmil
 
 One bag of features 1024 wide, gated attention as CLAM and ABMIL have it
 (embedding of 512, attention of 256, dropout 0.25), binary cross-entropy, f32,
@@ -11,17 +13,21 @@ gradient of all parameters, with dropout; no optimiser in either.
     jax_whole                 jax_gated, all tiles in one chunk, nothing
                               recomputed: what chunks are for
     torch_gated               the same written plainly in PyTorch
+    jax_transmil              TransMIL of the paper's size (8 heads, 256
+                              landmarks), tiles in rows of a square
 
-Parameters and features are equal in all; so must be the logits (`value` of
-`forward`). Each variant runs in a process of its own, in turn, and all
-`--rounds` times over; seconds are the median of a round's steps, of which again
-the median. Memory is the most that the process ever had (`ru_maxrss`), and how
-much that is above what it had before the first call, when features were there
-already; what the compiler takes is in both.
+Features are equal in all, and parameters but for TransMIL, whose are drawn by
+`mil.init`; so must be the logits (`value` of `forward`). Each variant runs in a
+process of its own, in turn, and all `--rounds` times over; seconds are the
+median of a round's steps, of which again the median. Memory is the most that
+the process ever had (`ru_maxrss`), and how much that is above what it had
+before the first call, when features were there already; what the compiler takes
+is in both.
 """
 
 import argparse
 import json
+import math
 import resource
 import statistics
 import sys
@@ -104,8 +110,15 @@ def measure_jax(options) -> dict:
   )
   features = jnp.asarray(make_features(options.tiles))
   tiles = len(features)
-  bag = mil.Bag(features, jnp.ones(tiles, bool), jnp.zeros((tiles, 2)))
-  params = jax.tree.map(jnp.asarray, make_params())
+  side = math.isqrt(tiles - 1) + 1
+  grid_xy = np.stack(np.divmod(np.arange(tiles), side)[::-1], axis=1)
+  bag = mil.Bag(
+    features, jnp.ones(tiles, bool), jnp.asarray(grid_xy, jnp.float32)
+  )
+  if kind == "transmil":
+    params = mil.init(jax.random.key(1), config)
+  else:
+    params = jax.tree.map(jnp.asarray, make_params())
   head, label = mil_heads.Binary(), jnp.ones((1, 1))
 
   def forward(params, bag, key):
