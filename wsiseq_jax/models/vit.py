@@ -80,11 +80,15 @@ def make_norm(
   )
 
 
-def _rows(x: Array) -> Array:
+def as_rows(x: Float[Array, "b n d"]) -> Float[Array, "b*n d"]:
   """Tokens of all samples as one matrix.
 
   The gradient of a matrix product over two axes at once is compiled for CPUs
   with transposed copies of the activations: the MLP takes twice the time.
+
+  Example:
+    >>> as_rows(jnp.zeros((2, 3, 4))).shape
+    (6, 4)
   """
   return x.reshape(-1, x.shape[-1])
 
@@ -130,7 +134,7 @@ class Attention(nnx.Module):
     mask: Bool[Array, "b n n"] | None = None,
   ) -> Float[Array, "b n d"]:
     """Mixes tokens; see `run_blocks` for the mask."""
-    rows = _rows(x)
+    rows = as_rows(x)
     query, key, value = (
       project(rows).reshape(*x.shape[:2], self.heads, -1)
       for project in (self.query, self.key, self.value)
@@ -157,7 +161,7 @@ class Mlp(nnx.Module):
 
   def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
     """Transforms each token by itself."""
-    return self.down(gelu(self.up(_rows(x)))).reshape(x.shape)
+    return self.down(gelu(self.up(as_rows(x)))).reshape(x.shape)
 
 
 class Block(nnx.Module):
