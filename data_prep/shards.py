@@ -46,7 +46,6 @@ from data_prep.atomic_files import (
   replacing,
   sync,
   temporary_path,
-  write_atomic,  # noqa: F401
 )
 
 NAME = "wsiseq"

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Int
 from sklearn import model_selection
 
-from data_prep import shards, splits
+from data_prep import atomic_files, splits
 from wsiseq_jax.mil.cohort import Cohort
 
 COLUMNS = ("repeat", "fold", "slide_id", "case_id", "split")
@@ -195,7 +195,7 @@ def save(path: pathlib.Path, cohort: Cohort, folds: Folds) -> None:
       writer.writerow(
         [repeat, fold, slide.slide_id, slide.case_id, split_of[row]]
       )
-  shards.write_atomic(path, text.getvalue())
+  atomic_files.write_atomic(path, text.getvalue())
 
 
 def load(path: pathlib.Path, cohort: Cohort) -> Folds:

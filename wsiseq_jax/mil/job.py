@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from data_prep import shards
+from data_prep import atomic_files
 from wsiseq_jax import config as configs
 from wsiseq_jax import launch
 from wsiseq_jax.mil import bags as bag_files
@@ -185,7 +185,7 @@ def prepare(config: ConfigDict) -> Job:
     known = {"width": bags.width, "classes": list(cohort.classes)}
     saved = {"config": configs.to_dict(config), **known}
     text = json.dumps(saved, indent=2, sort_keys=True)
-    shards.write_atomic(workdir / "mil_config.json", text + "\n")
+    atomic_files.write_atomic(workdir / "mil_config.json", text + "\n")
   return Job(config, cohort, bags, parts, trainer)
 
 

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_prep import shards
+from data_prep import atomic_files
 from wsiseq_jax import launch
 from wsiseq_jax.mil import fit, results, tables
 from wsiseq_jax.mil.bags import Bags
@@ -91,7 +91,7 @@ def write(
       whole.values[place], whole.threshold[place],
     )  # fmt: skip
     one.save(folder / f"{slide.slide_id}.npz")
-  shards.write_atomic(folder / _STAMPS, json.dumps(new, indent=1) + "\n")
+  atomic_files.write_atomic(folder / _STAMPS, json.dumps(new, indent=1) + "\n")
   launch.log(f"{len(new)} maps, {len(new) - len(todo)} of them done before")
 
 

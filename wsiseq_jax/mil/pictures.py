@@ -1,6 +1,5 @@
 """roc.png and calibration.png, with the spread over seeds."""
 
-import os
 import pathlib
 from collections.abc import Sequence
 
@@ -8,6 +7,7 @@ import matplotlib.figure
 import numpy as np
 from jaxtyping import Float
 
+from data_prep import atomic_files
 from wsiseq_jax.evals import calibration
 
 _GRID = np.linspace(0.0, 1.0, 201)
@@ -107,9 +107,8 @@ def _save(path: pathlib.Path, panels, panel_of, kind: str) -> None:
   if kind == "calibration":
     note += "\nDots: ensemble, area by number of slides"
   figure.supxlabel(note, fontsize=8, color="#555555")
-  draft = path.with_suffix(".draft.png")
-  figure.savefig(draft, dpi=150)
-  os.replace(draft, path)
+  with atomic_files.replacing(path) as draft:
+    figure.savefig(draft, dpi=150, format="png")
 
 
 def _roc_panel(axes, panel) -> None:

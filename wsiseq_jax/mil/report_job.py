@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_prep import inputs, shards, tissue
+from data_prep import atomic_files, inputs, tissue
 from data_prep.inputs import SlideEntry
 from wsiseq_jax import config as configs
 from wsiseq_jax import csv_files, launch
@@ -216,7 +216,7 @@ def write_report(config: ConfigDict) -> Written:
     )
   problems = {k: v["problem"] for k, v in slides.items() if v["problem"]}
   cards = [work.card(row, problems) for row in predictions.rows]
-  shards.write_atomic(page, cohort_page.build(cards, context, link))
+  atomic_files.write_atomic(page, cohort_page.build(cards, context, link))
   csv_files.write(
     out / "errors.csv",
     ("slide_id", "reason"),
@@ -254,7 +254,7 @@ def _read_state(out: pathlib.Path) -> dict[str, Any]:
 
 def _write_state(out: pathlib.Path, state: Mapping[str, Any]) -> None:
   text = json.dumps(state, indent=1, sort_keys=True)
-  shards.write_atomic(out / "report.json", text + "\n")
+  atomic_files.write_atomic(out / "report.json", text + "\n")
 
 
 def _find_slides(

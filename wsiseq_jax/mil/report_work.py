@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data_prep import shards
+from data_prep import atomic_files
 from data_prep.inputs import SlideEntry
 from wsiseq_jax.evals import figures
 from wsiseq_jax.mil import cohort_page, report_data, slide_files, slide_page
@@ -138,7 +138,7 @@ class Work:
       if picture is not None:
         slide_files.write_jpeg(folder / file, picture, 80)
     text = slide_page.build(row, drawn, self.context)
-    shards.write_atomic(folder / "index.html", text)
+    atomic_files.write_atomic(folder / "index.html", text)
     wrong = []
     # Without slides nobody expects pictures of them.
     if drawn.slide_error and self.data["slides"]:

@@ -7,7 +7,6 @@ written last: a model without it, or with another stamp, is trained again.
 
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from safetensors import numpy as safetensors
 
-from data_prep import shards
+from data_prep import atomic_files
 from wsiseq_jax import parallel
 
 
@@ -93,13 +92,12 @@ def save(folder: pathlib.Path, result: Result, params: Any, stamp: str) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   weights, text = _files(folder, result.run)
   text.unlink(missing_ok=True)
-  draft = weights.with_suffix(".draft")
   flat = {
     parallel.path_name(path): np.ascontiguousarray(leaf)
     for path, leaf in jax.tree.leaves_with_path(params)
   }
-  safetensors.save_file(flat, draft)
-  os.replace(draft, weights)
+  with atomic_files.replacing(weights) as draft:
+    safetensors.save_file(flat, draft)
   values = {
     "stamp": stamp,
     **dataclasses.asdict(result.run),
@@ -118,7 +116,7 @@ def save(folder: pathlib.Path, result: Result, params: Any, stamp: str) -> None:
       for split, one in result.predicted.items()
     },
   }
-  shards.write_atomic(text, json.dumps(values) + "\n")
+  atomic_files.write_atomic(text, json.dumps(values) + "\n")
 
 
 def is_done(folder: pathlib.Path, run: Run, stamp: str) -> bool:

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from data_prep import atomic_files
 from data_prep.errors import SlideError
 from data_prep.inputs import SlideEntry
 from data_prep.slides import Slide
@@ -373,6 +374,5 @@ def write_jpeg(path: pathlib.Path, picture: Picture, quality: int = 88) -> None:
   )
   if not ok:
     raise OSError(f"{path}: {picture.shape} cannot be a JPEG")
-  draft = path.with_name(path.name + ".draft")
-  draft.write_bytes(data.tobytes())
-  draft.replace(path)
+  with atomic_files.replacing(path) as draft:
+    draft.write_bytes(data.tobytes())

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from data_prep import shards
+from data_prep import atomic_files
 from wsiseq_jax import csv_files
 from wsiseq_jax.evals import bootstrap
 from wsiseq_jax.mil import pictures, prediction_tables, scores
@@ -170,7 +170,7 @@ def write(
   summary = summarise(cohort, status, *scored, folds, resamples, bins)
   csv_files.write(workdir / "summary.csv", SUMMARY, summary)
   text = markdown(cohort, status, results, summary, is_crossed, notes)
-  shards.write_atomic(workdir / "summary.md", text)
+  atomic_files.write_atomic(workdir / "summary.md", text)
   pictures.draw(workdir, cohort, *scored, bins)
   return summary
 

@@ -7,10 +7,11 @@ nor features.
 
 import dataclasses
 import os
-import pathlib
 
 import numpy as np
 from jaxtyping import Float
+
+from data_prep import atomic_files
 
 LEVEL0, MICROMETRE = "level0_px", "um"
 
@@ -79,26 +80,24 @@ class TileMap:
 
     Unknown values are NaN, (0, 0) and ''.
     """
-    path = pathlib.Path(path)
-    draft = path.with_name(path.name + ".draft.npz")
-    np.savez_compressed(
-      draft,
-      slide_id=np.array(self.slide_id),
-      case_id=np.array(self.case_id),
-      xy=np.asarray(self.xy, np.float64),
-      tile_size=np.float64(self.tile_size),
-      unit=np.array(self.unit),
-      level0_mpp=np.float64(self.level0_mpp or np.nan),
-      level0_size=np.array(self.level0_size or (0, 0), np.int64),
-      attention=np.asarray(self.attention, np.float32),
-      probability=np.asarray(self.probability, np.float32),
-      contribution=np.asarray(self.contribution, np.float32),
-      class_name=np.array(self.class_name),
-      slide_probability=np.float64(self.slide_probability),
-      threshold=np.float64(self.threshold),
-      label=np.array(self.label or ""),
-    )
-    os.replace(draft, path)
+    with atomic_files.replacing(path) as draft, draft.open("wb") as file:
+      np.savez_compressed(
+        file,
+        slide_id=np.array(self.slide_id),
+        case_id=np.array(self.case_id),
+        xy=np.asarray(self.xy, np.float64),
+        tile_size=np.float64(self.tile_size),
+        unit=np.array(self.unit),
+        level0_mpp=np.float64(self.level0_mpp or np.nan),
+        level0_size=np.array(self.level0_size or (0, 0), np.int64),
+        attention=np.asarray(self.attention, np.float32),
+        probability=np.asarray(self.probability, np.float32),
+        contribution=np.asarray(self.contribution, np.float32),
+        class_name=np.array(self.class_name),
+        slide_probability=np.float64(self.slide_probability),
+        threshold=np.float64(self.threshold),
+        label=np.array(self.label or ""),
+      )
 
   @classmethod
   def load(cls, path: str | os.PathLike) -> "TileMap":
