@@ -266,6 +266,7 @@ class _Feed:
       if most < 0 or len(self.workers) < most:
         self.workers[address] = worker = _Worker(address)
         self._ask(worker, eval, _HELLO.format(token=str(self.token)))
+    schedulers.replace_lost(self.client, self.config)
     if not threads:
       self._note(schedulers.waiting_text(self.config))
 

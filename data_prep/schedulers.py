@@ -39,6 +39,9 @@ _WORKER_CONFIG = {
   "distributed.worker.memory.terminate": 1.0,
   # The death of a worker is reported at once: we decide who tries again.
   "distributed.scheduler.allowed-failures": 0,
+  # A worker that is started anew on a busy machine takes longer than the 15 s
+  # after which Dask would give it up.
+  "distributed.deploy.lost-worker-timeout": "10 minutes",
   # Sampling every 10 ms what the worker is doing costs it time.
   "distributed.worker.profile.enabled": False,
 }
@@ -123,6 +126,19 @@ def waiting_text(config: Mapping[str, Any]) -> str:
     f"no worker yet at {address}: start some with `dask worker {address} "
     "--nthreads 1 --nworkers CORES`"
   )
+
+
+def replace_lost(client: distributed.Client, config: Mapping[str, Any]) -> None:
+  """Starts others for workers of our own that Dask has given up.
+
+  Those that it is starting anew, as it does when one dies, are left alone.
+
+  Args:
+    client: as `connect` yields it.
+    config: holds `KEYS`.
+  """
+  if config["cluster"] == LOCAL:
+    client.cluster.scale(len(client.cluster.worker_spec))
 
 
 def refusal(

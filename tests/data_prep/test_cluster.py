@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import signal
 
 import distributed
 import pytest
@@ -67,6 +68,35 @@ def test_an_item_that_takes_too_much_memory(tmp_path):
   done, died, _ = values(cluster.run(eval, items, config, tmp_path))
   assert done == {1: 2}
   assert "a worker may take 0.4 GB" in died[0]
+
+
+@contextlib.contextmanager
+def at_most(seconds):
+  """An error where something waits for ever."""
+
+  def late(*_):
+    raise TimeoutError(f"not finished after {seconds} s")
+
+  before = signal.signal(signal.SIGALRM, late)
+  signal.alarm(seconds)
+  try:
+    yield
+  finally:
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_workers_that_dask_gives_up_are_replaced(tmp_path, monkeypatch):
+  impatient = {"distributed.deploy.lost-worker-timeout": "1 ms"}
+  monkeypatch.setattr(
+    schedulers, "_WORKER_CONFIG", schedulers._WORKER_CONFIG | impatient
+  )
+  with at_most(seconds=120):
+    events = cluster.run(eval, [KILL, "1 + 1"], config_of(workers=1), tmp_path)
+    done, died, _ = values(events)
+  assert done == {1: 2} and sorted(died) == [0]
 
 
 @pytest.mark.multiprocess

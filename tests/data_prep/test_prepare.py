@@ -374,7 +374,7 @@ def test_a_crashing_library_costs_one_slide(cohort, tmp_path, repo_root):
   out = tmp_path / "out"
   command = [sys.executable, script, repo_root, cohort, out, victim]
   done = subprocess.run(
-    [str(part) for part in command], cwd=repo_root, check=False
+    [str(part) for part in command], cwd=repo_root, check=False, timeout=300
   )
   assert done.returncode == prepare.EXIT_SOME_FAILED
   (row,) = outputs.rows(out / "errors.csv")
