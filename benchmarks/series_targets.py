@@ -30,17 +30,15 @@ import concurrent.futures
 import csv
 import itertools
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
+import frozen_features
+import harness
 import numpy as np
 from scipy import stats
 
 from data_prep import synthetic_series
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 METHODS = {
   "cvrl": "configs/contrastive.py:cvrl,demo",
   "ltn": "configs/contrastive.py:ltn,demo",
@@ -66,23 +64,6 @@ METRICS = {
 }
 
 
-def call(log, *arguments):
-  """Runs a command of the README in the checkout."""
-  log.parent.mkdir(parents=True, exist_ok=True)
-  environ = dict(os.environ, PYTHONPATH=str(ROOT))
-  with log.open("a") as file:
-    done = subprocess.run(
-      [sys.executable, *arguments],
-      cwd=ROOT,
-      env=environ,
-      stdout=file,
-      stderr=subprocess.STDOUT,
-      check=False,
-    )
-  if done.returncode:
-    raise SystemExit(f"{' '.join(arguments)} failed, see {log}")
-
-
 def run_one(work, name, method, seed, steps, is_slow, more):
   """Trains one method with one seed, and probes it; returns its scores."""
   folder = work / f"{name}_{seed}"
@@ -96,13 +77,8 @@ def run_one(work, name, method, seed, steps, is_slow, more):
     *more,
   ]
   if not steps:
-    # One step at a rate of 0 leaves the weights as they were initialised.
-    train += [
-      "--config.optim.warmup_steps=0",
-      "--config.optim.lr_per_256=0.0",
-      "--config.optim.min_lr_per_256=0.0",
-    ]
-  call(folder / "log.txt", *train)
+    train += frozen_features.UNTRAINED
+  harness.call(*train, log=folder / "log.txt")
   pooled = "attentive" if method == "mae" else "pooling"
   rows = probe(work, name, seed, tuple(METRICS), ("linear",))
   if is_slow:
@@ -118,8 +94,7 @@ def probe(work, name, seed, targets, kinds):
   """Scores of one checkpoint on some labels."""
   folder = work / f"{name}_{seed}"
   out = folder / "_".join(("probe", *kinds))
-  call(
-    folder / "log.txt",
+  harness.call(
     "main.py",
     "--config=configs/probe.py",
     f"--config.data.path={work / 'prep' / 'shards'}",
@@ -135,6 +110,7 @@ def probe(work, name, seed, targets, kinds):
     "--config.fine_tune.epochs=20",
     "--config.fine_tune.warmup_epochs=2",
     "--config.data.threads=1",
+    log=folder / "log.txt",
   )
   rows = []
   with (out / "probe.csv").open() as file:
@@ -237,15 +213,17 @@ def main():
   )
   args = parser.parse_args()
   work = pathlib.Path(args.work).resolve()
-  call(
-    work / "log.txt", "-m", "data_prep.synthetic_series",
+  harness.call(
+    "-m", "data_prep.synthetic_series",
     f"--out={work / 'series'}", f"--subjects={args.subjects}",
+    log=work / "log.txt",
   )  # fmt: skip
-  call(
-    work / "log.txt", "-m", "data_prep",
+  harness.call(
+    "-m", "data_prep",
     "--config=configs/prep_series.py:demo",
     f"--config.csv={work / 'series' / 'series.csv'}",
     f"--config.out={work / 'prep'}", "--config.workers=0",
+    log=work / "log.txt",
   )  # fmt: skip
   jobs = []
   for seed, method in itertools.product(range(args.seeds), args.methods):
@@ -285,8 +263,7 @@ def write(args, known, rows, training):
     "runs": rows,
     "training": training,
   }
-  out = ROOT / "benchmarks" / "results" / "series_targets.json"
-  out.write_text(json.dumps(result, indent=1) + "\n")
+  harness.write_result(harness.RESULTS / "series_targets.json", result)
 
 
 if __name__ == "__main__":

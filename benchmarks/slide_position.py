@@ -28,18 +28,15 @@ resumes. Writes `benchmarks/results/slide_position.json`.
 import argparse
 import csv
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
+import frozen_features
+import harness
 import numpy as np
 from sklearn import linear_model, metrics, model_selection, preprocessing
 
 from data_prep import records
-from wsiseq_jax.data import source as sources
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 AWARE = ("--config.model.relative_time=False", "--config.data.time_jitter=0.0")
 METHODS = {
   "csimclr": (),
@@ -52,64 +49,28 @@ NEIGHBOURS = 20
 PAIRS = 40  # of frames, of each walk
 
 
-def call(log, *arguments, good=(0,)):
-  """Runs a command of the README in the checkout."""
-  log.parent.mkdir(parents=True, exist_ok=True)
-  with log.open("a") as file:
-    done = subprocess.run(
-      [sys.executable, *arguments],
-      cwd=ROOT,
-      env=dict(os.environ, PYTHONPATH=str(ROOT)),
-      stdout=file,
-      stderr=subprocess.STDOUT,
-      check=False,
-    )
-  if done.returncode not in good:
-    raise SystemExit(f"{' '.join(arguments)} failed, see {log}")
-
-
 def embed(work, method, seed, steps):
-  """Trains (0 steps: not at all) and embeds; all splits' arrays, by id."""
+  """All splits' arrays of one run."""
   folder = work / f"{method}_{seed}_{steps}"
-  common = [
-    "main.py",
+  return frozen_features.embed(
+    folder,
+    steps,
     f"--config=configs/contrastive.py:{method},demo",
     f"--config.data.path={work / 'prep' / 'shards'}",
-    f"--config.workdir={folder}",
     f"--config.seed={seed}",
-    f"--config.optim.total_steps={max(steps, 1)}",
     "--config.data.image_px=(48,48)",
     "--config.embed.tokens=True",
     *METHODS[method],
-  ]
-  if not steps:
-    # One step at a rate of 0 leaves the weights as they were initialised.
-    common += [
-      "--config.optim.warmup_steps=0",
-      "--config.optim.lr_per_256=0.0",
-      "--config.optim.min_lr_per_256=0.0",
-    ]
-  call(folder / "log.txt", *common)
-  call(folder / "log.txt", *common, "--config.job=embed")
-  parts = []
-  for path in sorted((folder / "embeddings").glob("*.npz")):
-    with np.load(path) as file:
-      parts.append({k: file[k] for k in file.files if file[k].ndim})
-  joined = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
-  order = np.argsort(joined["sequence_id"])
-  return {k: v[order] for k, v in joined.items()}
+    log=folder / "log.txt",
+  )
 
 
 def mean_colours(work, arrays):
   """Mean colour of each frame that was looked at, in the arrays' order."""
   found = {}
-  folder = work / "prep" / "shards"
-  for split in sources.split_names(folder):
-    source = sources.RecordSource(folder, split)
-    for i in range(len(source)):
-      record = source.record(i)
-      panels = records.decode_panels(record)
-      found[record.sequence_id] = panels.reshape(len(panels), -1, 3).mean(1)
+  for record in frozen_features.read_records(work / "prep" / "shards"):
+    panels = records.decode_panels(record)
+    found[record.sequence_id] = panels.reshape(len(panels), -1, 3).mean(1)
   rows = zip(arrays["sequence_id"], arrays["frames"], strict=True)
   return np.stack([found[str(name)][frames] for name, frames in rows])
 
@@ -199,8 +160,8 @@ def main():
   work = pathlib.Path(args.work).resolve()
   with open(args.table) as file:
     table = {row["slide_id"]: row for row in csv.DictReader(file)}
-  call(
-    work / "log.txt", "-m", "data_prep",
+  harness.call(
+    "-m", "data_prep",
     "--config=configs/prep_wsi.py:demo",
     f"--config.slides={pathlib.Path(args.slides).resolve()}",
     f"--config.table={pathlib.Path(args.table).resolve()}",
@@ -209,7 +170,7 @@ def main():
     "--config.sequence.step_um=0.0", "--config.sequence.spacing_um=250.0",
     "--config.sequence.max_centres=32",
     "--config.sequence.all_headings=False",
-    good=(0, 3),
+    log=work / "log.txt", good=harness.SOME_REFUSED,
   )  # fmt: skip
   rows = []
   for seed in range(args.seeds):
@@ -227,22 +188,10 @@ def main():
         score(name, seed, arrays["features"], arrays["tokens"], arrays, table)
       )
       print(json.dumps(rows[-1]), flush=True)
-  summary = {}
-  for name in dict.fromkeys(r["features"] for r in rows):
-    mine = [r for r in rows if r["features"] == name]
-    summary[name] = {
-      key: {
-        "mean": round(float(np.mean([r[key] for r in mine])), 4),
-        "std": round(float(np.std([r[key] for r in mine], ddof=1)), 4)
-        if len(mine) > 1
-        else None,
-      }
-      for key in ("duodenum_by_case", "organ_by_slide", "distance_r2")
-    }
-    print(name, summary[name])
+  keys = ("duodenum_by_case", "organ_by_slide", "distance_r2")
+  summary = frozen_features.summarise(rows, keys)
   result = {"steps": args.steps, "summary": summary, "runs": rows}
-  out = ROOT / "benchmarks" / "results" / "slide_position.json"
-  out.write_text(json.dumps(result, indent=1) + "\n")
+  harness.write_result(harness.RESULTS / "slide_position.json", result)
 
 
 if __name__ == "__main__":
