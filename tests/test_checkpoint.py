@@ -79,6 +79,28 @@ def test_a_state_may_be_donated_right_after_saving(tmp_path):
   np.testing.assert_array_equal(kernel, np.arange(32.0).reshape(8, 4) + 1)
 
 
+def test_reading_waits_for_what_is_being_saved(tmp_path, monkeypatch):
+  mesh = parallel.make_mesh(1)
+  with checkpoint.Checkpoints(tmp_path) as saved:
+    start = saved._orbax.save_checkpointables_async
+
+    class Late:
+      """A save that is not begun before somebody waits for it."""
+
+      def __init__(self, *args, **kwargs):
+        self.args, self.kwargs = args, kwargs
+
+      def result(self):
+        start(*self.args, **self.kwargs).result()
+
+    monkeypatch.setattr(saved._orbax, "save_checkpointables_async", Late)
+    saved.save(state_at(1, mesh), {"index": 3}, META)
+    assert saved.meta() == META
+    saved.save(state_at(2, mesh), {"index": 4}, META)
+    _, data = saved.restore(abstract(state_at(1, mesh)))
+  assert data == {"index": 4}
+
+
 def test_mismatch_names_every_array(tmp_path):
   mesh = parallel.make_mesh(4)
   with checkpoint.Checkpoints(tmp_path) as saved:

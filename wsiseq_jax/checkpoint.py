@@ -258,6 +258,8 @@ class Checkpoints:
     ]
 
   def _existing(self, step: int | None) -> int:
+    # What is being saved cannot be read before it is whole.
+    self.wait()
     step = self.latest if step is None else step
     if step is None:
       raise FileNotFoundError(
