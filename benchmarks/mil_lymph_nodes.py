@@ -39,14 +39,11 @@ the table, `.md` beside it.
 
 import argparse
 import dataclasses
-import json
 import os
 import pathlib
-import platform
-import subprocess
-import sys
 import time
 
+import harness
 import mil_lymph_scores as lymph
 import numpy as np
 
@@ -58,33 +55,15 @@ from wsiseq_jax.data import feature_files
 from wsiseq_jax.mil import job, maps, results
 from wsiseq_jax.mil.tile_map import TileMap
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 TILE_UM = 112.0
 SEQUENCE_MPP = 2.0
-
-
-def call(log, *arguments):
-  """Runs a command of the README in the checkout; 3 = slides refused."""
-  log.parent.mkdir(parents=True, exist_ok=True)
-  with log.open("a") as file:
-    done = subprocess.run(
-      [sys.executable, *arguments],
-      cwd=ROOT,
-      env=dict(os.environ, PYTHONPATH=str(ROOT)),
-      stdout=file,
-      stderr=subprocess.STDOUT,
-      check=False,
-    )
-  if done.returncode not in (0, 3):
-    raise SystemExit(f"{' '.join(arguments)} failed, see {log}")
 
 
 def pretrain(work, slides, steps):
   """A sequence encoder from slides that are not in the cohort; its workdir."""
   synthetic_lymph.make_cohort(work / "other_slides", slides, seed=1)
-  log = work / "pretraining.txt"
-  call(
-    log, "-m", "data_prep", "--config=configs/prep_wsi.py:demo",
+  harness.call(
+    "-m", "data_prep", "--config=configs/prep_wsi.py:demo",
     f"--config.slides={work / 'other_slides'}",
     f"--config.out={work / 'prep'}", f"--config.mpp={SEQUENCE_MPP}",
     f"--config.sequence.window_um=({TILE_UM},{TILE_UM})",
@@ -92,15 +71,17 @@ def pretrain(work, slides, steps):
     "--config.sequence.headings_deg=(0.0,90.0)",
     f"--config.sequence.spacing_um={TILE_UM}",
     "--config.sequence.max_centres=64",
+    log=work / "pretraining.txt", good=harness.SOME_REFUSED,
   )  # fmt: skip
   side = round(TILE_UM / SEQUENCE_MPP)
-  call(
-    log, "main.py", "--config=configs/contrastive.py:csimclr,demo",
+  harness.call(
+    "main.py", "--config=configs/contrastive.py:csimclr,demo",
     f"--config.data.path={work / 'prep' / 'shards'}",
     f"--config.workdir={work / 'encoder'}",
     f"--config.data.image_px=({side},{side})", "--config.model.patch=8",
     "--config.data.time_jitter=0.0", f"--config.optim.total_steps={steps}",
     f"--config.optim.warmup_steps={steps // 24}",
+    log=work / "pretraining.txt",
   )  # fmt: skip
   return work / "encoder"
 
@@ -211,9 +192,7 @@ def main():
   )
   parser.add_argument("--pretrain_slides", type=int, default=20)
   parser.add_argument("--pretrain_steps", type=int, default=600)
-  parser.add_argument(
-    "--out", default=str(ROOT / "benchmarks/results/mil_lymph_nodes.json")
-  )
+  parser.add_argument("--out", default=harness.RESULTS / "mil_lymph_nodes.json")
   args = parser.parse_args()
   work = pathlib.Path(args.work).resolve()
   synthetic_lymph.make_cohort(work / "slides", args.slides, seed=0)
@@ -254,7 +233,7 @@ def main():
       feature_files.shape(p)[0] for p in feature_files.find(colour).values()
     ),
     "probe_auroc": lymph.probe_tiles(known, features, texture),
-    "system": f"{platform.system()} {platform.machine()}",
+    "system": harness.system(),
     "cpus": os.cpu_count(),
     "rows": [
       {
@@ -281,8 +260,7 @@ def main():
       result["rows"].append(row)
       print(name, preset, row["scores"], row["cpu_seconds"], flush=True)
       out = pathlib.Path(args.out)
-      out.parent.mkdir(parents=True, exist_ok=True)
-      out.write_text(json.dumps(result, indent=1) + "\n")
+      harness.write_result(out, result)
       out.with_suffix(".md").write_text(lymph.table(result["rows"]))
   print(lymph.table(result["rows"]))
 

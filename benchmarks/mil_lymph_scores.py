@@ -4,6 +4,7 @@ import csv
 import dataclasses
 
 import cv2
+import harness
 import numpy as np
 import tifffile
 from sklearn import (
@@ -215,9 +216,7 @@ def summarise(scores):
     if isinstance(values[0], str):
       found[key] = values[0]
       continue
-    found[key] = {"mean": round(float(np.mean(values)), 4)}
-    if len(values) > 1:
-      found[key]["std"] = round(float(np.std(values, ddof=1)), 4)
+    found[key] = harness.mean_std(values, digits=4)
   return found
 
 
@@ -238,10 +237,7 @@ def table(rows):
     cells = []
     for column in columns:
       value = row["scores"].get(column)
-      text = f"{value['mean']:.3f}" if value else "-"
-      if value and "std" in value:
-        text += f" ± {value['std']:.3f}"
-      cells.append(text)
+      cells.append(harness.show(value) if value else "-")
     lines.append(
       f"| {row['features']} | {row['model']} | {' | '.join(cells)} |"
     )
