@@ -23,6 +23,7 @@ from wsiseq_jax.mil.tile_map import TileMap
 
 RADIUS_UM = 170.0  # between detections; lesions are as far apart
 LEAST_TUMOUR = 0.25  # of a tumour tile
+TOP = 5  # tiles that make a slide, where tiles are told
 KINDS = ("macro", "micro", "itc")
 
 
@@ -137,15 +138,18 @@ def probe_tiles(known, folders, texture):
   return found
 
 
-def _probe(x, labels, patients):
-  model = pipeline.make_pipeline(
+def _regression():
+  return pipeline.make_pipeline(
     preprocessing.StandardScaler(),
     linear_model.LogisticRegression(
       C=0.1, max_iter=500, class_weight="balanced"
     ),
   )
+
+
+def _probe(x, labels, patients):
   answer = model_selection.cross_val_predict(
-    model, x.astype(np.float64), labels, groups=patients,
+    _regression(), x.astype(np.float64), labels, groups=patients,
     cv=model_selection.GroupKFold(5), method="decision_function",
   )  # fmt: skip
   return round(float(metrics.roc_auc_score(labels, answer)), 4)
@@ -184,28 +188,67 @@ def score(known, probability, tile_maps):
 
 def oracle(known, like):
   """Scores of the truth about tiles, the most that can be had."""
-  tile_maps = {}
-  for name, path in feature_files.find(like).items():
+  shares = {
+    slide: known[slide].share(feature_files.read(path))
+    for slide, path in feature_files.find(like).items()
+  }
+  best = {slide: float(share.max()) for slide, share in shares.items()}
+  return score(known, best, _maps(known, like, shares))
+
+
+def told_every_tile(known, folder):
+  """Scores of a logistic regression that learns from the labels of tiles.
+
+  What the features hold, where labels of slides are not the limit. Patients
+  are left out in five parts; a slide is the mean of its `TOP` highest tiles.
+
+  Args:
+    known: the truth by slide.
+    folder: feature files.
+  """
+  slides, x, shares, patients = [], [], [], []
+  for slide, path in feature_files.find(folder).items():
     tiles = feature_files.read(path)
-    share = known[name].share(tiles)
-    tile_maps[name] = TileMap(
-      slide_id=name,
-      case_id=known[name].row["case_id"],
+    slides += [slide] * len(tiles.features)
+    x.append(tiles.features)
+    shares.append(known[slide].share(tiles))
+    patients += [known[slide].row["case_id"]] * len(tiles.features)
+  slides, x = np.array(slides), np.concatenate(x).astype(np.float64)
+  shares = np.concatenate(shares)
+  clear = (shares == 0) | (shares >= LEAST_TUMOUR)
+  answer = np.zeros(len(x))
+  folds = model_selection.GroupKFold(5).split(x, groups=patients)
+  for train, test in folds:
+    train = train[clear[train]]
+    model = _regression().fit(x[train], shares[train] > 0)
+    answer[test] = model.predict_proba(x[test])[:, 1]
+  said = {slide: answer[slides == slide] for slide in np.unique(slides)}
+  best = {slide: np.sort(p)[-TOP:].mean() for slide, p in said.items()}
+  return score(known, best, _maps(known, folder, said))
+
+
+def _maps(known, folder, said):
+  """Maps of what is said of each tile, by slide."""
+  found = {}
+  for slide, path in feature_files.find(folder).items():
+    tiles, values = feature_files.read(path), said[slide]
+    found[slide] = TileMap(
+      slide_id=slide,
+      case_id=known[slide].row["case_id"],
       xy=tiles.xy,
       tile_size=tiles.tile_size,
       unit=tiles.unit,
       level0_mpp=tiles.level0_mpp,
       level0_size=tiles.level0_size,
-      attention=share,
-      probability=share,
-      contribution=share,
+      attention=values,
+      probability=values,
+      contribution=values,
       class_name="tumor",
-      slide_probability=float(share.max()),
+      slide_probability=float(values.max()),
       threshold=0.0,
-      label=known[name].row["label"],
+      label=known[slide].row["label"],
     )
-  best = {name: one.slide_probability for name, one in tile_maps.items()}
-  return score(known, best, tile_maps)
+  return found
 
 
 def summarise(scores):
