@@ -14,7 +14,8 @@ labels of slides alone: folds grouped by patient, five seeds. Features:
   every slide of the cohort is a test slide once), or `--encoder_run=WORKDIR`;
 - `mean colour`: red, green and blue of a tile, `additive` only. Colours of
   tumour and of benign tissue overlap: near chance;
-- `truth`: the share of a tile that is tumour, no model: what can be reached.
+- `truth`: the share of a tile that is tumour, no model: what can be reached;
+- `chance`: a random number for each tile.
 
 `told every tile` is no bag model but a logistic regression of the features that
 is given the labels of tiles: the rest of the way is the weak label's.
@@ -243,7 +244,14 @@ def main():
         "features": "truth",
         "model": "none",
         "scores": lymph.summarise([lymph.oracle(known, colour)]),
-      }
+      },
+      {
+        "features": "chance",
+        "model": "none",
+        "scores": lymph.summarise(
+          [lymph.chance(known, colour, seed) for seed in range(args.seeds)]
+        ),
+      },
     ],
   }
   print(result["probe_auroc"], flush=True)

@@ -196,6 +196,17 @@ def oracle(known, like):
   return score(known, best, _maps(known, like, shares))
 
 
+def chance(known, like, seed):
+  """Scores of one who draws a number for each tile."""
+  rng = np.random.default_rng(seed)
+  said = {
+    slide: rng.random(feature_files.shape(path)[0])
+    for slide, path in feature_files.find(like).items()
+  }
+  best = {slide: float(p.max()) for slide, p in said.items()}
+  return score(known, best, _maps(known, like, said))
+
+
 def told_every_tile(known, folder):
   """Scores of a logistic regression that learns from the labels of tiles.
 
