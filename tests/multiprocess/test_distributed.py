@@ -185,7 +185,8 @@ def test_sigterm_to_one_saves_the_same_step_in_both(story):
   # The evaluation of step 10 stands in the main process's metrics alone.
   assert "resuming at step 10" in texts[0]
   step = step_of(texts[0], "stopped at step ")
-  assert 16 <= step < STEPS
+  # The signal came with the records of step 16, which are read ahead of steps.
+  assert 10 < step < STEPS
   for read, rows in zip(reads, (slice(0, 4), slice(4, 8)), strict=True):
     assert read == expected_reads(10, rows)[: len(read)]
     assert len(read) >= 4 * (step - 10)
