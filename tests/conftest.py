@@ -27,7 +27,7 @@ if "XLA_FLAGS" not in os.environ:
     "--xla_backend_optimization_level=0",
     "--xla_cpu_parallel_codegen_split_count=1",
   ]
-  if jaxlib.version.__version_info__ < (0, 12):  # later: one emitter only
+  if jaxlib.version.__version_info__ < (0, 11):  # later: one emitter only
     _PLAINLY.append("--xla_cpu_use_fusion_emitters=false")
   os.environ["XLA_FLAGS"] = " ".join(_PLAINLY)
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
