@@ -58,8 +58,8 @@ def main(_: list[str]) -> None:
       if config.job not in configs.OWN_CONFIGS:
         configs.validate(config, tasks.get(config.task).CHECKS)
       if config.data.get("path") == "synthetic":
-        maker = "labels" if config.job == "probe" else "data"
-        maker = importlib.import_module(f"configs.smoke_{maker}")
+        kind = "smoke_labels" if config.job == "probe" else "smoke_data"
+        maker = importlib.import_module(f"configs.{kind}")
         folder = pathlib.Path(config.workdir, "data")
         with launch.main_first("synthetic data"):
           config.data.path = str(maker.make_shards(folder))
