@@ -4,8 +4,10 @@ Environment: `RECORD` names the file that gets one line `split index` for each
 record read. `TROUBLE` is `fail:n` or `sigterm:n`: what happens to this process
 when it reads its n-th record of the split `train`. `READ_SECONDS` slows each
 record down, so that steps take long enough for trouble to come in the middle.
+SIGUSR1 makes it say what each of its threads does.
 """
 
+import faulthandler
 import os
 import pathlib
 import runpy
@@ -36,6 +38,7 @@ def record_reads() -> None:
 
 
 if __name__ == "__main__":
+  faulthandler.register(signal.SIGUSR1)
   record_reads()
   root = pathlib.Path(__file__).resolve().parents[2]
   sys.argv[0] = str(root / "main.py")

@@ -5,6 +5,7 @@ a run of two processes loses one of them, is started again, gets a SIGTERM, and
 is finished by one process alone. It must end as a run that nothing disturbed.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -56,52 +57,66 @@ class Launcher:
       *more,
     ]
 
-  def run(self, name, workdir, *more, processes=2, seconds=240, **changes):
+  def wait(self, running, logs):
+    """Exit codes; after four minutes a failure that says who waits where."""
+    deadline = time.monotonic() + 240
+    for process in running:
+      try:
+        process.wait(max(0, deadline - time.monotonic()))
+      except subprocess.TimeoutExpired:
+        for other in running:
+          if other.poll() is None:
+            other.send_signal(signal.SIGUSR1)  # see recorded_main.py
+        time.sleep(2)
+        codes = [other.poll() for other in running]
+        texts = [log.read_text() for log, _ in logs]
+        pytest.fail("\n".join(map(str, [codes, *texts])))
+    return [process.returncode for process in running]
+
+  def run(self, name, workdir, *more, processes=2, **changes):
     """Exit codes, texts and records read, one of each a process.
 
     `changes` are environment variables of the last process alone.
     """
-    with socket.socket() as free:
-      free.bind(("localhost", 0))
-      address = f"localhost:{free.getsockname()[1]}"
-    running, logs = [], []
-    for i in range(processes):
-      log, record = (
-        self.folder / f"{name}_{i}.{kind}" for kind in ("log", "record")
-      )
-      environ = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(2 // processes),
-        "PYTHONPATH": str(self.root),
-        "RECORD": str(record),
-        # One process needs no time to be disturbed in.
-        "READ_SECONDS": "0.02" if processes > 1 else "0",
-      }
-      if processes > 1:
-        environ |= {
-          "JAX_COORDINATOR_ADDRESS": address,
-          "JAX_NUM_PROCESSES": str(processes),
-          "JAX_PROCESS_ID": str(i),
-        }
-      if i == processes - 1:
-        environ |= changes
-      with log.open("w") as file:
-        running.append(
-          subprocess.Popen(
-            self.command(workdir, *more),
-            cwd=self.root,
-            env=environ,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-          )
+    with contextlib.ExitStack() as stack:
+      # Held, so that no other program is given it before JAX's server binds it:
+      # process 0 would end with an error, process 1 wait for its server.
+      held = stack.enter_context(socket.socket())
+      held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+      held.bind(("localhost", 0))
+      address = f"localhost:{held.getsockname()[1]}"
+      running, logs = [], []
+      for i in range(processes):
+        log, record = (
+          self.folder / f"{name}_{i}.{kind}" for kind in ("log", "record")
         )
-      logs.append((log, record))
-    deadline = time.monotonic() + seconds
-    try:
-      codes = [p.wait(deadline - time.monotonic()) for p in running]
-    finally:
-      for process in running:
-        process.kill()
+        environ = os.environ | {
+          "JAX_PLATFORMS": "cpu",
+          "JAX_NUM_CPU_DEVICES": str(2 // processes),
+          "PYTHONPATH": str(self.root),
+          "RECORD": str(record),
+          # One process needs no time to be disturbed in.
+          "READ_SECONDS": "0.02" if processes > 1 else "0",
+        }
+        if processes > 1:
+          environ |= {
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": str(processes),
+            "JAX_PROCESS_ID": str(i),
+          }
+        if i == processes - 1:
+          environ |= changes
+        process = subprocess.Popen(
+          self.command(workdir, *more),
+          cwd=self.root,
+          env=environ,
+          stdout=stack.enter_context(log.open("w")),
+          stderr=subprocess.STDOUT,
+        )
+        stack.callback(process.kill)
+        running.append(process)
+        logs.append((log, record))
+      codes = self.wait(running, logs)
     texts = [log.read_text() for log, _ in logs]
     reads = [
       [tuple(line.split()) for line in record.read_text().splitlines()]
@@ -263,7 +278,7 @@ def test_embed(launcher, undisturbed, one_process_config, monkeypatch):
 
 def test_a_bad_value_ends_both_with_the_message(launcher):
   codes, texts, _ = launcher.run(
-    "bad", launcher.folder / "bad", "--config.mask.ratio=2.0", seconds=90
+    "bad", launcher.folder / "bad", "--config.mask.ratio=2.0"
   )
   assert all(code != 0 for code in codes)
   assert "config.mask.ratio = 2.0: must be a number" in texts[0] + texts[1]
