@@ -105,8 +105,6 @@ def probe(work, name, seed, targets, kinds):
     "--config.probe.fractions=(1.0,)",
     f"--config.probe.seeds=({seed},)",
     "--config.probe.resamples=200",
-    "--config.head.epochs=40",
-    "--config.head.warmup_epochs=4",
     "--config.fine_tune.epochs=20",
     "--config.fine_tune.warmup_epochs=2",
     "--config.data.threads=1",

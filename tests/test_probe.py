@@ -306,8 +306,8 @@ def test_fine_tuning_learns_and_starts_where_it_should(
   def spied(task, from_scratch, width, outputs):
     model = make_model(task, from_scratch, width, outputs)
 
-    def init(key, frozen):
-      params = model.init(key, frozen)
+    def init(key, frozen, batch):
+      params = model.init(key, frozen, batch)
       jax.debug.callback(
         lambda a, b: starts.append(bool(np.array_equal(a, b))),
         jax.tree.leaves(params["encoder"])[-1],

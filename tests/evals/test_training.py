@@ -73,8 +73,10 @@ def test_the_attentive_probe_learns_from_real_tokens():
 
 def test_padding_changes_nothing():
   model = token_probe.attentive_model(8, 2)
-  params = jax.tree.map(lambda x: x + 0.1, model.init(jax.random.key(0), {}))
   batch = {k: jnp.asarray(v[:6]) for k, v in SETS[0].tokens.items()}
+  batch["mask"] = jnp.ones(6)
+  params = model.init(jax.random.key(0), {}, batch)
+  params = jax.tree.map(lambda x: x + 0.1, params)
   assert (batch["token_mask"] == 0).any()
   out = model.apply(params, {}, batch, None)
   hole = batch["token_mask"][..., None] == 0
@@ -87,7 +89,7 @@ def test_padding_changes_nothing():
   assert not np.allclose(model.apply(params, {}, moved, None), out, atol=1e-2)
   # Cut off altogether, the padding of a row gives the same.
   length = int(batch["token_mask"][0].sum())
-  short = {k: v[:1, :length] for k, v in batch.items()}
+  short = {k: batch[k][:1, :length] for k in SETS[0].tokens}
   np.testing.assert_allclose(
     model.apply(params, {}, short, None), out[:1], atol=1e-5
   )
@@ -100,19 +102,46 @@ def test_pooling_trains_nothing_but_token_and_head():
     return mean + cls_token[None]
 
   model = token_probe.pooling_model(pool, 8, 2)
-  params = model.init(jax.random.key(0), {})
-  assert set(params) == {"cls_token", "head"}
   frozen = {"scale": jnp.asarray(1.0)}
   trainer = training.Trainer(model, frozen, True, SETTINGS, mesh())
   outcome = trainer.fit(data_of(SETS), CLASS, seed=0)
   assert outcome.validation > 0.95 and float(frozen["scale"]) == 1.0
+  batch = next(data_of(SETS).train(0, 1))
+  params, slots = trainer._start(jax.random.key(0), frozen, batch)
+  after = params
+  for _ in range(2):  # the head starts at zero, and lets no slope through
+    after, slots = trainer._step(
+      after, slots, frozen, batch, np.array([0.0, 1.0]), 0.1, jax.random.key(0)
+    )
+  same = jax.tree.map(lambda a, b: bool((a == b).all()), params, after)
+  assert same == {
+    "cls_token": False,
+    "standard": {"mean": True, "deviation": True},
+    "head": {"kernel": False, "bias": False},
+  }
+
+
+def test_a_common_part_and_other_scales_change_nothing():
+  def pool(frozen, tokens, mask, time, cls_token):
+    return frozen["common"] + frozen["scale"] * tokens[:, 0] + 0 * cls_token[None]
+
+  def predicted(common, scale):
+    frozen = {"common": jnp.asarray(common), "scale": jnp.asarray(scale)}
+    model = token_probe.pooling_model(pool, 8, 2)
+    settings = dataclasses.replace(SETTINGS, epochs=2)
+    trainer = training.Trainer(model, frozen, True, settings, mesh())
+    return trainer.fit(data_of(SETS), CLASS, seed=0).prediction
+
+  scales = np.geomspace(0.3, 30, 8, dtype=np.float32)[None]
+  found = predicted(300.0 * scales, scales)
+  np.testing.assert_allclose(found, predicted(0.0, 1.0), atol=2e-3)
 
 
 def test_the_best_epoch_is_tested_and_not_the_last():
   """A parameter that grows by one each update; validation likes it at 20."""
   total = 10 * 6  # of six epochs, ten steps each
 
-  def init(key, frozen):
+  def init(key, frozen, batch):
     return {"kernel": jnp.zeros((1, 1))}
 
   def apply(params, frozen, batch, key):

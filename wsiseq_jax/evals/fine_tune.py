@@ -68,7 +68,8 @@ def encoder_model(
     outputs: values of the head.
   """
 
-  def init(key, frozen):
+  def init(key, frozen, batch):
+    del batch
     fresh = task.init(base.stream(key, "init")) if from_scratch else frozen
     return {"encoder": fresh, "head": training.head_init(width, outputs)}
 

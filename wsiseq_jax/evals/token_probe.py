@@ -5,8 +5,14 @@
   frame features *before* its temporal encoder), so this asks what frames hold.
 - `pooling`: the task's own frozen temporal encoder with one new class token,
   trained together with a linear head. This is the protocol of the reference
-  work on time series, which calls it linear probing. Deviation: the rest of the
-  network is in evaluation mode, not frozen by gradient alone.
+  work on time series, which calls it linear probing. Deviations: the rest of
+  the network is in evaluation mode, not frozen by gradient alone, and the head
+  sees standardised features.
+
+Frozen features have a large common part and channels of very different scale:
+a head trained by small steps on them as they are says after forty epochs how
+far it got and not what they hold. Both heads therefore see features
+standardised by the first training batch, before anything was learned.
 
 References: Bardes et al., "Revisiting feature prediction for learning visual
 representations from video" (V-JEPA), 2024, for attentive probing.
@@ -42,19 +48,17 @@ def attentive_model(width: int, outputs: int) -> training.Model:
   """
   heads = math.gcd(_HEADS, width)
 
-  def init(key, frozen):
-    del frozen
+  def start(key):
     keys = jax.random.split(key, 3)
     draw = jax.nn.initializers.xavier_uniform()
     return {
       "query": 0.02 * jax.random.normal(keys[0], (width,)),
       "key": {"kernel": draw(keys[1], (width, width))},
       "value": {"kernel": draw(keys[2], (width, width))},
-      "head": training.head_init(width, outputs),
     }
 
-  def apply(params, frozen, batch, key):
-    del frozen, key
+  def pool(params, frozen, batch):
+    del frozen
     tokens, mask = batch["tokens"], batch["token_mask"]
     x = _normalised(tokens)
     b, n, d = x.shape
@@ -64,10 +68,9 @@ def attentive_model(width: int, outputs: int) -> training.Model:
     match = jnp.einsum("bnhe,he->bhn", keys, query) / math.sqrt(d // heads)
     match = jnp.where(mask[:, None, :] > 0, match, -1e9)
     share = jax.nn.softmax(match, axis=-1)
-    pooled = jnp.einsum("bhn,bnhe->bhe", share, values).reshape(b, d)
-    return training.head_apply(params["head"], pooled)
+    return jnp.einsum("bhn,bnhe->bhe", share, values).reshape(b, d)
 
-  return training.Model(init, apply)
+  return _probe(start, pool, width, outputs)
 
 
 def _normalised(x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
@@ -86,25 +89,55 @@ def pooling_model(pool: Callable, width: int, outputs: int) -> training.Model:
     outputs: values of the head.
   """
 
-  def init(key, frozen):
-    del frozen
+  def start(key):
+    return {"cls_token": jax.random.normal(key, (width,)) / math.sqrt(width)}
+
+  def pooled(params, frozen, batch):
+    names = ("tokens", "token_mask", "token_time")
+    inputs = [batch[name] for name in names]
+    return pool(frozen, *inputs, params["cls_token"])
+
+  return _probe(start, pooled, width, outputs)
+
+
+def _probe(
+  start: Callable, pool: Callable, width: int, outputs: int
+) -> training.Model:
+  """A linear head on pooled tokens, standardised.
+
+  Args:
+    start: key → parameters of pooling.
+    pool: (these, frozen parameters, batch) → features [b, d].
+    width: channels of a feature (d).
+    outputs: values of the head.
+  """
+
+  def init(key, frozen, batch):
+    params = start(key)
+    scale = _mean_and_deviation(pool(params, frozen, batch), batch["mask"])
     return {
-      "cls_token": jax.random.normal(key, (width,)) / math.sqrt(width),
+      **params,
+      "standard": scale,
       "head": training.head_init(width, outputs),
     }
 
   def apply(params, frozen, batch, key):
     del key
-    pooled = pool(
-      frozen,
-      batch["tokens"],
-      batch["token_mask"],
-      batch["token_time"],
-      params["cls_token"],
-    )
-    return training.head_apply(params["head"], pooled)
+    scale = jax.lax.stop_gradient(params["standard"])
+    x = pool(params, frozen, batch)
+    x = (x - scale["mean"][None]) / scale["deviation"][None]
+    return training.head_apply(params["head"], x)
 
   return training.Model(init, apply)
+
+
+def _mean_and_deviation(x: Float[Array, "b d"], mask: Float[Array, "b"]):
+  """Of each channel over the real rows; a constant one has deviation 1."""
+  share = (mask / mask.sum())[:, None]
+  mean = (share * x).sum(axis=0)
+  deviation = jnp.sqrt((share * jnp.square(x - mean[None])).sum(axis=0))
+  varies = deviation > 1e-5 * jnp.maximum(jnp.abs(mean), 1e-30)
+  return {"mean": mean, "deviation": jnp.where(varies, deviation, 1.0)}
 
 
 def token_data(

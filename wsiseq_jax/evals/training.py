@@ -15,6 +15,7 @@ rates and labels are arguments.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -80,12 +81,12 @@ class Model:
   """What is trained.
 
   Attributes:
-    init: (key, frozen parameters) → parameters to train.
+    init: (key, frozen parameters, first batch) → parameters to train.
     apply: (parameters, frozen parameters, batch, key or None) → outputs [b, y];
       a key means training.
   """
 
-  init: Callable[[Array, Any], Any]
+  init: Callable[[Array, Any, Batch], Any]
   apply: Callable[[Any, Any, Batch, Array | None], Array]
 
 
@@ -140,9 +141,18 @@ class Trainer:
       optax.add_decayed_weights(settings.weight_decay, mask=optim.decay_mask),
     )
 
-    def start(key, frozen):
-      params = model.init(key, frozen)
-      return params, tx.init(params)
+    def placed(params, slots):
+      # Otherwise the second step would compile again: its parameters would lie
+      # otherwise than the first's.
+      shardings = parallel.param_shardings(params, mesh)
+      places = parallel.slot_shardings(slots, params, shardings, mesh)
+      return jax.lax.with_sharding_constraint(
+        (params, slots), (shardings, places)
+      )
+
+    def start(key, frozen, batch):
+      params = model.init(key, frozen, batch)
+      return placed(params, tx.init(params))
 
     def loss(params, frozen, batch, scale, key):
       out = model.apply(params, frozen, batch, key)
@@ -157,20 +167,14 @@ class Trainer:
       grads = jax.grad(loss)(params, frozen, batch, scale, key)
       updates, slots = tx.update(grads, slots, params)
       updates = jax.tree.map(lambda u: -lr * u, updates)
-      return optax.apply_updates(params, updates), slots
+      return placed(optax.apply_updates(params, updates), slots)
 
     def predict(params, frozen, batch):
       out = model.apply(params, frozen, batch, None)
       return jax.nn.softmax(out) if is_class else out
 
-    abstract, abstract_slots = jax.eval_shape(start, jax.random.key(0), frozen)
-    shardings = parallel.param_shardings(abstract, mesh)
-    slots = parallel.slot_shardings(abstract_slots, abstract, shardings, mesh)
-    # Without shardings the second step would compile again: its parameters
-    # would lie otherwise than the first's.
-    both = (shardings, slots)
-    self._start = jax.jit(parallel.within(mesh, start), out_shardings=both)
-    self._step = jax.jit(parallel.within(mesh, step), out_shardings=both)
+    self._start = jax.jit(parallel.within(mesh, start))
+    self._step = jax.jit(parallel.within(mesh, step))
     self._predict = jax.jit(parallel.within(mesh, predict))
 
   def fit(self, data: Data, target: Target, seed: int) -> Outcome:
@@ -194,7 +198,9 @@ class Trainer:
     peak = learning_rate(settings, target.name)
     rates = _rates(settings, peak, per_epoch, total)
     key = jax.random.key(seed)
-    params, slots = self._start(jax.random.fold_in(key, 0), self._frozen)
+    batches = data.train(seed, total)
+    first = next(batches)
+    params, slots = self._start(jax.random.fold_in(key, 0), self._frozen, first)
 
     def predicted(batches):
       rows = []
@@ -205,8 +211,7 @@ class Trainer:
       return out if self._is_class else out[:, 0] * std + mean
 
     best, worse = None, 0
-    batches = data.train(seed, total)
-    for number, batch in enumerate(batches):
+    for number, batch in enumerate(itertools.chain([first], batches)):
       step_key = jax.random.fold_in(key, number + 1)
       params, slots = self._step(
         params, slots, self._frozen, batch, scale, rates[number], step_key
