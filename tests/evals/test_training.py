@@ -123,7 +123,8 @@ def test_pooling_trains_nothing_but_token_and_head():
 
 def test_a_common_part_and_other_scales_change_nothing():
   def pool(frozen, tokens, mask, time, cls_token):
-    return frozen["common"] + frozen["scale"] * tokens[:, 0] + 0 * cls_token[None]
+    first = frozen["common"] + frozen["scale"] * tokens[:, 0]
+    return first + 0 * cls_token[None]
 
   def predicted(common, scale):
     frozen = {"common": jnp.asarray(common), "scale": jnp.asarray(scale)}

@@ -131,7 +131,7 @@ def _probe(
   return training.Model(init, apply)
 
 
-def _mean_and_deviation(x: Float[Array, "b d"], mask: Float[Array, "b"]):
+def _mean_and_deviation(x: Float[Array, "b d"], mask: Float[Array, " b"]):
   """Of each channel over the real rows; a constant one has deviation 1."""
   share = (mask / mask.sum())[:, None]
   mean = (share * x).sum(axis=0)
