@@ -7,7 +7,7 @@ import json
 import jax
 import pytest
 
-from configs import videomae
+from configs import contrastive, videomae
 from wsiseq_jax import aot, aot_report, chips, hlo_costs, tasks
 from wsiseq_jax import config as configs
 from wsiseq_jax.data import loader
@@ -211,3 +211,18 @@ def test_every_preset_compiles(preset):
     # Weights and gradients move, clips stay where they are.
     assert "all-gather" in report.collectives
     assert "all-to-all" not in report.collectives
+
+
+@needs_libtpu
+@pytest.mark.aot
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["tvrl", "ltn", "clm", "cvrl"])
+def test_contrastive_presets_compile(method):
+  """csimclr and csimclr_te are a part of tvrl's step."""
+  run = aot.make_run(contrastive.get_config(method), records_per_chip=1)
+  report = aot.analyse(run, "v5e:2x4")
+  assert report.fits, report.problem
+  assert report.flops >= report.model_flops
+  # Gradients are summed; of the activations, only what is compared moves.
+  assert set(report.collectives) == {"all-reduce", "all-gather"}
+  assert report.collectives["all-gather"][0] <= 3

@@ -2,11 +2,16 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 
-from wsiseq_jax import flops, hlo_costs
+from configs import contrastive
+from wsiseq_jax import aot, flops, hlo_costs
+from wsiseq_jax.data import views
 from wsiseq_jax.models import videomae, vit
+from wsiseq_jax.tasks import contrastive as contrastive_task
+from wsiseq_jax.tasks import contrastive_setup
 
 SPEC = vit.BlockSpec(width=8, depth=3, heads=2, mlp_width=24)
 
@@ -67,3 +72,39 @@ def test_backward_is_twice_the_forward_but_for_pixels():
   forward = flops.videomae_forward_flops(config, 160, 1408)
   embed = 2 * 160 * 1536 * 384
   assert flops.videomae_step_flops(config, 160, 1408) == 3 * forward - embed
+
+
+@pytest.mark.parametrize("method", contrastive.METHODS)
+def test_contrastive_step_is_what_xla_multiplies(method):
+  """But for the comparison in the batch, and outputs that nobody looks at."""
+  config = contrastive.get_config(f"{method},smoke")
+  config.model.attention_kernel = "xla"
+  config.model.update({"size": "demo", "temporal_depth": 2})
+  config.model.temporal_width = 24
+  setup = contrastive_setup.make_setup(config, aot.ReferenceRecords().spec)
+  b, v, t = 2, 2, setup.model.frames
+  seen = views.Views(
+    pixels=jax.ShapeDtypeStruct((b, v, t, 32, 32, 3), jnp.float32),
+    time=jax.ShapeDtypeStruct((b, v, t), jnp.float32),
+    frames=jax.ShapeDtypeStruct((b, v, t), jnp.int32),
+    frame_mask=jax.ShapeDtypeStruct((b, v, t), jnp.float32),
+    is_distinct=jax.ShapeDtypeStruct((b,), jnp.bool),
+  )
+
+  def loss(params, seen):
+    keys = jax.random.split(jax.random.key(0), b)
+    mask = jnp.ones(b)
+    metrics, prediction = contrastive_task.objective_terms(
+      setup, params, seen, mask, keys, 0.0
+    )
+    return contrastive_task.contrastive_losses.total_loss(
+      metrics, prediction, jnp.array(0.5)
+    )
+
+  params = jax.eval_shape(
+    lambda: contrastive_task.clip.init_params(setup.model, jax.random.key(0))
+  )
+  text = jax.jit(jax.grad(loss)).lower(params, seen).compile().as_text()
+  expected = b * v * flops.contrastive_step_flops(setup.model)
+  found = hlo_costs.costs(text).matrix_flops
+  np.testing.assert_allclose(found, expected, rtol=2e-3)

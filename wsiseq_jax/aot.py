@@ -181,14 +181,15 @@ def compile_step(run: train_setup.Run) -> jax.stages.Compiled:
   return step.lower(run.abstract, batch).compile()
 
 
-def model_flops(run: train_setup.Run) -> int | None:
-  """Model FLOPs of a step on one chip; None if the task has no formula."""
+def model_flops(run: train_setup.Run) -> int:
+  """Model FLOPs of a step on one chip."""
   setup = run.task.setup
-  if not isinstance(setup, videomae.Setup):
-    return None
-  clip = flops.videomae_step_flops(
-    setup.model, setup.mask.visible, setup.mask.decoded
-  )
+  if isinstance(setup, videomae.Setup):
+    clip = flops.videomae_step_flops(
+      setup.model, setup.mask.visible, setup.mask.decoded
+    )
+  else:
+    clip = flops.contrastive_step_flops(setup.model)
   return clip * _clips(run)
 
 

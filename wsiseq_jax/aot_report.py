@@ -25,7 +25,7 @@ class Report:
     argument_bytes: State and batch.
     temporary_bytes: What the compiler sets aside besides.
     peak_bytes: The most that is alive at once.
-    model_flops: FLOPs of the model, None for tasks without a formula.
+    model_flops: FLOPs of the model, None for a program that does not fit.
     flops: FLOPs in matrix products that the program executes.
     hbm_bytes: Bytes to and from memory.
     collectives: {kind: [times, bytes]}.

@@ -201,7 +201,7 @@ def mean_of(pair: tuple[Array, Array]) -> Float[Array, ""]:
 
 
 def monitors(
-  clips: Float[Array, "b d"],
+  clips: Float[Array, "b e"],
   frames: Float[Array, "b t d"],
   frame_mask: Float[Array, "b t"],
   weight: Float[Array, " b"],

@@ -11,7 +11,10 @@ that "model FLOPs utilisation"
 compares implementations: it can only rise by doing the same work faster.
 """
 
+import math
+
 from wsiseq_jax.models import vit
+from wsiseq_jax.models.clip_config import ClipConfig
 from wsiseq_jax.models.videomae import VideoMAEConfig
 
 
@@ -92,3 +95,69 @@ def videomae_step_flops(
   """
   embed = 2 * visible * config.patch_values * config.width
   return 3 * videomae_forward_flops(config, visible, decoded) - embed
+
+
+def stem_flops(config: ClipConfig) -> list[int]:
+  """FLOPs of each convolution of a conv stem, forward, for one frame.
+
+  From a to b channels, h x w places come out, with a window of 3 x 3 and a
+  stride of two. One row and one column of windows reach over the edge, where
+  nothing is multiplied:
+
+    2 a b (3 h − 1) (3 w − 1)
+
+  Args:
+    config: The network.
+
+  Example:
+    >>> stem_flops(ClipConfig(image_px=(4, 4), patch=2, width=6))
+    [900]
+  """
+  found, channels = [], config.channels
+  height, width = config.image_px
+  for wider in config.stem_widths:
+    height, width = height // 2, width // 2
+    taps = (3 * height - 1) * (3 * width - 1)
+    found.append(2 * channels * wider * taps)
+    channels = wider
+  return found
+
+
+def contrastive_step_flops(config: ClipConfig) -> int:
+  """Model FLOPs of one contrastive training step, for one clip.
+
+  Each of t frames passes the frame encoder. The clip passes the temporal
+  encoder once, and once more if frames are predicted, then heads: the
+  projector; the predictor for each frame asked; LTN's shift for one clip of
+  two. Backward takes twice the forward, but for the first convolution and the
+  sinusoids of times: nobody asks for the gradient of what is given. Left out
+  are the comparison with the batch's other clips (4 · batch · projection) and
+  LTN's orthonormal basis, less than a thousandth.
+
+  Args:
+    config: The network, with its objective.
+
+  Example:
+    >>> small = ClipConfig(objective="masked_frames", uses_time=True)
+    >>> round(contrastive_step_flops(small) / 1e9, 1)  # GFLOP a clip
+    75.2
+  """
+  t, d, e = config.frames, config.width, config.temporal_width
+  hidden, tokens = config.projector_width, math.prod(config.grid)
+  stem = stem_flops(config)
+  frame = sum(stem) + 2 * tokens * d * d
+  frame += stack_flops(config.frame_spec, tokens + 1)
+  # Two linear layers, of which the first gets what is given.
+  time = 4 * t * e * e if config.uses_time and config.learns_time else 0
+  temporal = stack_flops(config.temporal_spec, t + 1) + time
+  if d != e:
+    temporal += 2 * t * d * e
+  asked = {"masked_frames": t, "next_frame": t - 1}.get(config.objective, 0)
+  passes = 2 if asked else 1
+  heads = 2 * hidden * (e + config.projection) + 2 * asked * hidden * (e + d)
+  given = t * stem[0] + passes * time // 2
+  if config.objective == "navigation":
+    amount = 2 * hidden * (2 * e + config.directions)
+    heads += (4 * e * e + amount + 2 * config.directions * e) // 2
+    given += e * e
+  return 3 * (t * frame + passes * temporal + heads) - given
