@@ -124,15 +124,20 @@ def mean_metrics(totals: list[Metrics], prefix: str) -> dict[str, float]:
     prefix: Put before the names: `train/`.
 
   Returns:
-    {prefix + name: sum of sums / sum of weights}.
+    {prefix + name: sum of sums / sum of weights}; a metric of which nothing was
+    measured (no frame was hidden, say) is left out.
 
   Example:
-    >>> mean_metrics([{"loss": (6.0, 2.0)}, {"loss": (1.0, 1.0)}], "val/")
+    >>> rows = [{"loss": (6.0, 2.0)}, {"loss": (1.0, 1.0)}]
+    >>> mean_metrics(rows, "val/")
     {'val/loss': 2.3333333333333335}
+    >>> mean_metrics([{"loss": (6.0, 2.0), "rank": (0.0, 0.0)}], "val/")
+    {'val/loss': 3.0}
   """
   means = {}
   for name in totals[0]:
     total = sum(float(row[name][0]) for row in totals)
     weight = sum(float(row[name][1]) for row in totals)
-    means[prefix + name] = total / weight if weight else float("nan")
+    if weight:
+      means[prefix + name] = total / weight
   return means
