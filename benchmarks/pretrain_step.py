@@ -16,6 +16,9 @@ over; of each round's steps the median is taken, of the rounds the median again.
 Variants of PyTorch need the extra `parity` and are left out, with a word, where
 it is not installed (`--python` names an interpreter that has it).
 
+On a CPU, large buffers lie in huge pages for all variants alike (`HUGE_PAGES`,
+as `make demo` has it; `--pages=small` measures without).
+
     clips/s = clips of a batch / seconds of a step
     MFU     = model FLOPs of a step / (seconds · measured matmul rate)
 
@@ -37,6 +40,9 @@ import harness
 
 TORCH = ("torch_eager", "torch_sdpa", "torch_compile")
 VARIANTS = ("jax", "jax_model", *TORCH)
+# Each step asks the system for its buffers anew. In pages of 4 kB that is
+# hundreds of thousands of page faults a step, 0.3 s of a core.
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 def median_seconds(step, steps: int) -> float:
@@ -246,6 +252,7 @@ def main() -> None:
   parser.add_argument("--rounds", type=int, default=1)
   parser.add_argument("--steps", type=int, default=10, help="of each round")
   parser.add_argument("--remat", default="", help="instead of the preset's")
+  parser.add_argument("--pages", choices=("huge", "small"), default="huge")
   parser.add_argument("--python", default=sys.executable, help="with torch")
   parser.add_argument("--out", default="", help="name of the JSON file")
   parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
@@ -257,8 +264,9 @@ def main() -> None:
 
   variants = options.variants.split(",")
   common = {"steps": options.steps, "remat": options.remat}
+  environ = HUGE_PAGES if options.pages == "huge" else {}
   device = harness.run_variant(
-    __file__, sys.executable, {**common, "variant": "matmul"}
+    __file__, sys.executable, {**common, "variant": "matmul"}, **environ
   )
   if "failed" in device:
     raise SystemExit(f"no device: {device['failed']}")
@@ -276,7 +284,7 @@ def main() -> None:
           "sizes_of_model": SIZES[size], "visible": visible,
         }  # fmt: skip
         python = options.python if is_torch else sys.executable
-        result = harness.run_variant(__file__, python, more)
+        result = harness.run_variant(__file__, python, more, **environ)
         rounds[variant].append(result)
         flops = result.get("flops_per_clip", flops)
         visible = result.get("visible", visible)
@@ -296,6 +304,7 @@ def main() -> None:
   result = {
     "device": device,
     "steps": options.steps,
+    "pages": options.pages,
     "results": results,
     "load_average_at_end": harness.load_average(),
     "machine": harness.machine(),
