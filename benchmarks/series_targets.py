@@ -176,17 +176,21 @@ def tables(rows):
   for (probe, target, name), mine in sorted(scores.items()):
     if name not in KNOW_TIME:
       continue
-    for other in METHODS:
-      # MAE has no temporal encoder: its attentive probe stands opposite.
-      others = scores.get((probe, target, other)) or scores.get(
-        ("attentive", target, other)
-      )
-      if other in (*KNOW_TIME, "clm") or not others:
-        continue
-      shared = sorted(set(mine) & set(others))
-      differences.setdefault(probe, {}).setdefault(target, {})[
-        f"{name} - {other}"
-      ] = summarise([mine[s] - others[s] for s in shared])
+    # MAE has no temporal encoder: its attentive probe stands opposite.
+    others = {
+      other: scores.get((probe, target, other))
+      or scores.get(("attentive", target, other))
+      for other in METHODS
+      if other not in (*KNOW_TIME, "clm")
+    }
+    blind = scores.get(("supervised", target, "untrained csimclr"))
+    others["supervised, blind to time"] = blind
+    for other, theirs in others.items():
+      shared = sorted(set(mine) & set(theirs or ()))
+      if shared:
+        differences.setdefault(probe, {}).setdefault(target, {})[
+          f"{name} - {other}"
+        ] = summarise([mine[s] - theirs[s] for s in shared])
   return summary, differences
 
 
