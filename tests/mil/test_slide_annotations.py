@@ -170,3 +170,8 @@ def test_on_the_page(made, tmp_path):
   assert "syn_02" not in written.problems
   text = Page(slide_folder(written, "syn_02") / "index.html").text
   assert "nothing with an area is drawn" in text
+  (drawn / "syn_02.xml").unlink()
+  written = report_job.write_report(config)
+  assert written.drawn == 1
+  text = Page(slide_folder(written, "syn_02") / "index.html").text
+  assert "has no file of annotations, others of the cohort have" in text

@@ -38,12 +38,14 @@ class Context:
     predictions: of the cohort.
     decisions: how they become words.
     settings: `config.report`.
+    has_annotations: whether any slide of the cohort has a file of them.
     home: address of the cohort's page, seen from a slide's.
   """
 
   predictions: Predictions
   decisions: Decisions
   settings: Mapping[str, Any]
+  has_annotations: bool = False
   home: str = "../../index.html"
 
 
@@ -248,7 +250,7 @@ def _where(row: Row, drawn: Drawn, context: Context) -> str:
     "nothing about how probable anything is.",
   )
   return (
-    f"{_compared(drawn)}{slide_stage.keys(drawn)}"
+    f"{_compared(drawn, context)}{slide_stage.keys(drawn)}"
     f'<div class="pair">{slide}{probability}</div>'
     f'<div class="pair">{contribution}<div>{_reading(drawn, context)}</div>'
     "</div><details><summary>Attention by rank in this slide (for display "
@@ -256,11 +258,17 @@ def _where(row: Row, drawn: Drawn, context: Context) -> str:
   )
 
 
-def _compared(drawn: Drawn) -> str:
-  """What people drew, and how much of it regions cover; '' without a file."""
+def _compared(drawn: Drawn, context: Context) -> str:
+  """What people drew, and how much of it regions cover."""
   found = drawn.annotated
   if found is None:
-    return ""
+    # A file that cannot be read is one of the notes above.
+    if drawn.notes or not context.has_annotations:
+      return ""
+    return (
+      "<p>This slide has no file of annotations, others of the cohort have. "
+      "That says nothing about what is on it.</p>"
+    )
   if not found.area_mm2:
     text = "nothing with an area is drawn in it, or it is smaller than a pixel."
   else:
