@@ -45,7 +45,7 @@ def _train_smoke_encoder(config) -> str:
 def main(_: list[str]) -> None:
   """Starts up, checks the config, and runs its job."""
   from wsiseq_jax import config as configs
-  from wsiseq_jax import launch, tasks
+  from wsiseq_jax import jobs, launch, tasks
 
   if not flags.FLAGS["verbosity"].present:
     # Libraries log each file they write; --verbosity=0 brings that back.
@@ -54,8 +54,8 @@ def main(_: list[str]) -> None:
   launch.start(saves_on_sigterm=config.job == "train")
   with launch.ending_together():
     try:
-      configs.check_job(config)
-      if config.job not in configs.OWN_CONFIGS:
+      jobs.check(config)
+      if config.job not in jobs.OWN_CONFIGS:
         configs.validate(config, tasks.get(config.task).CHECKS)
       if config.data.get("path") == "synthetic":
         kind = "smoke_labels" if config.job == "probe" else "smoke_data"
@@ -65,8 +65,7 @@ def main(_: list[str]) -> None:
           config.data.path = str(maker.make_shards(folder))
         if config.job == "probe" and not config.checkpoint.path:
           config.checkpoint.path = _train_smoke_encoder(config)
-      module, function = configs.JOBS[config.job]
-      getattr(importlib.import_module(module), function)(config)
+      jobs.run(config)
     except (ValueError, FileNotFoundError) as error:
       # The message is for whoever wrote the config; --verbosity=1 shows where.
       if flags.FLAGS.verbosity > 0:

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from configs import videomae as videomae_config
 from wsiseq_jax import config as configs
-from wsiseq_jax import tasks
+from wsiseq_jax import jobs, tasks
 from wsiseq_jax.tasks import videomae
 
 
@@ -164,7 +164,7 @@ def test_unknown_task_names_the_nearest():
 )
 def test_job_of_another_config(module, job, words):
   config = importlib.import_module(f"configs.{module}").get_config("smoke")
-  configs.check_job(config)
+  jobs.check(config)
   config.job = job
   with pytest.raises(ValueError, match=words):
-    configs.check_job(config)
+    jobs.check(config)

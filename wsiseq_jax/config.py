@@ -22,31 +22,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from wsiseq_jax import jobs
+
 Check = Callable[[Any], str | None]
-
-# Where each job is; imported when it is needed.
-JOBS: Mapping[str, tuple[str, str]] = {
-  "train": ("wsiseq_jax.train", "train"),
-  "evaluate": ("wsiseq_jax.evaluate", "run_evaluate"),
-  "embed": ("wsiseq_jax.evaluate", "run_embed"),
-  "report": ("wsiseq_jax.evals.report_job", "report_job"),
-  "probe": ("wsiseq_jax.probe", "probe"),
-  "aot": ("wsiseq_jax.aot", "aot"),
-  "embed_tiles": ("wsiseq_jax.embed_tiles", "run"),
-  "mil": ("wsiseq_jax.mil.job", "mil"),
-  "mil_predict": ("wsiseq_jax.mil.predict", "mil_predict"),
-  "mil_report": ("wsiseq_jax.mil.report_job", "mil_report"),
-}
-
-# Jobs that are no part of a pretraining experiment have configs of their own:
-# the file, and a block that tells it from the others.
-OWN_CONFIGS: Mapping[str, tuple[str, str]] = {
-  "probe": ("configs/probe.py", "probe"),
-  "embed_tiles": ("configs/embed_tiles.py", "tiles"),
-  "mil": ("configs/mil.py", "folds"),
-  "mil_predict": ("configs/mil.py", "folds"),
-  "mil_report": ("configs/mil_report.py", "report"),
-}
 
 # Keys that may differ between a checkpoint and the run that resumes it: where
 # things lie and how fast they go, not what is computed. `mesh` and `remat`
@@ -182,7 +160,7 @@ def _rules(value: Any) -> str | None:
 
 
 COMMON: Mapping[str, Check] = {
-  "job": one_of(*(job for job in JOBS if job not in OWN_CONFIGS)),
+  "job": one_of(*(job for job in jobs.JOBS if job not in jobs.OWN_CONFIGS)),
   "task": text(),
   "workdir": text(),
   "seed": integer(0),
@@ -242,37 +220,6 @@ def flatten(
     else:
       flat[prefix + key] = value
   return flat
-
-
-def check_job(config: ConfigDict, job: str = "") -> None:
-  """Checks that there is such a job, and that the config is one for it.
-
-  Args:
-    config: the experiment.
-    job: the job; '' is the one that the config names.
-
-  Raises:
-    ValueError: says which jobs there are, or which config to take.
-  """
-  job = job or config.job
-  if job not in JOBS:
-    near = difflib.get_close_matches(str(job), JOBS, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(
-      f"config.job = {job!r}: must be {one_of(*JOBS)(job)}{hint}"
-    )
-  file, block = OWN_CONFIGS.get(job, ("", "task"))
-  is_pretraining = "task" in config
-  if block in config and is_pretraining == (job not in OWN_CONFIGS):
-    return
-  if file:
-    raise ValueError(
-      f"config.job = {job!r} has a config of its own: --config={file}"
-    )
-  raise ValueError(
-    f"config.job = {job!r} is part of an experiment such as "
-    "--config=configs/videomae.py or --config=configs/contrastive.py"
-  )
 
 
 def validate(config: ConfigDict, task_checks: Mapping[str, Check]) -> None:

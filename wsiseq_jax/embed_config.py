@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from data_prep import tile_job, tiles, tissue
 from wsiseq_jax import config as configs
-from wsiseq_jax import launch
+from wsiseq_jax import jobs, launch
 from wsiseq_jax.encoders import Encoder
 
 # Features at another scale than the encoder's are worth a word from here on.
@@ -51,7 +51,7 @@ def validate(config: ConfigDict) -> None:
   Raises:
     ValueError: all that is wrong.
   """
-  configs.check_job(config, "embed_tiles")
+  jobs.check(config, "embed_tiles")
   rest = {key: config[key] for key in config if key != "encoder"}
   configs.check_keys(ConfigDict(rest), CHECKS)
   if "encoder" not in config:

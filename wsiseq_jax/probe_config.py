@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from wsiseq_jax import config as configs
+from wsiseq_jax import jobs
 
 KINDS = ("linear", "knn", "attentive", "pooling", "fine_tune", "supervised")
 # Nothing in these is random but which labels they are given.
@@ -88,7 +89,7 @@ def validate(config: ConfigDict) -> None:
   Raises:
     ValueError: all that is wrong.
   """
-  configs.check_job(config, "probe")
+  jobs.check(config, "probe")
   configs.check_keys(config, CHECKS)
   if bool(config.data.tfds) == bool(config.data.path):
     raise ValueError(

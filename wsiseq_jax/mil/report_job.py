@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from data_prep import atomic_files, inputs, tissue
 from data_prep.inputs import SlideEntry
 from wsiseq_jax import config as configs
-from wsiseq_jax import csv_files, launch
+from wsiseq_jax import csv_files, jobs, launch
 from wsiseq_jax.evals import heatmaps, regions
 from wsiseq_jax.mil import (
   cohort_page,
@@ -130,7 +130,7 @@ def validate(config: ConfigDict) -> None:
   Raises:
     ValueError: all that is wrong.
   """
-  configs.check_job(config, "mil_report")
+  jobs.check(config, "mil_report")
   configs.check_keys(config, CHECKS)
   if not config.workdir:
     raise ValueError(

@@ -6,6 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from wsiseq_jax import config as configs
+from wsiseq_jax import jobs
 from wsiseq_jax.mil import class_weights, cohort
 from wsiseq_jax.models import mil_config
 
@@ -96,7 +97,7 @@ def validate(config: ConfigDict) -> None:
   Raises:
     ValueError: all that is wrong.
   """
-  configs.check_job(config, "mil")
+  jobs.check(config, "mil")
   configs.check_keys(config, CHECKS)
   problems = []
   if not config.workdir:
