@@ -121,6 +121,12 @@ def test_only_what_is_new_is_computed(tmp_path, data, checkpoint, monkeypatch):
   config.probe.seeds = (0, 1, 2)
   probe.probe(config)
   assert calls == [12]
+  monkeypatch.setitem(probe.VERSIONS, "linear", 99)
+  probe.probe(config)
+  assert calls == [12]
+  monkeypatch.setitem(probe.VERSIONS, "knn", 99)
+  probe.probe(config)
+  assert len(calls) == 1 + 4  # three seeds at a quarter, one with all labels
 
 
 def test_another_checkpoint_has_other_features(

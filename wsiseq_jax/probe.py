@@ -40,6 +40,17 @@ from wsiseq_jax.evals.label_table import SPLITS
 from wsiseq_jax.evals.samples import Outcome, Samples, Target
 from wsiseq_jax.probe_config import DETERMINISTIC, ON_PIXELS, ON_TOKENS
 
+# Raised when a probe computes something else than before, so that finished rows
+# are computed again.
+VERSIONS = {
+  "linear": 1,
+  "knn": 1,
+  "attentive": 2,
+  "pooling": 2,
+  "fine_tune": 1,
+  "supervised": 1,
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -183,6 +194,7 @@ def _stamp(job: Job, row: Row) -> str:
     "splits": [data[f"{role}_split"] for role in SPLITS],
     "target": dataclasses.asdict(row.target),
     "row": [row.kind, row.fraction, row.seed],
+    "version": VERSIONS[row.kind],
   }
   if row.kind in ON_TOKENS:
     used["head"] = config["head"]
