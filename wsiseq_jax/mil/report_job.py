@@ -172,7 +172,7 @@ def write_report(config: ConfigDict) -> Written:
       config.report.threshold_from, config.report.threshold
     ),
     settings["report"],
-    has_annotations=bool(drawn_by_people),
+    annotated=frozenset(drawn_by_people),
   )
   link = _sequence_report(config, workdir, out)
   work = report_work.Work(

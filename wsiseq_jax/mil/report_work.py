@@ -91,7 +91,7 @@ class Work:
       k: v for k, v in self.context.settings.items() if k not in _OF_COHORT
     }
     data = {key: self.data[key] for key in ("default_mpp", "reader")}
-    data["has_annotations"] = self.context.has_annotations
+    data["has_annotations"] = bool(self.annotations)
     drawn = self.annotations.get(name)
     if drawn is not None:
       groups = [list(self.data[key]) for key in _GROUPS]

@@ -38,14 +38,14 @@ class Context:
     predictions: of the cohort.
     decisions: how they become words.
     settings: `config.report`.
-    has_annotations: whether any slide of the cohort has a file of them.
+    annotated: slides that have a file of annotations.
     home: address of the cohort's page, seen from a slide's.
   """
 
   predictions: Predictions
   decisions: Decisions
   settings: Mapping[str, Any]
-  has_annotations: bool = False
+  annotated: frozenset[str] = frozenset()
   home: str = "../../index.html"
 
 
@@ -250,7 +250,7 @@ def _where(row: Row, drawn: Drawn, context: Context) -> str:
     "nothing about how probable anything is.",
   )
   return (
-    f"{_compared(drawn, context)}{slide_stage.keys(drawn)}"
+    f"{_compared(row, drawn, context)}{slide_stage.keys(drawn)}"
     f'<div class="pair">{slide}{probability}</div>'
     f'<div class="pair">{contribution}<div>{_reading(drawn, context)}</div>'
     "</div><details><summary>Attention by rank in this slide (for display "
@@ -258,12 +258,12 @@ def _where(row: Row, drawn: Drawn, context: Context) -> str:
   )
 
 
-def _compared(drawn: Drawn, context: Context) -> str:
+def _compared(row: Row, drawn: Drawn, context: Context) -> str:
   """What people drew, and how much of it regions cover."""
   found = drawn.annotated
   if found is None:
-    # A file that cannot be read is one of the notes above.
-    if drawn.notes or not context.has_annotations:
+    # A file that cannot be read is among the notes above.
+    if not context.annotated or row.slide_id in context.annotated:
       return ""
     return (
       "<p>This slide has no file of annotations, others of the cohort have. "
