@@ -21,7 +21,6 @@ of `pretrain_step.py`. Writes `contrastive_step_<backend>.json`.
 
 import argparse
 import json
-import statistics
 import sys
 
 import harness
@@ -33,13 +32,11 @@ METHODS = ("csimclr", "cvrl", "csimclr_te", "tvrl", "ltn", "clm")
 def measure(options) -> dict:
   """The step of one method."""
   import jax
-  import numpy as np
   from absl import flags as absl_flags
 
   absl_flags.FLAGS.mark_as_parsed()
   from configs import contrastive
-  from wsiseq_jax import aot, flops, train, train_setup
-  from wsiseq_jax.data import loader
+  from wsiseq_jax import flops
   from wsiseq_jax.tasks import contrastive as task
 
   config = contrastive.get_config(options.method)
@@ -47,15 +44,7 @@ def measure(options) -> dict:
   config.data.batch_size = options.batch
   if jax.default_backend() == "cpu":
     config.model.dtype = "float32"
-  devices = jax.devices()[:1]
-  source = aot.ReferenceRecords()
-  run = train_setup.build(task.resolve(config), source, None, devices)
-  step = train.make_train_step(run)
-  row = loader.load(source, 0)
-  noise = np.random.default_rng(0)
-  row["panels"] = noise.integers(0, 256, row["panels"].shape, np.uint8)
-  batch = jax.device_put(loader.stack([row] * options.batch), devices[0])
-  state = train_setup.first_state(run)
+  run, step, state, batch = pretrain_step.ready(task.resolve(config))
 
   def one():
     nonlocal state
@@ -63,11 +52,9 @@ def measure(options) -> dict:
     jax.block_until_ready(metrics)
 
   seconds = pretrain_step.median_seconds(one, options.steps)
-  memory = devices[0].memory_stats() or {}
-  peak = memory.get("peak_bytes_in_use", pretrain_step.peak_of_process())
   return {
     "seconds": seconds,
-    "peak_bytes": peak,
+    "peak_bytes": pretrain_step.peak_bytes(),
     "flops_per_clip": flops.contrastive_step_flops(run.task.setup.model),
     "clips": options.batch * run.task.clips_per_record,
   }
@@ -75,19 +62,12 @@ def measure(options) -> dict:
 
 def summarise(rounds: list[dict], rate: float) -> dict:
   """Medians over rounds, and what follows from them."""
-  good = [r for r in rounds if "failed" not in r]
-  if not good:
+  first = next((r for r in rounds if "failed" not in r), None)
+  if first is None:
     return rounds[0]
-  seconds = statistics.median(r["seconds"] for r in good)
-  clips, flops = good[0]["clips"], good[0]["flops_per_clip"]
-  return {
-    "clips_per_s": round(clips / seconds, 2),
-    "seconds": round(seconds, 4),
-    "seconds_of_rounds": [round(r["seconds"], 4) for r in good],
-    "GFLOP_per_clip": round(flops / 1e9, 2),
-    "mfu": round(flops * clips / seconds / rate, 3),
-    "peak_GB": round(max(r["peak_bytes"] for r in good) / 1e9, 2),
-  }
+  clips, flops = first["clips"], first["flops_per_clip"]
+  found = pretrain_step.summarise(rounds, clips, flops, rate)
+  return {"GFLOP_per_clip": round(flops / 1e9, 2), **found}
 
 
 def main() -> None:

@@ -62,6 +62,28 @@ def call(
     raise SystemExit(f"{' '.join(arguments)} failed ({done.returncode}){where}")
 
 
+def prepare_slides(
+  work: pathlib.Path, slides: str, table: str, *options: str
+) -> None:
+  """Cuts sequences of demo size out of slides, into the folder `work/prep`.
+
+  Args:
+    work: also gets the log.
+    slides: a folder of slides.
+    table: the CSV that describes them.
+    *options: more settings, `--config...`.
+  """
+  call(
+    "-m", "data_prep",
+    "--config=configs/prep_wsi.py:demo",
+    f"--config.slides={pathlib.Path(slides).resolve()}",
+    f"--config.table={pathlib.Path(table).resolve()}",
+    f"--config.out={work / 'prep'}",
+    *options,
+    log=work / "log.txt", good=SOME_REFUSED,
+  )  # fmt: skip
+
+
 def run_variant(
   script: str, python: str, options: dict[str, Any], **environ: str
 ) -> dict[str, Any]:

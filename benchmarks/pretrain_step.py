@@ -83,16 +83,47 @@ def measure_matmul(options) -> dict:
   }
 
 
+def ready(config):
+  """A resolved config's run, training step, first state, and a batch.
+
+  All on one device; the records are noise in the shape of the drift recipe's.
+  """
+  import jax
+  import numpy as np
+
+  from wsiseq_jax import aot, train, train_setup
+  from wsiseq_jax.data import loader
+
+  source, devices = aot.ReferenceRecords(), jax.devices()[:1]
+  run = train_setup.build(config, source, None, devices)
+  row = loader.load(source, 0)
+  noise = np.random.default_rng(0)
+  row["panels"] = noise.integers(0, 256, row["panels"].shape, np.uint8)
+  batch = loader.stack([row] * config.data.batch_size)
+  return (
+    run,
+    train.make_train_step(run),
+    train_setup.first_state(run),
+    jax.device_put(batch, devices[0]),
+  )
+
+
+def peak_bytes() -> int:
+  """Most memory in use so far: of the device, on a CPU of the process."""
+  import jax
+
+  memory = jax.devices()[0].memory_stats() or {}
+  return memory.get("peak_bytes_in_use", peak_of_process())
+
+
 def measure_jax(options) -> dict:
   """Our own step."""
   import jax
-  import numpy as np
   from absl import flags
 
   flags.FLAGS.mark_as_parsed()
   from configs import videomae
-  from wsiseq_jax import aot, flops, train, train_setup
-  from wsiseq_jax.data import loader
+  from wsiseq_jax import flops
   from wsiseq_jax.tasks import videomae as task
 
   config = videomae.get_config("base")
@@ -103,15 +134,7 @@ def measure_jax(options) -> dict:
   config.model.dtype = "bfloat16" if is_gpu else "float32"
   if options.remat:
     config.model.remat = options.remat
-  source = aot.ReferenceRecords()
-  devices = jax.devices()[:1]
-  run = train_setup.build(task.resolve(config), source, None, devices)
-  step = train.make_train_step(run)
-  row = loader.load(source, 0)
-  noise = np.random.default_rng(0)
-  row["panels"] = noise.integers(0, 256, row["panels"].shape, np.uint8)
-  batch = jax.device_put(loader.stack([row] * options.batch), devices[0])
-  state = train_setup.first_state(run)
+  run, step, state, batch = ready(task.resolve(config))
   if options.variant == "jax_model":
     step, batch = model_step(run, batch)
 
@@ -121,11 +144,10 @@ def measure_jax(options) -> dict:
     jax.block_until_ready(metrics)
 
   seconds = median_seconds(one, options.steps)
-  memory = devices[0].memory_stats() or {}
   mask = run.task.setup.mask
   return {
     "seconds": seconds,
-    "peak_bytes": memory.get("peak_bytes_in_use", peak_of_process()),
+    "peak_bytes": peak_bytes(),
     "flops_per_clip": flops.videomae_step_flops(
       run.task.setup.model, mask.visible, mask.decoded
     ),

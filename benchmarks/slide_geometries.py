@@ -45,15 +45,7 @@ MONITORS = ("loss", "top1", "clip_cosine", "frame_cosine", "feature_std")
 
 def prepare(work, slides, table, options):
   """Cuts the sequences of a geometry; returns how many."""
-  harness.call(
-    "-m", "data_prep",
-    "--config=configs/prep_wsi.py:demo",
-    f"--config.slides={pathlib.Path(slides).resolve()}",
-    f"--config.table={pathlib.Path(table).resolve()}",
-    f"--config.out={work / 'prep'}",
-    *options,
-    log=work / "log.txt", good=harness.SOME_REFUSED,
-  )  # fmt: skip
+  harness.prepare_slides(work, slides, table, *options)
   info = json.loads((work / "prep/shards/dataset_info.json").read_text())
   return sum(
     int(length) for split in info["splits"] for length in split["shardLengths"]

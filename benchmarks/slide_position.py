@@ -160,17 +160,12 @@ def main():
   work = pathlib.Path(args.work).resolve()
   with open(args.table) as file:
     table = {row["slide_id"]: row for row in csv.DictReader(file)}
-  harness.call(
-    "-m", "data_prep",
-    "--config=configs/prep_wsi.py:demo",
-    f"--config.slides={pathlib.Path(args.slides).resolve()}",
-    f"--config.table={pathlib.Path(args.table).resolve()}",
-    f"--config.out={work / 'prep'}",
+  harness.prepare_slides(
+    work, args.slides, args.table,
     "--config.sequence.geometry=walk", "--config.sequence.frames=12",
     "--config.sequence.step_um=0.0", "--config.sequence.spacing_um=250.0",
     "--config.sequence.max_centres=32",
     "--config.sequence.all_headings=False",
-    log=work / "log.txt", good=harness.SOME_REFUSED,
   )  # fmt: skip
   rows = []
   for seed in range(args.seeds):
