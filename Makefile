@@ -18,8 +18,9 @@ SLIDES ?=
 TESTS ?=
 
 slides := $(or $(SLIDES),$(OUT)/slides)
-# Large buffers in huge pages: a training step on a CPU is 5 to 10 % faster.
-run := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(PY) main.py --config=configs/videomae.py:demo \
+# Large buffers in huge pages, see docs/launch.md.
+run := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
+  $(PY) main.py --config=configs/videomae.py:demo \
   --config.workdir=$(OUT)/run --config.data.path=$(OUT)/prep/shards
 
 .PHONY: demo test aot lint
