@@ -26,7 +26,7 @@ run := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
 .PHONY: demo test aot lint
 
 demo: $(INSTALLED)
-	$(if $(SLIDES),,$(PY) -m data_prep.synthetic --out=$(OUT)/slides --slides=6)
+	$(if $(SLIDES),,$(PY) -m data_prep.synthetic.slides --out=$(OUT)/slides --slides=6)
 	@# Exit code 3: finished, some slides were refused; the report lists them.
 	$(PY) -m data_prep --config=configs/prep_wsi.py:demo \
 	  --config.slides=$(slides) --config.out=$(OUT)/prep || [ $$? -eq 3 ]

@@ -59,7 +59,7 @@ def main(_: list[str]) -> None:
         configs.validate(config, tasks.get(config.task).CHECKS)
       if config.data.get("path") == "synthetic":
         kind = "smoke_labels" if config.job == "probe" else "smoke_data"
-        maker = importlib.import_module(f"configs.{kind}")
+        maker = importlib.import_module(f"data_prep.synthetic.{kind}")
         folder = pathlib.Path(config.workdir, "data")
         with launch.main_first("synthetic data"):
           config.data.path = str(maker.make_shards(folder))

@@ -21,7 +21,8 @@ import jax
 from ml_collections import ConfigDict
 
 from configs import videomae
-from wsiseq_jax import aot, aot_report, launch
+from wsiseq_jax import launch
+from wsiseq_jax.tpu import aot, aot_report
 
 PRESETS = ("base", "large", "huge")
 TOPOLOGIES = ("v5e:16x16", "v5p:4x8x8", "v6e:16x16")

@@ -36,8 +36,8 @@ def measure(options) -> dict:
 
   absl_flags.FLAGS.mark_as_parsed()
   from configs import contrastive
-  from wsiseq_jax import flops
   from wsiseq_jax.tasks import contrastive as task
+  from wsiseq_jax.tpu import flops
 
   config = contrastive.get_config(options.method)
   config.workdir = "."

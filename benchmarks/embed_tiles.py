@@ -29,8 +29,10 @@ import harness
 import jax
 
 from configs import embed_tiles as presets
-from data_prep import inputs, tile_job, tiles
-from wsiseq_jax import embed_config, embed_tiles, encoders
+from data_prep.wsi import find, tile_stream, tiles
+from wsiseq_jax import encoders
+from wsiseq_jax.encoders import embed_tiles
+from wsiseq_jax.encoders import settings as embed_config
 
 
 def make_config(options: argparse.Namespace, name: str, workdir: str):
@@ -71,13 +73,13 @@ def time_reading(options: argparse.Namespace, tile_px: int = 224) -> dict:
   """Reads the same tiles, and does nothing with them."""
   with tempfile.TemporaryDirectory() as workdir:
     config = make_config(options, "resnet50", workdir)
-    settings = tile_job.Settings(
+    settings = tile_stream.Settings(
       tile_px, tile_px, config.tiles.to_dict(), config.tissue.to_dict()
     )
-    entries, errors = inputs.find_slides(str(options.slide))
+    entries, errors = find.find_slides(str(options.slide))
     if errors:
       raise SystemExit(errors[0].message)
-    events = tile_job.events(
+    events = tile_stream.events(
       entries, settings, workdir, options.batch, options.threads
     )
     count, start = 0, time.perf_counter()

@@ -93,7 +93,7 @@ def main() -> int:
   )
   parser.add_argument("--result", default="", help="JSON file to write")
   args = parser.parse_args()
-  from data_prep import synthetic
+  from data_prep.synthetic import slides as synthetic
 
   generator = random.Random(args.seed)
   with tempfile.TemporaryDirectory() as folder:

@@ -80,7 +80,7 @@ def main() -> None:
   parser.add_argument("--kills", type=int, default=5)
   parser.add_argument("--seed", type=int, default=0)
   options = parser.parse_args()
-  from configs import smoke_data
+  from data_prep.synthetic import smoke_data
 
   rng = random.Random(options.seed)
   with tempfile.TemporaryDirectory() as scratch:

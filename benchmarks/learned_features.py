@@ -28,8 +28,9 @@ import frozen_features
 import harness
 import numpy as np
 
-from data_prep import records, synthetic
-from wsiseq_jax.evals import clustering
+from data_prep import records
+from data_prep.synthetic import slides
+from wsiseq_jax.search import clustering
 
 MASKS = ("tissue", "tube")
 
@@ -57,7 +58,7 @@ def labels_of(arrays, truth_folder):
   """Tissue type of each sequence; -1 where fewer than 60 % of frames agree."""
   frames = np.full(arrays["frame_level0_xy"].shape[:2], -1)
   for slide in np.unique(arrays["slide_id"]):
-    truth = synthetic.Truth.load(truth_folder / f"{slide}.npz")
+    truth = slides.Truth.load(truth_folder / f"{slide}.npz")
     for i in np.flatnonzero(arrays["slide_id"] == slide):
       frames[i] = truth.tissue_type(arrays["frame_level0_xy"][i])
   return clustering.majority_label(frames, least_share=0.6)
@@ -81,7 +82,7 @@ def main():
   parser.add_argument("--steps", type=int, default=500)
   args = parser.parse_args()
   work = pathlib.Path(args.work).resolve()
-  synthetic.make_cohort(work / "slides", args.slides, args.patients)
+  slides.make_cohort(work / "slides", args.slides, args.patients)
   harness.call(
     "-m",
     "data_prep",
@@ -130,7 +131,7 @@ def main():
     "slides": args.slides,
     "patients": args.patients,
     "sequences": {
-      synthetic.texture.TISSUE_TYPES[k]: int(n)
+      slides.texture.TISSUE_TYPES[k]: int(n)
       for k, n in zip(names, counts, strict=True)
     },
     "summary": frozen_features.summarise(rows, ("nmi", "balanced_accuracy")),

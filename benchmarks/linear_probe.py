@@ -30,8 +30,9 @@ import numpy as np
 import sklearn
 from sklearn import exceptions, linear_model
 
-from wsiseq_jax.evals import classification, linear_probe, samples
-from wsiseq_jax.evals.samples import Samples, Target
+from wsiseq_jax.metrics import classification
+from wsiseq_jax.probe import linear, samples
+from wsiseq_jax.probe.samples import Samples, Target
 
 
 def make_split(rng, count, means, strength):
@@ -97,7 +98,7 @@ def main():
 
     def whole_probe():
       splits = [as_samples(paths[name]) for name in counts]
-      return splits, linear_probe.run(*splits, target)
+      return splits, linear.run(*splits, target)
 
     seconds, (splits, outcome) = timed(whole_probe)
   train, validation, test = splits
@@ -121,7 +122,7 @@ def main():
       train.features, validation.features, test.features
     )
     best = None
-    for penalty in linear_probe.PENALTIES:
+    for penalty in linear.PENALTIES:
       model = fit(x, train.labels, 1 / (penalty * len(x)))
       score = auroc(validation.labels, model.predict_proba(x_validation))
       if best is None or score > best[0]:

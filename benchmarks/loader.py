@@ -8,8 +8,8 @@ loader; and as their 16 training frames (every fourth) in 16 JPEGs of 336 x 336
 px, read through the same code. Same pixels, same JPEG settings, same process,
 in turns, so that the ratio of the rates does not depend on what else the
 machine does. A sequence is one clip. Without `--slide` the strips are drawn by
-data_prep/synthetic.py; with it they are cut from the slide's middle, from
-places that are not glass.
+data_prep/synthetic/slides.py; with it they are cut from the slide's middle,
+from places that are not glass.
 
 "decoded" is the loader's whole work: read, parse, decode, batch.
 """
@@ -35,7 +35,8 @@ QUALITY = {"quality": 90, "colorsubsampling": "420"}
 
 def pictures_of(slide: str, scratch: pathlib.Path, count: int):
   """Strips of tissue, uint8 [336, 1096, 3], from the middle outwards."""
-  from data_prep import slides, synthetic
+  from data_prep.synthetic import slides as synthetic
+  from data_prep.wsi import slides
 
   if not slide:
     synthetic.make_cohort(scratch / "slides", slides=1, patients=1)

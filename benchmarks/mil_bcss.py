@@ -30,9 +30,9 @@ from sklearn import linear_model, metrics
 
 from wsiseq_jax import encoders
 from wsiseq_jax.data import feature_files
+from wsiseq_jax.data.bags import Bags
 from wsiseq_jax.mil import fit
-from wsiseq_jax.mil.bags import Bags
-from wsiseq_jax.models.mil_config import MilConfig
+from wsiseq_jax.models.mil.config import MilConfig
 
 REGIONS = ("1008", "1015")
 TILE, CROP = 128, 3

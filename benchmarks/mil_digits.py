@@ -38,9 +38,9 @@ import numpy as np
 from sklearn import datasets, metrics
 
 from wsiseq_jax.data import feature_files
+from wsiseq_jax.data.bags import Bags
 from wsiseq_jax.mil import fit
-from wsiseq_jax.mil.bags import Bags
-from wsiseq_jax.models.mil_config import MilConfig
+from wsiseq_jax.models.mil.config import MilConfig
 
 PARTS = {"train": 200, "val": 100, "test": 200}
 SHARES = {"train": 1 / 2, "val": 1 / 6, "test": 1 / 3}

@@ -28,7 +28,7 @@ from scipy import stats
 from sklearn import metrics
 
 from wsiseq_jax.data import feature_files
-from wsiseq_jax.mil.tile_map import TileMap
+from wsiseq_jax.maps.tile_map import TileMap
 
 
 def tiles_of(known, slide, features):

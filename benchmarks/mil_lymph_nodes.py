@@ -2,9 +2,10 @@ r"""Which bag model finds metastases, with which features, from slide labels.
 
     python benchmarks/mil_lymph_nodes.py --work=out/mil_lymph_nodes
 
-Slides of lymph nodes are drawn (`data_prep/synthetic_lymph.py`: 60 slides of 40
-patients, 24 with tumour, micrometastases cover about 1 % of the tissue), cut
-into tiles of 112 um, and every preset of `configs/mil.py` learns from the
+Slides of lymph nodes are drawn (`data_prep/synthetic/lymph/nodes.py`: 60
+slides of 40 patients, 24 with tumour, micrometastases cover about 1 % of the
+tissue), cut into tiles of 112 um, and every preset of `configs/mil.py`
+learns from the
 labels of slides alone: folds grouped by patient, five seeds. Features:
 
 - `resnet50_trunc, random weights`: a network that has seen nothing; with
@@ -27,8 +28,9 @@ Scores, each of all slides by models that did not know them, mean and deviation
 over seeds:
 
 - slide AUROC, and the same of macro, micro and itc slides against the normal;
-- FROC by the definition of Camelyon16 (`wsiseq_jax/evals/froc.py`), on masks of
-  2.4 um a pixel, from what tiles say by themselves (`probability` of the maps),
+- FROC by the definition of Camelyon16 (`wsiseq_jax/metrics/froc.py`), on
+  masks of 2.4 um a pixel, from what tiles say by themselves (`probability` of
+  the maps),
   points by non-maximum suppression of 170 um without a threshold;
 - tile AUROC: tiles with at least a quarter of tumour against those with none.
 
@@ -53,11 +55,12 @@ import numpy as np
 
 from configs import embed_tiles as embed_config
 from configs import mil as mil_config
-from data_prep import synthetic_lymph
-from wsiseq_jax import embed_tiles, encoders
+from data_prep.synthetic.lymph import nodes
+from wsiseq_jax import encoders
 from wsiseq_jax.data import feature_files
-from wsiseq_jax.mil import job, maps, results
-from wsiseq_jax.mil.tile_map import TileMap
+from wsiseq_jax.encoders import embed_tiles
+from wsiseq_jax.maps.tile_map import TileMap
+from wsiseq_jax.mil import job, results, write_maps
 
 TILE_UM = 112.0
 SEQUENCE_MPP = 2.0
@@ -65,7 +68,7 @@ SEQUENCE_MPP = 2.0
 
 def pretrain(work, slides, steps):
   """A sequence encoder from slides that are not in the cohort; its workdir."""
-  synthetic_lymph.make_cohort(work / "other_slides", slides, seed=1)
+  nodes.make_cohort(work / "other_slides", slides, seed=1)
   harness.call(
     "-m", "data_prep", "--config=configs/prep_wsi.py:demo",
     f"--config.slides={work / 'other_slides'}",
@@ -160,7 +163,7 @@ def experiment(args, work, known, name, features, preset):
     # Maps of the job are means over seeds; here each seed has its own.
     place = folder / f"seed_{seed}"
     place.mkdir(exist_ok=True)
-    maps.write(
+    write_maps.write(
       place, all_runs.cohort, all_runs.bags, all_runs.trainer, mine,
       folder / "models", "tumor",
     )  # fmt: skip
@@ -199,7 +202,7 @@ def main():
   parser.add_argument("--out", default=harness.RESULTS / "mil_lymph_nodes.json")
   args = parser.parse_args()
   work = pathlib.Path(args.work).resolve()
-  synthetic_lymph.make_cohort(work / "slides", args.slides, seed=0)
+  nodes.make_cohort(work / "slides", args.slides, seed=0)
   known = lymph.read_truth(work)
   resnet = {"name": "resnet50_trunc", "tile_px": round(TILE_UM)}
   resnet |= (

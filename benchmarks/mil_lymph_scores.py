@@ -15,11 +15,13 @@ from sklearn import (
   preprocessing,
 )
 
-from data_prep import annotations, synthetic
-from data_prep import synthetic_lymph_truth as truths
+from data_prep.synthetic import slides as synthetic
+from data_prep.synthetic.lymph import truth as truths
+from data_prep.wsi import annotations
 from wsiseq_jax.data import feature_files
-from wsiseq_jax.evals import detections, froc
-from wsiseq_jax.mil.tile_map import TileMap
+from wsiseq_jax.maps import detections
+from wsiseq_jax.maps.tile_map import TileMap
+from wsiseq_jax.metrics import froc
 
 RADIUS_UM = 170.0  # between detections; lesions are as far apart
 LEAST_TUMOUR = 0.25  # of a tumour tile

@@ -9,7 +9,7 @@ One bag of features 1024 wide, gated attention as CLAM and ABMIL have it
 on the CPU. `forward` is without dropout and gradient; `step` is loss and
 gradient of all parameters, with dropout; no optimiser in either.
 
-    jax_additive, jax_gated   `wsiseq_jax/models/mil.py`
+    jax_additive, jax_gated   `wsiseq_jax/models/mil/__init__.py`
     jax_whole                 jax_gated, all tiles in one chunk, nothing
                               recomputed: what chunks are for
     torch_gated               the same written plainly in PyTorch
@@ -96,7 +96,8 @@ def measure_jax(options) -> dict:
   import jax
   import jax.numpy as jnp
 
-  from wsiseq_jax.models import mil, mil_heads
+  from wsiseq_jax.models import mil
+  from wsiseq_jax.models.mil import heads
 
   kind = options.variant.split("_")[1]
   is_whole = kind == "whole"
@@ -119,7 +120,7 @@ def measure_jax(options) -> dict:
     params = mil.init(jax.random.key(1), config)
   else:
     params = jax.tree.map(jnp.asarray, make_params())
-  head, label = mil_heads.Binary(), jnp.ones((1, 1))
+  head, label = heads.Binary(), jnp.ones((1, 1))
 
   def forward(params, bag, key):
     return mil.apply(params, config, bag).logits[0]

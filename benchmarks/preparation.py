@@ -31,13 +31,10 @@ import numpy as np
 import openslide
 
 from configs import prep_wsi
-from data_prep import (
-  geometry,
-  sequences,
-  shards,
-  slides,
-  tissue,
-)
+from data_prep import shards
+from data_prep.sequences import cut as sequences
+from data_prep.sequences import geometry
+from data_prep.wsi import slides, tissue
 
 FRAMES, STEP, WINDOW, REGION = 96, 8, 336, 2208
 

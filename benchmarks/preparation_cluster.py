@@ -28,7 +28,9 @@ import time
 import harness
 
 from configs import prep_wsi
-from data_prep import cluster, inputs, settings, slide_job
+from data_prep import cluster
+from data_prep.sequences import settings, slide_job
+from data_prep.wsi import find
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,7 @@ def measure(slides: str, repeats: int, workers: int) -> dict:
   settings.check_config(values)
   for name in ("parts", "qc"):
     (out / name).mkdir()
-  entries, _ = inputs.find_slides(slides, "")
+  entries, _ = find.find_slides(slides, "")
   jobs = []
   for number in range(repeats):
     for entry in entries:

@@ -22,7 +22,7 @@ as `make demo` has it; `--pages=small` measures without).
     clips/s = clips of a batch / seconds of a step
     MFU     = model FLOPs of a step / (seconds · measured matmul rate)
 
-Model FLOPs are those of `wsiseq_jax/flops.py`: 3 · forward − the patch
+Model FLOPs are those of `wsiseq_jax/tpu/flops.py`: 3 · forward − the patch
 embedding's unused gradient, matrix products only. The matmul rate is that of
 8192³ in bfloat16 (2048³ in float32 on a CPU), measured in this run. Peak memory
 is that of the device, or on a CPU of the process.
@@ -91,8 +91,10 @@ def ready(config):
   import jax
   import numpy as np
 
-  from wsiseq_jax import aot, train, train_setup
+  from wsiseq_jax import run as train_setup
+  from wsiseq_jax import train
   from wsiseq_jax.data import loader
+  from wsiseq_jax.tpu import aot
 
   source, devices = aot.ReferenceRecords(), jax.devices()[:1]
   run = train_setup.build(config, source, None, devices)
@@ -123,8 +125,8 @@ def measure_jax(options) -> dict:
 
   flags.FLAGS.mark_as_parsed()
   from configs import videomae
-  from wsiseq_jax import flops
   from wsiseq_jax.tasks import videomae as task
+  from wsiseq_jax.tpu import flops
 
   config = videomae.get_config("base")
   config.model.size = options.size
@@ -162,7 +164,7 @@ def model_step(run, batch):
 
   from wsiseq_jax.data import augment
   from wsiseq_jax.models import masking
-  from wsiseq_jax.tasks import videomae_losses
+  from wsiseq_jax.tasks.videomae import losses
 
   setup = run.task.setup
 
@@ -174,7 +176,7 @@ def model_step(run, batch):
     return clips, mask, batch["mask"]
 
   def loss(params, ready):
-    total, weight = videomae_losses.masked_loss(setup, params, *ready)
+    total, weight = losses.masked_loss(setup, params, *ready)
     return total / weight
 
   def step(state, ready):

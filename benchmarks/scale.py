@@ -84,7 +84,7 @@ def data_lines(folder: pathlib.Path) -> tuple[Corpus, list[str]]:
   each = made["ours_ms_per_sequence_median"]
   fixed = slide["seconds_a_slide"]
   native, other = (
-    tiles[name]["median"] for name in ("data_prep.tiled", "OpenSlide")
+    tiles[name]["median"] for name in ("data_prep.wsi.tiled", "OpenSlide")
   )
   slower = each + (other - native) / headings
   theirs = made["baseline_ms_per_sequence_median"]

@@ -1,6 +1,6 @@
 """Which methods see how fast something changes, and which only how it looks.
 
-Synthetic subjects (`data_prep.synthetic_series`) have labels that one picture
+Synthetic subjects (`data_prep.synthetic.series`) have labels that one picture
 shows (`last_size`, `shape`, `texture`: appearance) and labels for which one
 must know how much time passed between pictures (`growth_rate`, `growth`: rate).
 Every method is pretrained on the training subjects without labels, with
@@ -37,7 +37,7 @@ import harness
 import numpy as np
 from scipy import stats
 
-from data_prep import synthetic_series
+from data_prep.synthetic import series
 
 METHODS = {
   "cvrl": "configs/contrastive.py:cvrl,demo",
@@ -155,10 +155,10 @@ def summarise(values):
 
 def ceilings(count):
   """R2 of the growth rate from true sizes, without and with times."""
-  subjects = synthetic_series.make_subjects(count, seed=0)
+  subjects = series.make_subjects(count, seed=0)
   return {
-    "time_blind_r2": synthetic_series.time_blind_r2(subjects),
-    "time_aware_r2": synthetic_series.time_aware_r2(subjects),
+    "time_blind_r2": series.time_blind_r2(subjects),
+    "time_aware_r2": series.time_aware_r2(subjects),
   }
 
 
@@ -216,7 +216,7 @@ def main():
   args = parser.parse_args()
   work = pathlib.Path(args.work).resolve()
   harness.call(
-    "-m", "data_prep.synthetic_series",
+    "-m", "data_prep.synthetic.series",
     f"--out={work / 'series'}", f"--subjects={args.subjects}",
     log=work / "log.txt",
   )  # fmt: skip

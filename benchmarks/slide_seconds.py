@@ -25,7 +25,8 @@ import time
 import harness
 
 from configs import prep_wsi
-from data_prep import inputs, settings, slide_job
+from data_prep.sequences import settings, slide_job
+from data_prep.wsi import find
 
 FEW = 4
 
@@ -40,7 +41,7 @@ def seconds(slide: str, centres: int) -> tuple[int, float]:
     settings.check_config(values)
     for name in ("parts", "qc"):
       (pathlib.Path(out) / name).mkdir()
-    (entry,), _ = inputs.find_slides(slide, "")
+    (entry,), _ = find.find_slides(slide, "")
     job = slide_job.Job(entry, values, out, (float("nan"),), "")
     begin = time.process_time()
     outcome = slide_job.process(job)

@@ -29,8 +29,8 @@ import numpy as np
 import openslide
 import simplejpeg
 
-from data_prep import tissue
-from data_prep.slides import Slide
+from data_prep.wsi import tissue
+from data_prep.wsi.slides import Slide
 
 REGION_PX, REGION_MPP = 2208, 0.25
 
@@ -101,7 +101,7 @@ def time_tiles(path: pathlib.Path, repeats: int) -> dict:
       "simplejpeg, fast upsampling": lambda c, r: simplejpeg.decode_jpeg(
         raw(c, r), strict=True, fastupsample=True
       ),
-      "data_prep.tiled": lambda c, r: pyramid.tile(0, c, r),
+      "data_prep.wsi.tiled": lambda c, r: pyramid.tile(0, c, r),
     }
     reference = [with_openslide(*tile).astype(np.int16) for tile in tiles]
     rows = {}
@@ -150,7 +150,7 @@ def time_regions(path: pathlib.Path, repeats: int, count: int) -> dict:
         slide._pyramid.clear()
       return slide.read_region(centre, (REGION_PX, REGION_PX), REGION_MPP)
 
-    times = {"data_prep.tiled": [], "OpenSlide": []}
+    times = {"data_prep.wsi.tiled": [], "OpenSlide": []}
     difference, decoded = [], []
     for centre in centres:
       before = ours._pyramid.decoded
@@ -159,7 +159,7 @@ def time_regions(path: pathlib.Path, repeats: int, count: int) -> dict:
       difference.append(np.abs(pair[0].astype(np.int16) - pair[1]))
       best = take_turns(
         {
-          "data_prep.tiled": lambda c=centre: read(ours, c),
+          "data_prep.wsi.tiled": lambda c=centre: read(ours, c),
           "OpenSlide": lambda c=centre: read(ref, c),
         },
         repeats,

@@ -76,7 +76,7 @@ def base_config(task: str) -> ConfigDict:
       "wandb": {"project": "", "entity": "", "group": ""},
       "log_every_steps": 50,
       "eval_every_steps": 0,  # 0 is never
-      # Compiling for TPUs that are not there, see wsiseq_jax/aot.py.
+      # Compiling for TPUs that are not there, see wsiseq_jax/tpu/aot.py.
       "aot": {
         "topology": "v5e:2x4",
         "records_per_chip": 0,  # 0 leaves data.batch_size as it is

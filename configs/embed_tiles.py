@@ -7,7 +7,7 @@ r"""Slides through a tile encoder: one feature file a slide, for attention MIL.
 `--config.data.slides` takes a file, a folder, a glob, a CSV, or several with
 commas between them. A CSV has the columns `slide_id, filename, case_id, label,
 mpp`, and if wanted `split`, `mask` and `tissue_<parameter>`; see
-`data_prep/inputs.py` for the names it also understands.
+`data_prep/wsi/find.py` for the names it also understands.
 
 Tiles are cut at exactly `tiles.mpp` micrometres a pixel (20x is about 0.5, 40x
 about 0.25) on a regular grid, kept where at least `tiles.min_tissue` of their
@@ -100,7 +100,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "method": "guarded",  # guarded, hsd or hsv_otsu
         "thumbnail_px": 2048,  # longest side of what the mask is made of
       },
-      # See wsiseq_jax/encoders.py, which also has the names.
+      # See wsiseq_jax/encoders/__init__.py, which also has the names.
       "encoder": {
         "name": "resnet50_trunc",
         "weights": "",  # a .safetensors, or what torch.save wrote

@@ -10,7 +10,7 @@ understood too (wsiseq_jax/mil/cohort.py). Run the same command again after an
 interruption: models that are trained are not trained again, and the result is
 the same.
 
-Presets are models (wsiseq_jax/models/mil.py); the first is the default:
+Presets are models (wsiseq_jax/models/mil); the first is the default:
 
   additive   gated attention; signed contributions of tiles sum to the logit
   gated      gated attention (ABMIL)          attention  without the gate
@@ -132,7 +132,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "cache_gb": 8.0,
         "threads": 4,
       },
-      # See wsiseq_jax/models/mil_config.py.
+      # See wsiseq_jax/models/mil/config.py.
       "model": {
         "name": name,
         "hidden": 512,

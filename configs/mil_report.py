@@ -5,7 +5,7 @@ r"""Pages about attention MIL: one for each slide, and one for the cohort.
 
 MIL is the workdir of a finished job `mil` or `mil_predict` (`configs/mil.py`):
 its tables and `maps/` are read, no model and no features. `data.slides` takes
-files, a folder, a glob or a CSV (`data_prep/inputs.py`); without it, or where
+files, a folder, a glob or a CSV (`data_prep/wsi/find.py`); without it, or where
 a slide's file is missing or damaged, the pages say so and show the map alone.
 
 `data.annotations` names a folder of what people drew, one file a slide: their
@@ -85,8 +85,8 @@ def get_config(arg: str = "") -> ConfigDict:
         "um_per_px": 0.0,  # of maps; 0 makes them `longest_px` long
         "longest_px": 1200,  # of pictures on a page
         "card_px": 260,  # of the two pictures of each slide of the cohort
-        # Where colours are painted: the tissue method of data_prep/tissue.py,
-        # or 'none' for whole tiles.
+        # Where colours are painted: the tissue method of
+        # data_prep/wsi/tissue.py, or 'none' for whole tiles.
         "tissue": "guarded",
         "smooth_um": 0.0,  # Gaussian over the map, for maps and regions
         "threshold_from": "validation",  # of slides; or 'given', then it is

@@ -6,7 +6,7 @@
 `--config.csv` takes a CSV, several with commas between, or a folder with
 train.csv, val.csv and test.csv; relative file names start at its folder, or at
 `--config.images`. What its columns may be called, and its three layouts, are
-described in `data_prep/series_table.py`; in short:
+described in `data_prep/series/table.py`; in short:
 
   a row is a series  id, patient, file (an array `.npy` [t, h, w] or
                      [t, h, w, c], a video, a multi-frame DICOM, a folder of
@@ -22,7 +22,7 @@ Presets, after a colon (`--config=configs/prep_series.py:demo`):
 
   (none)        128 px, all frames of a series, times in years
   video         128 px, 32 frames spread over each video, times in seconds
-  demo          the set of `python -m data_prep.synthetic_series`: 48 px; the
+  demo          the set of `python -m data_prep.synthetic.series`: 48 px; the
                 same under the name `synthetic`
   smoke         the same in 32 px, one process, for tests
   tvrl_cardiac  the reference's short videos: `<eid>.npy` of 50 frames, tables

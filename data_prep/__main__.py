@@ -9,7 +9,8 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from data_prep import prepare, series
+from data_prep.sequences import prepare
+from data_prep.series import prepare as series
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", "configs/prep_wsi.py", "Preparation settings.", lock_config=True

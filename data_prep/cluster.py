@@ -37,7 +37,8 @@ from typing import Any
 import distributed
 import tqdm
 
-from data_prep import atomic_files, schedulers
+from data_prep import schedulers
+from data_prep.files import atomic
 
 # Everything whose version may show in the bytes of a shard, or that has to
 # understand the other side's messages.
@@ -121,7 +122,7 @@ def run(
   # A file that exists nowhere else: seeing it means sharing the folder. Its
   # name lets a later run clear it away.
   token = pathlib.Path(shared).absolute() / (
-    f"cluster{atomic_files.TEMPORARY}{uuid.uuid4().hex}"
+    f"cluster{atomic.TEMPORARY}{uuid.uuid4().hex}"
   )
   token.touch()
   try:

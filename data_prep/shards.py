@@ -40,7 +40,7 @@ from tensorflow_datasets.core import example_serializer, naming
 from tensorflow_datasets.core.utils import version as tfds_version
 
 from data_prep import records
-from data_prep.atomic_files import (
+from data_prep.files.atomic import (
   TEMPORARY,
   remove_tree,
   replacing,

@@ -11,7 +11,8 @@ import json
 import pathlib
 from collections.abc import Iterable, Mapping
 
-from data_prep import atomic_files, shards
+from data_prep import shards
+from data_prep.files import atomic
 
 NAMES = shards.SPLITS
 
@@ -180,4 +181,4 @@ def save(
     "patients": dict(assignment),
   }
   text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False)
-  return atomic_files.write_atomic(path, text + "\n")
+  return atomic.write_atomic(path, text + "\n")

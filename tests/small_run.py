@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import smoke_data
 from configs import videomae as videomae_config
-from wsiseq_jax import parallel, train_setup
+from data_prep.synthetic import smoke_data
+from wsiseq_jax import parallel
+from wsiseq_jax import run as train_setup
 from wsiseq_jax import state as states
 from wsiseq_jax.data import loader
 from wsiseq_jax.tasks import base

@@ -44,7 +44,7 @@ def job_commands(readme):
   # Pictures are needed first; the README tells of them last.
   return sorted(
     commands,
-    key=lambda words: not words[2].startswith("data_prep.synthetic"),
+    key=lambda words: not words[2].startswith("data_prep.synthetic.slides"),
   )
 
 

@@ -16,10 +16,13 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tests import small_run
-from wsiseq_jax import evaluate, hlo, losses, parallel, train, train_setup
+from wsiseq_jax import evaluate, parallel, train
+from wsiseq_jax import run as train_setup
 from wsiseq_jax.data import augment, loader
 from wsiseq_jax.data import source as sources
 from wsiseq_jax.models import attention, masking, tokens
+from wsiseq_jax.tasks.videomae import patch_losses
+from wsiseq_jax.tpu import hlo
 
 # Five records a device: no parameter has an axis that 5 divides, so activations
 # are told from parameters by their shape.
@@ -237,8 +240,8 @@ OPERATIONS = {
     RECORDS,
   ),
   "middle clips": (lambda batch: augment.centre_clips(batch, CLIPS), RECORDS),
-  "target": (losses.patch_target, f32(8, 384)),
-  "loss": (losses.masked_mse, f32(8, 384), f32(8, 384), f32(8)),
+  "target": (patch_losses.patch_target, f32(8, 384)),
+  "loss": (patch_losses.masked_mse, f32(8, 384), f32(8, 384), f32(8)),
 }
 # The compiled program judges these alone. Explicit axes have no rule for a
 # reshape that splits several axes at once (`patchify`) and none for a table

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from tests import small_run
-from wsiseq_jax import evaluate, launch, parallel, train, train_setup, writers
+from wsiseq_jax import evaluate, launch, parallel, train, writers
+from wsiseq_jax import run as train_setup
 from wsiseq_jax.data import loader
 from wsiseq_jax.data import source as sources
 from wsiseq_jax.tasks import videomae
@@ -232,7 +233,7 @@ def test_another_experiment_is_refused(undisturbed, data, monkeypatch):
 
 
 def test_other_shards_are_refused(undisturbed, tmp_path, monkeypatch):
-  from configs import smoke_data
+  from data_prep.synthetic import smoke_data
 
   small_run.use_devices(monkeypatch, 1)
   other = smoke_data.make_shards(tmp_path, sequences=8)

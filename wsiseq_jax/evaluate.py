@@ -24,7 +24,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_prep import atomic_files
+from data_prep.files import atomic
 from wsiseq_jax import checkpoint, launch, parallel, tasks, wandb_sink
 from wsiseq_jax import config as configs
 from wsiseq_jax.data import loader
@@ -316,7 +316,7 @@ def run_embed(config: ConfigDict) -> list[pathlib.Path]:
     arrays = embed_split(run, source, config.embed.tokens)
     if launch.is_main():
       folder.mkdir(parents=True, exist_ok=True)
-      with atomic_files.replacing(path) as draft, draft.open("wb") as file:
+      with atomic.replacing(path) as draft, draft.open("wb") as file:
         np.savez(file, **arrays)
       _write_table(path.with_suffix(".csv"), arrays)
     width = arrays["features"].shape[1]

@@ -34,7 +34,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from data_prep import atomic_files
+from data_prep.files import atomic
 from wsiseq_jax import checkpoint, sweep_plan, sweep_tables, writers
 from wsiseq_jax.sweep_plan import Run
 
@@ -311,7 +311,7 @@ class Sweep:
     self, folder: pathlib.Path, run: Run, state: Mapping[str, Any]
   ) -> None:
     said = {"experiment": run.experiment, "settings": run.settings, **state}
-    with atomic_files.replacing(folder / "run.json") as draft:
+    with atomic.replacing(folder / "run.json") as draft:
       draft.write_text(json.dumps(said, indent=2) + "\n")
 
 

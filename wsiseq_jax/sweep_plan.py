@@ -20,7 +20,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from wsiseq_jax import config as configs
-from wsiseq_jax import probe_config, tasks
+from wsiseq_jax import tasks
+from wsiseq_jax.probe import settings as probe_config
 
 EXPERIMENT = "experiment"  # a key of the grid that is none of the config's
 HOW = ("uniform", "log", "int")

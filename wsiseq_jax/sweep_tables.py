@@ -10,8 +10,8 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 
-from data_prep import atomic_files
-from wsiseq_jax import csv_files, sweep_plan
+from data_prep.files import atomic, csv_files
+from wsiseq_jax import sweep_plan
 
 SEED = "seed"  # the setting over which results are averaged
 Row = Mapping[str, Any]
@@ -52,9 +52,9 @@ def write(
   csv_files.write(out / "sweep.csv", names, rows)
   text = markdown(rows, varied, metric, goal)
   # Several processes of one sweep may end at the same time.
-  with atomic_files.replacing(out / "sweep.md") as draft:
+  with atomic.replacing(out / "sweep.md") as draft:
     draft.write_text(text)
-  with atomic_files.replacing(out / "sweep.png") as draft:
+  with atomic.replacing(out / "sweep.png") as draft:
     draw(draft, rows, varied, metric)
 
 

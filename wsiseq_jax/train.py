@@ -35,15 +35,15 @@ from wsiseq_jax import (
   evaluate,
   launch,
   parallel,
-  train_setup,
   wandb_sink,
   writers,
 )
 from wsiseq_jax import config as configs
+from wsiseq_jax import run as train_setup
 from wsiseq_jax.data import loader
+from wsiseq_jax.run import Run
 from wsiseq_jax.state import TrainState
 from wsiseq_jax.tasks import base
-from wsiseq_jax.train_setup import Run
 
 
 def make_train_step(run: Run):

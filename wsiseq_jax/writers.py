@@ -22,7 +22,7 @@ from typing import Any, Protocol, runtime_checkable
 import matplotlib.figure
 import tensorboardX
 
-from data_prep import atomic_files
+from data_prep.files import atomic
 
 # Seconds between progress lines where there is no terminal to redraw on.
 _LINE_EVERY = 10.0
@@ -77,7 +77,7 @@ class MetricWriter:
     self.rows = [
       row for row in read_metrics(self.path) if row["step"] <= resume_step
     ]
-    with atomic_files.replacing(self.path) as draft:
+    with atomic.replacing(self.path) as draft:
       draft.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
     self._file = self.path.open("a")
     self._events = tensorboardX.SummaryWriter(
@@ -135,7 +135,7 @@ def plot_loss(
   axes.grid(alpha=0.3)
   if names:
     axes.legend()
-  with atomic_files.replacing(path) as draft:
+  with atomic.replacing(path) as draft:
     figure.savefig(draft, dpi=120, format="png")
 
 

@@ -116,7 +116,7 @@ def test_a_damaged_panel_names_the_sequence(train, monkeypatch):
 
 
 def test_panels_of_another_size_name_the_sequence(train, monkeypatch):
-  from configs import smoke_data
+  from data_prep.synthetic import smoke_data
 
   record = smoke_data.drift_record("slide_a", 0, 12, 48, 4)
   monkeypatch.setattr(train, "record", lambda index: record)

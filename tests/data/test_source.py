@@ -17,7 +17,7 @@ def folder(tmp_path_factory):
 
 
 def test_reads_what_was_written(folder):
-  from configs import smoke_data
+  from data_prep.synthetic import smoke_data
 
   train = sources.RecordSource(folder, "train")
   assert len(train) == 32

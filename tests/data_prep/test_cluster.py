@@ -8,8 +8,10 @@ import distributed
 import pytest
 
 from configs import prep_wsi
-from data_prep import cluster, prepare, schedulers
-from tests.data_prep import outputs, test_prepare
+from data_prep import cluster, schedulers
+from data_prep.sequences import prepare
+from tests.data_prep import outputs
+from tests.data_prep.sequences import test_prepare
 
 KILL = "__import__('os').kill(__import__('os').getpid(), 11)"
 # Takes a gigabyte and keeps it.

@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from data_prep import atomic_files, records, shards
+from data_prep import records, shards
+from data_prep.files import atomic
 from tests.data_prep import tiny_shards
 
 READER = """
@@ -123,15 +124,15 @@ def test_a_record_of_another_shape_is_refused(tmp_path):
 
 def test_write_atomic_keeps_the_old_file(tmp_path, monkeypatch):
   path = tmp_path / "a.json"
-  assert atomic_files.write_atomic(path, "old")
-  assert not atomic_files.write_atomic(path, "old")
+  assert atomic.write_atomic(path, "old")
+  assert not atomic.write_atomic(path, "old")
 
   def full(descriptor):
     raise OSError(errno.ENOSPC, "No space left on device")
 
   monkeypatch.setattr(os, "fsync", full)
   with pytest.raises(OSError, match="No space"):
-    atomic_files.write_atomic(path, "new")
+    atomic.write_atomic(path, "new")
   assert path.read_text() == "old"
   assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 

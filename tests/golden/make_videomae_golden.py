@@ -1,4 +1,4 @@
-"""Makes the golden files of `tests/test_pretrained.py` with Hugging Face.
+"""Makes the golden files of `tests/weights/test_pretrained.py` with Hugging Face.
 
 Random weights, a random clip and a random mask go through the PyTorch models
 `VideoMAEForPreTraining`, `VideoMAEModel` and `VideoMAEForVideoClassification`;

@@ -2,10 +2,12 @@
 
 import pytest
 
-from data_prep import synthetic as synthetic_slides
-from tests.mil.report_pages import FAILED, MISSING, SIZE, configured
+from data_prep.synthetic import slides as synthetic_slides
 from tests.mil.small_job import make
-from wsiseq_jax.mil import job, report_job, synthetic, synthetic_report
+from tests.reports.slides.report_pages import FAILED, MISSING, SIZE, configured
+from wsiseq_jax.mil import job, synthetic
+from wsiseq_jax.reports.slides import job as report_job
+from wsiseq_jax.reports.slides import synthetic as synthetic_report
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from wsiseq_jax.data.bags import Bags
 from wsiseq_jax.mil import cohort, fit, synthetic
-from wsiseq_jax.mil.bags import Bags
-from wsiseq_jax.models.mil_config import MilConfig
+from wsiseq_jax.models.mil.config import MilConfig
 
 MODEL = MilConfig(
   width=synthetic.WIDTH, hidden=8, attention_width=4, dropout=0.0

@@ -8,9 +8,9 @@ import pytest
 from configs import mil as mil_configs
 from tests import small_run
 from tests.mil.small_job import folder_of, make, table
+from wsiseq_jax.maps.tile_map import TileMap
 from wsiseq_jax.mil import fit, job, results, settings, synthetic
-from wsiseq_jax.mil.tile_map import TileMap
-from wsiseq_jax.models import mil_config
+from wsiseq_jax.models.mil import config as mil_config
 
 
 def test_scores_and_tables(finished):

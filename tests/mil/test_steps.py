@@ -6,7 +6,8 @@ import pytest
 
 from configs import mil as mil_configs
 from tests.mil.small_job import QUICK, make
-from wsiseq_jax.mil import bags, fit, job, settings
+from wsiseq_jax.data import bags
+from wsiseq_jax.mil import fit, job, settings
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wsiseq_jax.evals import leak as leak_lib
+from benchmarks import leak as leak_lib
 from wsiseq_jax.models import masking
 
 PATCH = (2, 16, 16)

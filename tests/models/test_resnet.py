@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
-from wsiseq_jax import encoder_weights
 from wsiseq_jax.data import augment
 from wsiseq_jax.models import resnet
+from wsiseq_jax.weights import tile_encoders
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden" / "encoders"
 TINY = resnet.ResNetSpec(blocks=(2, 1, 2, 1), stem_width=4, bottleneck_width=2)
@@ -28,8 +28,8 @@ def expected():
 @pytest.mark.parametrize("stages", [3, 4])
 def test_features_equal_torchvisions(expected, stages):
   spec = dataclasses.replace(TINY, blocks=TINY.blocks[:stages])
-  params = encoder_weights.resnet_params(
-    encoder_weights.read(GOLDEN / "torchvision_resnet.pth"), spec
+  params = tile_encoders.resnet_params(
+    tile_encoders.read(GOLDEN / "torchvision_resnet.pth"), spec
   )
   tiles = jnp.asarray(expected["resnet/tiles"]) / 255.0
   pixels = augment.normalise(tiles, augment.IMAGENET_MEAN, augment.IMAGENET_STD)

@@ -10,9 +10,9 @@ import pytest
 from flax import nnx
 from safetensors import numpy as safetensors
 
-from wsiseq_jax import encoder_weights
 from wsiseq_jax.data import augment
 from wsiseq_jax.models import tile_vit
+from wsiseq_jax.weights import tile_encoders
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden" / "encoders"
 TINY = tile_vit.ViTSpec(
@@ -59,7 +59,7 @@ def pixels_of(expected, px):
 )
 def test_features_equal_those_of_the_library(expected, file, px):
   spec = dataclasses.replace(CASES[file], tile_px=px)
-  params = encoder_weights.vit_params(encoder_weights.read(GOLDEN / file), spec)
+  params = tile_encoders.vit_params(tile_encoders.read(GOLDEN / file), spec)
   out = apply(params, spec, pixels_of(expected, px))
   name = f"{file.split('.')[0]}/{px}"
   want = [expected[f"{name}/{part}"] for part in ("class", "mean")]

@@ -32,7 +32,7 @@ import h5py
 import numpy as np
 from jaxtyping import Float
 
-from data_prep import atomic_files
+from data_prep.files import atomic
 from wsiseq_jax.data.tile_features import TileFeatures, check
 
 __all__ = [
@@ -218,7 +218,7 @@ def write(
     raise ValueError(
       f"{path}: tiles in {tiles.unit!r} cannot be written, only in level-0 px"
     )
-  with atomic_files.replacing(path) as draft:
+  with atomic.replacing(path) as draft:
     with h5py.File(draft, "w") as file:
       features = file.create_dataset("features", data=tiles.features)
       features.attrs.update(
@@ -231,7 +231,7 @@ def write(
         coords.attrs[name] = value
       coords.attrs.update(name=tiles.slide_id, savetodir=str(path.parent))
       file.attrs.update(attributes or {})
-    atomic_files.sync(draft)
+    atomic.sync(draft)
 
 
 def _coords_attributes(tiles: TileFeatures, overlap_px: int) -> dict[str, Any]:

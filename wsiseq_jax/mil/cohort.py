@@ -1,7 +1,7 @@
 """The table of a cohort: which slide is of which case, and what its label is.
 
 A CSV with a heading. Columns are found by the names that preparation knows
-(`data_prep.inputs.ALIASES`): `slide_id` (or slide, image_id, or a file name,
+(`data_prep.wsi.find.ALIASES`): `slide_id` (or slide, image_id, or a file name,
 whose extension is left off), `case_id` (or patient, patient_id, case). Without
 a case column a TCGA barcode tells the case, else each slide is a case of its
 own, which is said in the log. The label is in the column `data.label`.
@@ -30,8 +30,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from data_prep import inputs, splits
-from wsiseq_jax.mil import slide_labels
+from data_prep import splits
+from data_prep.wsi import find
+from wsiseq_jax.mil import labels as slide_labels
 
 HEADS = ("binary", "multiclass", "multilabel", "regression", "survival")
 CAMELYON16 = "camelyon16"
@@ -161,7 +162,7 @@ def read(
     known = [cell.lower() not in _UNKNOWN for cell in cells]
     slide = Slide(
       slide_id,
-      case or inputs.patient_id_of(slide_id),
+      case or find.patient_id_of(slide_id),
       ";".join(cell if k else "" for cell, k in zip(cells, known, strict=True)),
       _given_split(slide_id, row, split_key) if split_key else "",
     )
@@ -193,7 +194,7 @@ def without_labels(
     >>> cohort.ids, cohort.labels.tolist()
     (['a', 'b'], [[nan], [nan]])
   """
-  slides = [Slide(name, inputs.patient_id_of(name)) for name in sorted(ids)]
+  slides = [Slide(name, find.patient_id_of(name)) for name in sorted(ids)]
   return _to_predict(slides, set(ids), head, [], classes)
 
 
@@ -239,7 +240,7 @@ def _identity(table: str, heading: Sequence[str]) -> tuple[str, str]:
 
   def first(*keys: str) -> str:
     for key in keys:
-      for name in inputs.ALIASES[key]:
+      for name in find.ALIASES[key]:
         for column in heading:
           if column.lower() == name:
             return column
@@ -247,7 +248,7 @@ def _identity(table: str, heading: Sequence[str]) -> tuple[str, str]:
 
   slide = first("slide_id", "filename")
   if not slide:
-    allowed = [*inputs.ALIASES["slide_id"], *inputs.ALIASES["filename"]]
+    allowed = [*find.ALIASES["slide_id"], *find.ALIASES["filename"]]
     raise ValueError(
       f"config.data.table: {table} has the columns {list(heading)}: expected "
       f"one of {allowed}"
@@ -271,9 +272,9 @@ def _slide_id(name: str) -> str:
     >>> _slide_id("S-1.2"), _slide_id("a/S-1.2.svs"), _slide_id("x.h5")
     ('S-1.2', 'S-1.2', 'x')
   """
-  known = (*inputs.SLIDE_EXTENSIONS, *_FEATURE_EXTENSIONS)
+  known = (*find.SLIDE_EXTENSIONS, *_FEATURE_EXTENSIONS)
   if name.lower().endswith(known):
-    return inputs.slide_id_of(name)
+    return find.slide_id_of(name)
   return name.replace("\\", "/").rsplit("/", 1)[-1]
 
 

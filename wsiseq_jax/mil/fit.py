@@ -33,10 +33,10 @@ from jaxtyping import Float
 
 from wsiseq_jax import optim, parallel
 from wsiseq_jax.data.background import Background
+from wsiseq_jax.data.bags import Bags, Batch
 from wsiseq_jax.mil import class_weights, steps
-from wsiseq_jax.mil.bags import Bags, Batch
 from wsiseq_jax.models import mil
-from wsiseq_jax.models.mil_config import MilConfig
+from wsiseq_jax.models.mil.config import MilConfig
 
 NUMERIC = ("regression",)
 

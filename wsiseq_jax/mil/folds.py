@@ -20,7 +20,8 @@ import numpy as np
 from jaxtyping import Int
 from sklearn import model_selection
 
-from data_prep import atomic_files, splits
+from data_prep import splits
+from data_prep.files import atomic
 from wsiseq_jax.mil.cohort import Cohort
 
 COLUMNS = ("repeat", "fold", "slide_id", "case_id", "split")
@@ -195,7 +196,7 @@ def save(path: pathlib.Path, cohort: Cohort, folds: Folds) -> None:
       writer.writerow(
         [repeat, fold, slide.slide_id, slide.case_id, split_of[row]]
       )
-  atomic_files.write_atomic(path, text.getvalue())
+  atomic.write_atomic(path, text.getvalue())
 
 
 def load(path: pathlib.Path, cohort: Cohort) -> Folds:

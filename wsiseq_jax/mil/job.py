@@ -22,24 +22,24 @@ from jax.experimental import multihost_utils
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from data_prep import atomic_files
+from data_prep.files import atomic
 from wsiseq_jax import config as configs
 from wsiseq_jax import launch
-from wsiseq_jax.mil import bags as bag_files
+from wsiseq_jax.data import bags as bag_files
+from wsiseq_jax.data.bags import Bags
 from wsiseq_jax.mil import (
   class_weights,
   fit,
   folds,
-  maps,
   prediction_tables,
   results,
   scores,
   settings,
   synthetic,
   tables,
+  write_maps,
 )
 from wsiseq_jax.mil import cohort as cohorts
-from wsiseq_jax.mil.bags import Bags
 from wsiseq_jax.mil.cohort import Cohort
 from wsiseq_jax.mil.results import Predicted, Result, Run
 
@@ -133,7 +133,7 @@ def mil(config: ConfigDict) -> list[dict[str, Any]]:
     is_crossed=len({run.fold for run in runs}) > 1,
   )
   if config.maps.write:
-    maps.write(
+    write_maps.write(
       job.workdir,
       job.cohort,
       job.bags,
@@ -185,7 +185,7 @@ def prepare(config: ConfigDict) -> Job:
     known = {"width": bags.width, "classes": list(cohort.classes)}
     saved = {"config": configs.to_dict(config), **known}
     text = json.dumps(saved, indent=2, sort_keys=True)
-    atomic_files.write_atomic(workdir / "mil_config.json", text + "\n")
+    atomic.write_atomic(workdir / "mil_config.json", text + "\n")
   return Job(config, cohort, bags, parts, trainer)
 
 

@@ -25,11 +25,11 @@ from wsiseq_jax.mil import cohort as cohorts
 from wsiseq_jax.mil import (
   fit,
   job,
-  maps,
   prediction_tables,
   results,
   settings,
   tables,
+  write_maps,
 )
 from wsiseq_jax.mil.cohort import Cohort
 
@@ -89,7 +89,7 @@ def mil_predict(config: ConfigDict) -> list[dict[str, Any]]:
     config.scores.ece_bins, is_crossed=False, notes=notes,
   )  # fmt: skip
   if config.maps.write:
-    maps.write(
+    write_maps.write(
       workdir, cohort, bags, trainer, found, source / "models",
       config.maps.class_name,
     )  # fmt: skip

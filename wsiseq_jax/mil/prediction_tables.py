@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from wsiseq_jax import csv_files
+from data_prep.files import csv_files
 from wsiseq_jax.mil.cohort import Cohort
 from wsiseq_jax.mil.results import Result
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from safetensors import numpy as safetensors
 
-from data_prep import atomic_files
+from data_prep.files import atomic
 from wsiseq_jax import parallel
 
 
@@ -96,7 +96,7 @@ def save(folder: pathlib.Path, result: Result, params: Any, stamp: str) -> None:
     parallel.path_name(path): np.ascontiguousarray(leaf)
     for path, leaf in jax.tree.leaves_with_path(params)
   }
-  with atomic_files.replacing(weights) as draft:
+  with atomic.replacing(weights) as draft:
     safetensors.save_file(flat, draft)
   values = {
     "stamp": stamp,
@@ -116,7 +116,7 @@ def save(folder: pathlib.Path, result: Result, params: Any, stamp: str) -> None:
       for split, one in result.predicted.items()
     },
   }
-  atomic_files.write_atomic(text, json.dumps(values) + "\n")
+  atomic.write_atomic(text, json.dumps(values) + "\n")
 
 
 def is_done(folder: pathlib.Path, run: Run, stamp: str) -> bool:

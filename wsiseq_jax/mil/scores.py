@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float
 
-from wsiseq_jax.evals import calibration, classification, regression
-from wsiseq_jax.models import mil_heads
+from wsiseq_jax.metrics import calibration, classification, regression
+from wsiseq_jax.models.mil import heads
 
 _DECIDED = (
   "auroc",
@@ -112,9 +112,7 @@ def scores(
     return regression.scores(labels[:, 0], prediction[:, 0], weights)
   risk = prediction[:, 0]
   return {
-    "concordance": mil_heads.concordance(
-      labels[:, 0], labels[:, 1], risk, weights
-    )
+    "concordance": heads.concordance(labels[:, 0], labels[:, 1], risk, weights)
   }
 
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from wsiseq_jax import config as configs
 from wsiseq_jax import jobs
 from wsiseq_jax.mil import class_weights, cohort
-from wsiseq_jax.models import mil_config
+from wsiseq_jax.models.mil import config as mil_config
 
 JOBS = ("mil", "mil_predict")
 SYNTHETIC = "synthetic"

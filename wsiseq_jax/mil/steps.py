@@ -21,8 +21,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from wsiseq_jax import optim, parallel
-from wsiseq_jax.models import mil, mil_heads
-from wsiseq_jax.models.mil_config import MilConfig
+from wsiseq_jax.models import mil
+from wsiseq_jax.models.mil import heads
+from wsiseq_jax.models.mil.config import MilConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,7 @@ def bag_loss(
     >>> round(float(bag_loss("binary", jnp.zeros((1, 1)), jnp.ones((1, 1)))), 3)
     0.693
   """
-  kind = mil_heads.HEADS[head](outputs=logits.shape[1])
+  kind = heads.HEADS[head](outputs=logits.shape[1])
   more = () if head == "survival" else (label_weights,)
   return kind.loss(jnp.asarray(logits), _shaped(head, labels), weight, *more)
 
@@ -118,7 +119,7 @@ def programs(model: MilConfig, head: str, adam: Adam, mesh: Mesh) -> Programs:
       head, output.logits, labels, weight, label_weights
     )
     if weights[1]:
-      kind = mil_heads.HEADS[head](outputs=model.outputs)
+      kind = heads.HEADS[head](outputs=model.outputs)
       each = jax.vmap(
         lambda bag, output, label: mil.auxiliary_loss(
           params, model, bag, output, label

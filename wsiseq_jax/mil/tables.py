@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from data_prep import atomic_files
-from wsiseq_jax import csv_files
-from wsiseq_jax.evals import bootstrap
-from wsiseq_jax.mil import pictures, prediction_tables, scores
+from data_prep.files import atomic, csv_files
+from wsiseq_jax.metrics import bootstrap
+from wsiseq_jax.mil import prediction_tables, scores
 from wsiseq_jax.mil.cohort import Cohort
 from wsiseq_jax.mil.results import Result
+from wsiseq_jax.reports import pictures
 
 SUMMARY = (
   "of", "class", "metric", "mean", "std", "low", "high", "mean_of_folds",
@@ -170,7 +170,7 @@ def write(
   summary = summarise(cohort, status, *scored, folds, resamples, bins)
   csv_files.write(workdir / "summary.csv", SUMMARY, summary)
   text = markdown(cohort, status, results, summary, is_crossed, notes)
-  atomic_files.write_atomic(workdir / "summary.md", text)
+  atomic.write_atomic(workdir / "summary.md", text)
   pictures.draw(workdir, cohort, *scored, bins)
   return summary
 

@@ -1,0 +1,1 @@
+"""How any file of ours is written, and any table read."""

@@ -1,0 +1,1 @@
+"""Slides become sequences: drift, walk, zoom."""

@@ -1,0 +1,369 @@
+"""Opens what a series is stored in: arrays, pictures, videos, DICOM.
+
+`inspect` reads no more than a header; `read` gives frames as they are stored,
+[h, w, c], one after the other, so that a long video never has to fit in memory.
+
+- `.npy`: [t, h, w] or [t, h, w, c]; as one picture [h, w] or [h, w, c].
+- pictures: png (8 and 16 bit), jpg, bmp; tiff, one page a frame.
+- videos through FFmpeg (PyAV). A frame's time is its presentation time, which
+  is right for a varying rate too. The decoder is told to stop at the first
+  damage: FFmpeg would otherwise paint over it and say nothing.
+- DICOM, single or multi-frame (pydicom): YBR colours become RGB, stored values
+  become modality values (rescale slope and intercept), MONOCHROME1 is inverted.
+"""
+
+import dataclasses
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import av
+import av.error
+import imagecodecs
+import numpy as np
+import pydicom
+import pydicom.errors
+import pydicom.pixels
+import simplejpeg
+import tifffile
+from jaxtyping import Shaped
+from PIL import Image
+
+from data_prep.files.errors import SlideError
+
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm")
+VIDEOS = (
+  ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv",
+)  # fmt: skip
+ARRAYS = (".npy",)
+EXTENSIONS = (*ARRAYS, *VIDEOS, *PICTURES)
+
+Frame = Shaped[np.ndarray, "h w c"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+  """What a file says of itself.
+
+  Attributes:
+    frames: pictures in it.
+    size: (h, w) of a picture in pixels.
+    seconds: time of each frame in s, None where the file does not say.
+  """
+
+  frames: int
+  size: tuple[int, int]
+  seconds: tuple[float, ...] | None = None
+
+
+def inspect(path: str, one: bool = False) -> Header:
+  """Reads the header of a file.
+
+  Args:
+    path: the file.
+    one: it has to be one picture, not a stack.
+
+  Returns:
+    What it says.
+
+  Raises:
+    SlideError: it is missing, empty, damaged, of a kind not known here, or not
+      one picture.
+  """
+  return _open(path, "open", _header, one)
+
+
+def read(
+  path: str, indices: Sequence[int], one: bool = False
+) -> Iterator[Frame]:
+  """Reads frames as they are stored.
+
+  Args:
+    path: the file.
+    indices: which, ascending.
+    one: it has to be one picture, not a stack.
+
+  Yields:
+    Each frame, [h, w, c] with c the channels, of the stored type.
+
+  Raises:
+    SlideError: as for `inspect`; and what is damaged beyond the header.
+  """
+  yield from _open(path, "read", _frames, indices, one)
+
+
+def _open(path: str, stage: str, function: Any, *more: Any) -> Any:
+  """Calls a function on a file; what goes wrong becomes a `SlideError`."""
+  try:
+    if not os.path.isfile(path):
+      raise SlideError(f"no such file: {path}", "find", "missing_file")
+    if not os.path.getsize(path):
+      raise SlideError(f"the file is empty: {path}", stage, "empty_file")
+    result = function(path, *more)
+    # A generator fails when it runs, so it runs in here.
+    return _guarded(path, stage, result) if _is_lazy(result) else result
+  except Exception as error:  # decoders raise whatever they like
+    raise _problem(path, stage, error) from error
+
+
+def _is_lazy(result: Any) -> bool:
+  return isinstance(result, Iterator)
+
+
+def _guarded(path: str, stage: str, frames: Iterator[Frame]) -> Iterator[Frame]:
+  try:
+    yield from frames
+  except Exception as error:
+    raise _problem(path, stage, error) from error
+
+
+def _problem(path: str, stage: str, error: Exception) -> SlideError:
+  if isinstance(error, SlideError):
+    return error
+  if isinstance(error, PermissionError):
+    return SlideError(f"cannot read {path}: {error.strerror}", stage)
+  kind = "video" if path.lower().endswith(VIDEOS) else "file"
+  text = str(error).replace("\n", " ") or type(error).__name__
+  # FFmpeg's own number and the path once more say nothing new.
+  text = re.sub(r"\[Errno \d+\] ", "", text).replace(f": {path!r}", "")
+  return SlideError(
+    f"cannot read {path}: {text}", stage=stage, error=f"damaged_{kind}"
+  )
+
+
+def _kind(path: str) -> str:
+  """The extension in lower case; DICOM files often have none."""
+  suffix = pathlib.Path(path).suffix.lower()
+  if suffix not in EXTENSIONS:
+    with open(path, "rb") as file:
+      if file.read(132)[128:] == b"DICM":
+        return ".dcm"
+  return suffix
+
+
+def _header(path: str, one: bool) -> Header:
+  suffix = _kind(path)
+  if suffix in ARRAYS:
+    array = _array(path, one)
+    header = Header(array.shape[0], array.shape[1:3])
+  elif suffix in VIDEOS:
+    header = _video_header(path)
+  elif suffix == ".dcm":
+    header = _dicom_header(path)
+  elif suffix in (".tif", ".tiff"):
+    with tifffile.TiffFile(path) as file:
+      page = file.pages[0]
+      header = Header(len(file.pages), (page.imagelength, page.imagewidth))
+  elif suffix in PICTURES:
+    with Image.open(path) as picture:  # Pillow reads the header alone
+      header = Header(1, (picture.height, picture.width))
+  else:
+    raise _unknown(path, suffix)
+  _check_count(path, header.frames, one)
+  return header
+
+
+def _unknown(path: str, suffix: str) -> SlideError:
+  return SlideError(
+    f"{path}: {suffix or 'no extension'} is not known here; known are "
+    + ", ".join(EXTENSIONS),
+    "open",
+    "unknown_kind",
+  )
+
+
+def _check_count(path: str, frames: int, one: bool) -> None:
+  if one and frames != 1:
+    raise SlideError(
+      f"{path} holds {frames} pictures; a visit is one picture",
+      "open",
+      "not_one_picture",
+    )
+
+
+def _frames(path: str, indices: Sequence[int], one: bool) -> Iterator[Frame]:
+  suffix = _kind(path)
+  if suffix in ARRAYS:
+    array = _array(path, one)
+    return (_checked(path, np.array(array[i])) for i in indices)
+  if suffix in VIDEOS:
+    if one:
+      _check_count(path, _video_header(path).frames, one)
+    return _video_frames(path, indices)
+  if suffix == ".dcm":
+    return _dicom_frames(path, indices, one)
+  if suffix in (".tif", ".tiff"):
+    return _tiff_frames(path, indices, one)
+  if suffix in PICTURES:
+    return iter([_checked(path, _picture(path, suffix))])
+  raise _unknown(path, suffix)
+
+
+def _checked(path: str, frame: np.ndarray) -> Frame:
+  """Returns a frame as [h, w, c] with one to three channels."""
+  frame = frame[..., None] if frame.ndim == 2 else frame
+  channels = frame.shape[-1]
+  if channels == 4 and frame.dtype.kind == "u":
+    # Programs write an opaque alpha channel without being asked.
+    if (frame[..., 3] == np.iinfo(frame.dtype).max).all():
+      return np.ascontiguousarray(frame[..., :3])
+  if not 1 <= channels <= 3:
+    raise SlideError(
+      f"{path} has {channels} channels; one to three can be stored",
+      "read",
+      "too_many_channels",
+    )
+  return frame
+
+
+def _array(path: str, one: bool) -> Shaped[np.ndarray, "t h w c"]:
+  # Mapped, not loaded: only the frames asked for are read.
+  array = np.load(path, mmap_mode="r", allow_pickle=False)
+  if array.dtype.kind not in "buif":
+    raise SlideError(
+      f"{path} holds {array.dtype}; want numbers", "open", "bad_array"
+    )
+  if one:
+    if array.ndim == 2 or (array.ndim == 3 and array.shape[-1] <= 4):
+      return array.reshape(1, *array.shape[:2], -1)
+    want = "one picture, [h, w] or [h, w, c]"
+  else:
+    # [h, w, 3] is a picture that somebody took for a stack.
+    if array.ndim == 3 and (array.shape[-1] > 4 or not array.size):
+      return array[..., None]
+    if array.ndim == 2:
+      return array[None, ..., None]
+    if array.ndim == 4:
+      return array
+    want = "[t, h, w] or [t, h, w, c], or one picture [h, w]"
+  raise SlideError(
+    f"{path} has the shape {array.shape}; want {want}", "open", "bad_array"
+  )
+
+
+def _picture(path: str, suffix: str) -> np.ndarray:
+  data = pathlib.Path(path).read_bytes()
+  if suffix == ".png":
+    return imagecodecs.png_decode(data)
+  if suffix == ".bmp":
+    return imagecodecs.bmp_decode(data)
+  grey = simplejpeg.decode_jpeg_header(data)[2] == "Gray"
+  # simplejpeg refuses a cut file; OpenCV would fill it up with grey.
+  return simplejpeg.decode_jpeg(data, colorspace="GRAY" if grey else "RGB")
+
+
+def _tiff_frames(
+  path: str, indices: Sequence[int], one: bool
+) -> Iterator[Frame]:
+  with tifffile.TiffFile(path) as file:
+    _check_count(path, len(file.pages), one)
+    for index in indices:
+      page = file.pages[index]
+      frame = page.asarray()
+      planes = page.axes.find("S") == 0  # channels first
+      yield _checked(path, np.moveaxis(frame, 0, -1) if planes else frame)
+
+
+def _video_header(path: str) -> Header:
+  with av.open(path) as container:
+    stream = _video_stream(path, container)
+    size = stream.codec_context.height, stream.codec_context.width
+    # Counted, because the number in the header is often wrong or missing.
+    packets = [
+      p for p in container.demux(stream) if p.size and not p.is_discard
+    ]
+    # AVI knows times of decoding only; they are as far apart.
+    stamps = [p.dts if p.pts is None else p.pts for p in packets]
+    base = stream.time_base
+  # Packets come in the order of decoding, frames in the order of time.
+  seconds = None
+  if stamps and None not in stamps:
+    first = min(stamps)
+    seconds = tuple(float((t - first) * base) for t in sorted(stamps))
+  return Header(len(packets), size, seconds)
+
+
+def _video_stream(path: str, container: Any) -> Any:
+  if not container.streams.video:
+    raise SlideError(f"{path} holds no video", "open", "no_video")
+  stream = container.streams.video[0]
+  stream.codec_context.options = {"err_detect": "explode"}
+  stream.codec_context.thread_count = 1  # parallel over files, not inside one
+  return stream
+
+
+def _video_frames(path: str, indices: Sequence[int]) -> Iterator[Frame]:
+  wanted = list(reversed(indices))
+  count = 0
+  with av.open(path) as container:
+    stream = _video_stream(path, container)
+    for count, frame in enumerate(container.decode(stream), 1):  # noqa: B007
+      if frame.is_corrupt:
+        raise ValueError(f"frame {count - 1} is damaged")
+      while wanted and wanted[-1] == count - 1:
+        wanted.pop()
+        grey = frame.format.name.startswith("gray")
+        pixels = frame.to_ndarray(format="gray" if grey else "rgb24")
+        yield _checked(path, pixels)
+      if not wanted:
+        return
+  raise ValueError(f"it ends after {count} frames, {wanted[0] + 1} expected")
+
+
+def _dicom_header(path: str) -> Header:
+  header = pydicom.dcmread(path, stop_before_pixels=True)
+  if "Rows" not in header or "Columns" not in header:
+    raise SlideError(f"{path}: DICOM without a picture", "open", "no_picture")
+  frames = int(header.get("NumberOfFrames") or 1)
+  return Header(
+    frames, (int(header.Rows), int(header.Columns)), _dicom_times(header)
+  )
+
+
+def _dicom_times(header: pydicom.Dataset) -> tuple[float, ...] | None:
+  """Frame times in s: increments in ms first, then a rate."""
+  frames = int(header.get("NumberOfFrames") or 1)
+  steps = [float(v) for v in np.atleast_1d(header.get("FrameTimeVector") or [])]
+  if len(steps) == frames:
+    # The first entry is the first frame's own, 0 by the standard.
+    return tuple(((np.cumsum(steps) - steps[0]) / 1000).tolist())
+  milliseconds = float(header.get("FrameTime") or 0)
+  rate = float(
+    header.get("CineRate") or header.get("RecommendedDisplayFrameRate") or 0
+  )
+  if milliseconds <= 0 and rate > 0:
+    milliseconds = 1000 / rate
+  if milliseconds <= 0:
+    return None
+  return tuple((np.arange(frames) * milliseconds / 1000).tolist())
+
+
+def _dicom_frames(
+  path: str, indices: Sequence[int], one: bool
+) -> Iterator[Frame]:
+  header = pydicom.dcmread(path)
+  _check_count(path, int(header.get("NumberOfFrames") or 1), one)
+  # `raw=False` turns YBR into RGB, whatever the subsampling.
+  frames = pydicom.pixels.iter_pixels(header, indices=list(indices), raw=False)
+  for frame in frames:
+    if header.PhotometricInterpretation == "PALETTE COLOR":
+      frame = pydicom.pixels.apply_color_lut(frame, header)
+    elif header.get("SamplesPerPixel", 1) == 1:
+      frame = _modality(frame, header)
+    yield _checked(path, frame)
+
+
+def _modality(frame: np.ndarray, header: pydicom.Dataset) -> np.ndarray:
+  """Stored values to modality values, with bright as more."""
+  if header.PhotometricInterpretation == "MONOCHROME1":
+    # The stored value of the other end of the range, as the standard says.
+    signed = bool(header.get("PixelRepresentation"))
+    ends = -1 if signed else (1 << int(header.BitsStored)) - 1
+    frame = (ends - frame.astype(np.int64)).astype(frame.dtype)
+  slope = float(header.get("RescaleSlope", 1))
+  intercept = float(header.get("RescaleIntercept", 0))
+  if (slope, intercept) != (1.0, 0.0) or "ModalityLUTSequence" in header:
+    frame = pydicom.pixels.apply_modality_lut(frame, header)
+  return frame

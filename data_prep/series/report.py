@@ -1,0 +1,251 @@
+"""What a run over series leaves for people: tables, a picture, a text."""
+
+import pathlib
+import textwrap
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import simplejpeg
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw
+from tensorflow_datasets.core import example_parser
+
+from data_prep import records, shards
+from data_prep.files import atomic, tables
+from data_prep.files.errors import SlideError
+from data_prep.sequences import prepare
+from data_prep.series import targets as series_targets
+from data_prep.series.job import Shape
+from data_prep.series.spans import Series
+from data_prep.series.table import NOTE
+from data_prep.wsi import qc
+
+COLUMNS = (
+  "series_id",
+  "patient_id",
+  "split",
+  "status",
+  "sequences",
+  "frames",
+  "time_span",
+  "height_px",
+  "width_px",
+  "channels",
+  "reason",
+)
+SHEET_SERIES, SHEET_FRAMES = 16, 8
+_SHEET_PX = 112
+
+
+def write_tables(
+  out: pathlib.Path,
+  series: Sequence[Series],
+  done: Mapping[str, Mapping[str, Any]],
+  assignment: Mapping[str, str],
+  errors: Sequence[SlideError],
+) -> bool:
+  """Writes series.csv and errors.csv.
+
+  Args:
+    out: the output folder.
+    series: those with files.
+    done: what became of each that gave a sequence.
+    assignment: patient to split.
+    errors: everything that could not be used or was changed.
+
+  Returns:
+    Whether a table changed.
+  """
+  reasons = {e.slide: e.error for e in errors if e.stage != NOTE}
+  patients = {one.series_id: one.patient_id for one in series}
+  rows = []
+  for series_id, patient in sorted(patients.items()):
+    info = done.get(series_id)
+    height, width = info["source_px"] if info else ("", "")
+    rows.append(
+      {
+        "series_id": series_id,
+        "patient_id": patient,
+        "split": assignment.get(patient, "") if info else "",
+        "status": "done" if info else "failed",
+        "sequences": info["sequences"] if info else 0,
+        "frames": info["frames"] if info else 0,
+        "time_span": f"{info['time_span']:.6g}" if info else "",
+        "height_px": height,
+        "width_px": width,
+        "channels": info["channels"] if info else "",
+        "reason": reasons.get(series_id, ""),
+      }
+    )
+  changed = tables.write_csv(out / "series.csv", COLUMNS, rows)
+  return changed | tables.write_csv(
+    out / "errors.csv", tables.ERROR_COLUMNS, [error.row() for error in errors]
+  )
+
+
+def contact_sheet(
+  out: pathlib.Path, parts: Sequence[shards.Part], time_unit: str
+) -> bool:
+  """Writes a picture of some sequences as they were stored.
+
+  One row a sequence, its frames from left to right with their times; frames
+  that are padding stay empty. It is made from the finished shards, so it shows
+  what training will see.
+
+  Args:
+    out: the output folder.
+    parts: the finished parts.
+    time_unit: unit of `time`.
+
+  Returns:
+    Whether the picture changed.
+  """
+  info = tfds.builder_from_directory(out / "shards").info
+  spec = example_parser.ExampleParserNp(info.features.get_serialized_info())
+  total = sum(part.sequences for part in parts)
+  # Evenly spread over the data set: the same rows in every run.
+  wanted = np.unique(np.linspace(0, total - 1, SHEET_SERIES).astype(int))
+  rows, start = [], 0
+  for part in parts:
+    inside = wanted[(wanted >= start) & (wanted < start + part.sequences)]
+    if len(inside):
+      reader = array_record_module.ArrayRecordReader(str(part.path))
+      try:
+        data = reader.read((inside - start).tolist())
+      finally:
+        reader.close()
+      for example in data:
+        record = records.from_example(spec.parse_example(example))
+        rows.append(_sheet_row(record, part.split, time_unit))
+    start += part.sequences
+  # Quality and subsampling of the sheet, not of the data.
+  jpeg = simplejpeg.encode_jpeg(
+    np.ascontiguousarray(np.concatenate(rows)), 88, colorsubsampling="444"
+  )
+  return atomic.write_atomic(out / "qc" / "contact_sheet.jpg", jpeg)
+
+
+def _sheet_row(
+  record: records.SequenceRecord, split: str, time_unit: str
+) -> UInt8[np.ndarray, "h w 3"]:
+  """Draws the frames of one sequence side by side."""
+  real = int(record.frame_mask.sum())
+  chosen = np.unique(np.linspace(0, real - 1, SHEET_FRAMES).round().astype(int))
+  height, width = records.panel_size(record.panels[0])
+  scale = _SHEET_PX / max(height, width)
+  size = max(1, round(width * scale)), max(1, round(height * scale))
+  line, gap = 15, 4
+  image = Image.new(
+    "RGB",
+    ((size[0] + gap) * SHEET_FRAMES + gap, size[1] + 2 * line + gap),
+    "white",
+  )
+  draw = ImageDraw.Draw(image)
+  font = qc.caption_font(11)
+  count = f"{real} frames" if real > 1 else "1 frame"
+  title = f"{record.sequence_id}  ·  {split}  ·  {count}"
+  draw.text((gap, 1), title, fill="black", font=font)
+  for place, index in enumerate(chosen):
+    pixels = simplejpeg.decode_jpeg(record.panels[record.frame_panel[index]])
+    # Small pictures keep their pixels visible.
+    how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX
+    left = gap + place * (size[0] + gap)
+    image.paste(Image.fromarray(pixels).resize(size, how), (left, line))
+    text = f"{record.time[index]:.3g} {time_unit}"
+    draw.text((left, line + size[1]), text, fill=(90, 90, 90), font=font)
+  return np.asarray(image)
+
+
+def closing(
+  out: pathlib.Path,
+  *,
+  shape: Shape,
+  targets: Sequence[series_targets.Target],
+  done: Mapping[str, Mapping[str, Any]],
+  assignment: Mapping[str, str],
+  errors: Sequence[SlideError],
+  changed: bool,
+  seconds: float,
+  has_patients: bool,
+) -> tuple[str, int]:
+  """Puts the result of a run into words.
+
+  Args:
+    out: the output folder.
+    shape: what all sequences share.
+    targets: the labels.
+    done: what became of each series that gave a sequence.
+    assignment: patient to split.
+    errors: everything that could not be used or was changed.
+    changed: whether anything was written.
+    seconds: how long the run took.
+    has_patients: whether the table names patients.
+
+  Returns:
+    The text, and the exit code.
+  """
+  bad = [error for error in errors if error.stage != NOTE]
+  notes = [error for error in errors if error.stage == NOTE]
+  text = [""]
+  if done:
+    table = [("split", "series", "patients", "sequences")]
+    for split in shards.SPLITS:
+      inside = [
+        info
+        for info in done.values()
+        if assignment[info["patient_id"]] == split
+      ]
+      if inside:
+        table.append(
+          (
+            split,
+            f"{len(inside):,}",
+            f"{len({info['patient_id'] for info in inside}):,}",
+            f"{sum(info['sequences'] for info in inside):,}",
+          )
+        )
+    text += [f"  {a:<8}{b:>8}{c:>10}{d:>11}" for a, b, c, d in table]
+    text.append("")
+    text += [f"  {_described(target)}" for target in targets]
+    text.append("")
+  for title, rows in (("not used, or not as it is", bad), ("notes", notes)):
+    if rows:
+      text.append(f"  {title}")
+      for code, count in Counter(error.error for error in rows).most_common():
+        first = next(error for error in rows if error.error == code)
+        text.append(f"  - {count} x {code}, such as {first.slide}:")
+        text.append(textwrap.indent(textwrap.fill(first.message, 72), "    "))
+      text.append("")
+  if not has_patients:
+    text.append(
+      "No column names patients: every series counts as a patient of its own."
+    )
+  height, width = shape.frame_px
+  sequences = sum(info["sequences"] for info in done.values())
+  if not done:
+    text.append("No series gave a sequence: no data set was written.")
+  elif not changed:
+    text.append(
+      f"Everything was finished already: {sequences:,} sequences in "
+      f"{out / 'shards'}; nothing was written."
+    )
+  else:
+    text.append(
+      f"{sequences:,} sequences of {shape.frames} frames, {height} x {width} "
+      f"px, in {out / 'shards'}; {seconds:.1f} s"
+    )
+  if errors:
+    rows = "1 row" if len(errors) == 1 else f"{len(errors)} rows"
+    text.append(f"{rows} in {out / 'errors.csv'}")
+  code = prepare.EXIT_SOME_FAILED if bad else prepare.EXIT_GOOD
+  return "\n".join(text), code if done else prepare.EXIT_NOTHING
+
+
+def _described(target: series_targets.Target) -> str:
+  if not target.classes:
+    return f"{target.name}: a number"
+  return f"{target.name}: class, {' | '.join(target.classes)}"

@@ -1,0 +1,243 @@
+"""Tables of series: which files, times and labels make up each sequence.
+
+A table is a CSV with a heading. Three layouts are understood, told apart by
+their columns (or by `config.layout`):
+
+- `series`: a row is a series. `file` names an array, a video, a multi-frame
+  DICOM, a folder of pictures (in natural order), or several pictures with `;`
+  between; without it, `<images>/<id>.npy`, `.mp4`, ... or the folder
+  `<images>/<id>` is taken. `times` (numbers with `;` between) or `fps` give
+  times where the files do not.
+- `visits`: a row is one picture of a series, with `file` and `time`.
+- `lists`: `Scan_history` and `Video` hold Python lists of (path, decimal year);
+  `Scan_history` ends at the row's visit, `Video` is the whole series.
+
+`config.sequences` says what a sequence is: the whole `series`, or a `history`:
+everything up to a visit, one for each visit, with the labels of that visit.
+
+Names of columns are matched without case (`ALIASES`); `config.columns`
+overrides them. Every column left over is a label, unless `config.targets` says
+which are. Several tables are read as one; called `train*.csv`, `val*.csv` and
+`test*.csv` they give the splits, as does a column `split`.
+
+What is wrong in a row becomes a `SlideError` of stage `table`; a remark on
+something that is kept has stage `note`.
+"""
+
+import csv
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data_prep import splits
+from data_prep.files.errors import SlideError
+
+NOTE = "note"
+LAYOUTS = ("auto", "series", "visits", "lists")
+ALIASES = {
+  "series_id": (
+    "series_id", "series", "sequence_id", "id", "eye_id", "video_id", "eid",
+    "subject_id", "subject",
+  ),
+  "patient_id": (
+    "patient_id", "patient", "case_id", "case", "subject_id", "subject", "eid",
+  ),
+  "file": (
+    "file", "filename", "files", "path", "filepath", "image", "image_path",
+    "folder",
+  ),
+  "time": ("time", "year", "years", "time_years", "time_s", "seconds", "frame"),
+  "times": ("times",),
+  "fps": ("fps", "frame_rate"),
+  "split": ("split",),
+  "history": ("scan_history",),
+  "video": ("video",),
+}  # fmt: skip
+# Columns that say what a row is; never labels, even where another one is used.
+_NAMES = {
+  name for key in ("series_id", "patient_id", "file") for name in ALIASES[key]
+}
+_SPLIT_FILE = re.compile(r"(train|val|test)(_.*)?$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One line of a table.
+
+  Attributes:
+    where: which line of which table, for messages.
+    cells: column to text, without blanks around it.
+    split: split by the table's name, None if that says nothing.
+  """
+
+  where: str
+  cells: Mapping[str, str]
+  split: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """All lines, and which column means what.
+
+  Attributes:
+    rows: the lines of all tables.
+    layout: 'series', 'visits' or 'lists'.
+    columns: our name to the heading's, '' where there is none.
+    labels: columns that may be labels.
+    root: where relative file names start.
+    errors: lines that cannot be read.
+  """
+
+  rows: tuple[Row, ...]
+  layout: str
+  columns: Mapping[str, str]
+  labels: tuple[str, ...]
+  root: pathlib.Path
+  errors: tuple[SlideError, ...]
+
+  def cell(self, row: Row, key: str) -> str:
+    """Returns what a row has in one of our columns, '' if there is none."""
+    return row.cells.get(self.columns[key], "")
+
+
+def table_paths(spec: str) -> list[pathlib.Path]:
+  """Returns the tables a user named.
+
+  Args:
+    spec: `config.csv`: a CSV, several with commas between, or a folder with
+      train.csv, val.csv and test.csv.
+
+  Returns:
+    The files.
+
+  Raises:
+    ValueError: there is none.
+  """
+  whole = pathlib.Path(spec).expanduser()
+  if spec and whole.is_dir():
+    found = [whole / f"{name}.csv" for name in splits.NAMES]
+    found = [path for path in found if path.is_file()]
+    if not found:
+      raise ValueError(
+        f"config.csv={spec!r} is a folder without train.csv, val.csv, test.csv"
+      )
+    return found
+  # A comma may belong to a name; what exists as it stands is one name.
+  parts = [spec] if whole.is_file() else spec.split(",")
+  paths = [pathlib.Path(p.strip()).expanduser() for p in parts if p.strip()]
+  if not paths:
+    raise ValueError(f"config.csv={spec!r}: name a CSV file")
+  for path in paths:
+    if not path.is_file():
+      raise ValueError(f"config.csv={spec!r}: no such file {path}")
+  return paths
+
+
+def read(config: Mapping[str, Any]) -> Table:
+  """Reads the tables of a run.
+
+  Args:
+    config: the whole preparation config.
+
+  Returns:
+    The table.
+
+  Raises:
+    ValueError: a file is no CSV, a column named in the config is not there, or
+      no column names files or series.
+  """
+  paths = table_paths(config["csv"])
+  rows, headings, errors = [], {}, []
+  for path in paths:
+    match = _SPLIT_FILE.match(path.stem) if len(paths) > 1 else None
+    split = match.group(1) if match else None
+    try:
+      with open(path, newline="", encoding="utf-8-sig") as file:
+        # `strict`: an unclosed quote would swallow the rest of the file.
+        reader = csv.DictReader(file, strict=True)
+        heading = [name.strip() for name in reader.fieldnames or ()]
+        reader.fieldnames = heading
+        for line in reader:
+          where = f"row {reader.line_num} of {path.name}"
+          if None in line:
+            errors.append(
+              SlideError(
+                f"{where} has more cells than the heading: {line[None]}",
+                "table",
+                "bad_row",
+                next(iter(line.values())) or where,
+              )
+            )
+            continue
+          cells = {k: (v or "").strip() for k, v in line.items()}
+          rows.append(Row(where, cells, split))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+      raise ValueError(f"config.csv: cannot read {path}: {error}") from error
+    headings.update(dict.fromkeys(heading))
+  columns = _columns(list(headings), config["columns"])
+  layout = config["layout"]
+  if layout == "auto":
+    layout = "series"
+    if columns["history"] or columns["video"]:
+      layout = "lists"
+    elif columns["file"] and columns["time"]:
+      layout = "visits"
+  _check_layout(layout, columns, list(headings))
+  root = pathlib.Path(config["images"] or paths[0].parent).expanduser()
+  if not root.is_dir():
+    raise ValueError(f"config.images={config['images']!r}: no such folder")
+  labels = [
+    name
+    for name in headings
+    if name and name not in columns.values() and name.lower() not in _NAMES
+  ]
+  return Table(tuple(rows), layout, columns, tuple(labels), root, tuple(errors))
+
+
+def _columns(
+  heading: Sequence[str], given: Mapping[str, str]
+) -> dict[str, str]:
+  found = {}
+  for key, aliases in ALIASES.items():
+    if given.get(key):
+      if given[key] not in heading:
+        raise ValueError(
+          f"config.columns.{key}={given[key]!r}: no such column; there are "
+          f"{list(heading)}"
+        )
+      found[key] = given[key]
+      continue
+    lower = {name.lower(): name for name in reversed(heading)}
+    found[key] = next((lower[a] for a in aliases if a in lower), "")
+  return found
+
+
+def _check_layout(
+  layout: str, columns: dict[str, str], heading: Sequence[str]
+) -> None:
+  need = {
+    "series": ("series_id",),
+    "visits": ("series_id", "file", "time"),
+    "lists": (),
+  }[layout]
+  for key in need:
+    if not columns[key]:
+      raise ValueError(
+        f"config.csv: the layout {layout!r} needs a column {key!r} (or one of "
+        f"{ALIASES[key]}, or config.columns.{key}); there are {list(heading)}"
+      )
+  if layout == "lists" and not (columns["history"] or columns["video"]):
+    raise ValueError(
+      "config.csv: the layout 'lists' needs a column Scan_history or Video; "
+      f"there are {list(heading)}"
+    )
+  # What a layout does not use stays free to be a label.
+  unused = {
+    "series": ("time", "history", "video"),
+    "visits": ("times", "fps", "history", "video"),
+    "lists": ("file", "time", "times", "fps"),
+  }[layout]
+  for key in unused:
+    columns[key] = ""

@@ -1,0 +1,1 @@
+"""All data that is drawn: slides, lymph nodes, series, smoke shards."""

@@ -1,0 +1,1 @@
+"""Synthetic lymph nodes with metastases that are known."""

@@ -1,0 +1,124 @@
+"""DICOM files into slides: one file is one level of one picture, not a slide.
+
+A series (one SeriesInstanceUID) is a slide: its VOLUME instances are the levels
+of the pyramid, its LABEL, OVERVIEW and THUMBNAIL instances are pictures around
+it. OpenSlide, given any VOLUME instance, finds the others beside it.
+"""
+
+import dataclasses
+import os
+import pathlib
+import struct
+from collections.abc import Iterable
+
+import pydicom
+import pydicom.errors
+
+from data_prep.files.errors import SlideError
+
+_WSI_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy
+_NOT_SLIDES = {"LABEL", "OVERVIEW", "THUMBNAIL"}
+_TAGS = (
+  "SOPClassUID",
+  "SeriesInstanceUID",
+  "ImageType",
+  "TotalPixelMatrixColumns",
+  "PatientID",
+)
+_ITEM = b"\xfe\xff\x00\xe0"  # tag (FFFE,E000), which begins each frame
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+  """One slide stored as DICOM.
+
+  Attributes:
+    path: the instance with the largest picture.
+    slide_id: the file's name where the slide is one file or shares its folder
+      with others; else the folder's, because files are called `level-0`.
+    patient_id: PatientID, '' where there is none.
+    members: all VOLUME instances.
+  """
+
+  path: pathlib.Path
+  slide_id: str
+  patient_id: str
+  members: list[pathlib.Path]
+
+
+def group(
+  paths: Iterable[pathlib.Path],
+) -> tuple[list[Series], list[SlideError]]:
+  """Groups DICOM files into slides.
+
+  Args:
+    paths: DICOM files.
+
+  Returns:
+    The slides, and the files that are no part of one, with the reason.
+  """
+  series: dict[str, list[tuple[int, pathlib.Path, str]]] = {}
+  errors = []
+  for path in paths:
+    try:
+      header = pydicom.dcmread(
+        path, stop_before_pixels=True, specific_tags=list(_TAGS)
+      )
+    except (OSError, pydicom.errors.InvalidDicomError) as error:
+      reason = "unreadable", f"cannot read {path} as DICOM: {error}"
+      if path.is_file() and path.stat().st_size == 0:
+        reason = "empty_file", f"the file is empty: {path}"
+      errors.append(_error(path, *reason))
+      continue
+    if header.get("SOPClassUID") != _WSI_CLASS:
+      errors.append(
+        _error(path, "not_a_slide", f"{path}: DICOM, but no whole-slide image")
+      )
+      continue
+    if set(header.get("ImageType") or ()) & _NOT_SLIDES:
+      continue
+    size = int(header.get("TotalPixelMatrixColumns") or 0)
+    uid = str(header.get("SeriesInstanceUID") or path)
+    patient = str(header.get("PatientID") or "")
+    series.setdefault(uid, []).append((size, path, patient))
+  largest = [max(members, key=lambda m: m[0]) for members in series.values()]
+  folders = [path.parent for _, path, _ in largest]
+  found = []
+  for members, (_, path, patient) in zip(series.values(), largest, strict=True):
+    own_folder = len(members) > 1 and folders.count(path.parent) == 1
+    slide_id = path.absolute().parent.name if own_folder else path.stem
+    found.append(Series(path, slide_id, patient, [m[1] for m in members]))
+  return found, errors
+
+
+def is_mislabelled_ycbcr(path: str | os.PathLike) -> bool:
+  """Says whether a file claims RGB while its JPEG frames are YCbCr.
+
+  Some converters (Bio-Formats' among them) compress the pixels anew and keep
+  the old PhotometricInterpretation. OpenSlide believes it and shows green
+  tissue on pink glass. A JFIF marker in the frame decides: JFIF is YCbCr.
+
+  Args:
+    path: a DICOM file.
+
+  Returns:
+    True where the colours have to be converted.
+  """
+  with open(path, "rb") as file:
+    header = pydicom.dcmread(
+      file, stop_before_pixels=True, specific_tags=["PhotometricInterpretation"]
+    )
+    if header.get("PhotometricInterpretation") != "RGB":
+      return False
+    # The pixel element: tag, VR, length; an offset table; then the frames.
+    file.seek(12, os.SEEK_CUR)
+    table = file.read(8)
+    if table[:4] != _ITEM:
+      return False  # not compressed
+    file.seek(struct.unpack("<I", table[4:])[0], os.SEEK_CUR)
+    start = file.read(8 + 11)[8:]
+  return start[:4] == b"\xff\xd8\xff\xe0" and start[6:] == b"JFIF\0"
+
+
+def _error(path: pathlib.Path, error: str, message: str) -> SlideError:
+  return SlideError(message, stage="find", error=error, slide=path.stem)

@@ -1,0 +1,130 @@
+"""The scale of a slide: um per pixel, where it was found, when it is refused.
+
+A wrong scale is the commonest silent error with slides shared between
+laboratories, so nothing is rounded and nothing is guessed: a slide without a
+believable mpp is refused with the remedy in the message.
+"""
+
+import math
+
+from data_prep.files.errors import SlideError
+
+MPP_RANGE = (0.05, 20.0)  # um/px; a 72 dpi picture claims 352.8
+MPP_TOLERANCE = 0.02
+_UNITS_UM = {"centimeter": 10_000.0, "inch": 25_400.0}
+
+
+def _number(properties: dict[str, str], key: str) -> float | None:
+  try:
+    value = float(properties[key])
+  except (KeyError, ValueError):
+    return None
+  return value if math.isfinite(value) and value > 0 else None
+
+
+def stored_mpp(
+  properties: dict[str, str], vendor: str
+) -> tuple[float, float, str] | None:
+  """Returns mpp in x and y as the file states it, and who says so.
+
+  Order: the scanner vendor's own key, then the TIFF resolution. For generic
+  TIFF OpenSlide computes its `openslide.mpp-x` from the resolution tags, which
+  is no vendor's word, so it counts as `tiff`.
+
+  Args:
+    properties: OpenSlide's properties of the slide.
+    vendor: OpenSlide's name of the format.
+
+  Returns:
+    (mpp_x, mpp_y, 'vendor' or 'tiff'); None where the file says nothing.
+
+  Example:
+    >>> stored_mpp({'aperio.MPP': '0.499'}, 'aperio')
+    (0.499, 0.499, 'vendor')
+    >>> stored_mpp({'tiff.XResolution': '10000', 'tiff.YResolution': '10000',
+    ...             'tiff.ResolutionUnit': 'centimeter'}, 'generic-tiff')
+    (1.0, 1.0, 'tiff')
+  """
+  if vendor != "generic-tiff":
+    x = _number(properties, "openslide.mpp-x")
+    y = _number(properties, "openslide.mpp-y")
+    if x and y:
+      return x, y, "vendor"
+    both = _number(properties, "aperio.MPP")
+    if both:
+      return both, both, "vendor"
+  unit = _UNITS_UM.get(properties.get("tiff.ResolutionUnit", ""))
+  x = _number(properties, "tiff.XResolution")
+  y = _number(properties, "tiff.YResolution")
+  if unit and x and y:
+    return unit / x, unit / y, "tiff"
+  return None
+
+
+def _check_range(mpp: float | int, origin: str, slide: str) -> float | int:
+  low, high = MPP_RANGE
+  if not low <= mpp <= high:
+    raise SlideError(
+      f"mpp {mpp:g} ({origin}) is not a microscope's: expected {low:g} to "
+      f"{high:g} um/px; give the true value in the CSV column mpp",
+      stage="mpp",
+      error="mpp_out_of_range",
+      slide=slide,
+    )
+  return mpp
+
+
+def choose_mpp(
+  properties: dict[str, str],
+  vendor: str,
+  override: float | int | None = None,
+  default: float | int | None = None,
+  slide: str = "",
+) -> tuple[float | int, str]:
+  """Decides the scale of a slide: override > vendor > TIFF > default.
+
+  Nothing is guessed. An absurd or lopsided stored value is refused rather than
+  replaced by the default, because the default is for slides that say nothing.
+
+  Args:
+    properties: OpenSlide's properties.
+    vendor: OpenSlide's name of the format.
+    override: um/px the user gave for this slide.
+    default: um/px the user gave for slides that state none.
+    slide: slide id, for messages.
+
+  Returns:
+    um/px at level 0, and its origin: 'override', 'vendor', 'tiff', 'default'.
+
+  Raises:
+    SlideError: no mpp, or one that cannot be true.
+
+  Example:
+    >>> choose_mpp({'aperio.MPP': '0.25'}, 'aperio', override=0.5)
+    (0.5, 'override')
+  """
+  if override is not None:
+    return _check_range(override, "override", slide), "override"
+  stored = stored_mpp(properties, vendor)
+  if stored is not None:
+    x, y, origin = stored
+    _check_range(x, origin, slide)
+    _check_range(y, origin, slide)
+    if abs(x - y) > MPP_TOLERANCE * min(x, y):
+      raise SlideError(
+        f"mpp differs between x ({x:g}) and y ({y:g}, {origin}); square "
+        "pixels are needed: give the true value in the CSV column mpp",
+        stage="mpp",
+        error="mpp_anisotropic",
+        slide=slide,
+      )
+    return (x if x == y else math.sqrt(x * y)), origin
+  if default is not None:
+    return _check_range(default, "default", slide), "default"
+  raise SlideError(
+    "the file states no mpp (neither a scanner's key nor a TIFF resolution): "
+    "give it in the CSV column mpp, or a default for all such slides",
+    stage="mpp",
+    error="no_mpp",
+    slide=slide,
+  )

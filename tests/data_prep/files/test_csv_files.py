@@ -1,0 +1,33 @@
+"""Tables of results as CSV files."""
+
+import pytest
+
+from data_prep.files import csv_files
+
+
+def test_cells(tmp_path):
+  path = tmp_path / "t.csv"
+  csv_files.write(
+    path,
+    ("name", "value"),
+    iter(
+      [
+        {"value": 1 / 3, "name": "a,b"},
+        {"name": "c", "value": float("nan")},
+        {"name": "d", "value": float("-inf")},
+        {"value": 1234567},
+      ]
+    ),
+  )
+  assert path.read_bytes() == (
+    b'name,value\n"a,b",0.333333\nc,\nd,\n,1234567\n'
+  )
+
+
+def test_a_table_is_there_whole_or_not_at_all(tmp_path):
+  path = tmp_path / "t.csv"
+  csv_files.write(path, ("name",), [{"name": "old"}])
+  with pytest.raises(ValueError, match="other"):
+    csv_files.write(path, ("name",), [{"name": "new"}, {"other": 1}])
+  assert path.read_text() == "name\nold\n"
+  assert list(tmp_path.iterdir()) == [path]

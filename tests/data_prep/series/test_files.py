@@ -1,0 +1,194 @@
+"""Frames, sizes and times out of every kind of file."""
+
+import numpy as np
+import pytest
+import tifffile
+
+from data_prep.files.errors import SlideError
+from data_prep.series import files
+from tests.data_prep.series import tiny_series
+
+
+def all_of(path, one=False):
+  header = files.inspect(str(path), one)
+  wanted = list(range(header.frames))
+  return header, list(files.read(str(path), wanted, one))
+
+
+def code(path, one=False):
+  with pytest.raises(SlideError) as caught:
+    all_of(path, one)
+  assert str(path) in caught.value.message
+  return caught.value.error
+
+
+@pytest.mark.parametrize(
+  ("shape", "one", "want"),
+  [
+    ((5, 24, 32), False, (5, (24, 32), 1)),
+    ((5, 24, 32, 2), False, (5, (24, 32), 2)),
+    ((24, 32), False, (1, (24, 32), 1)),
+    ((24, 32), True, (1, (24, 32), 1)),
+    ((24, 32, 3), True, (1, (24, 32), 3)),
+    ((0, 24, 32), False, (0, (24, 32), None)),
+  ],
+)
+def test_arrays(tmp_path, shape, one, want):
+  pixels = np.arange(np.prod(shape), dtype=np.uint16).reshape(shape)
+  np.save(tmp_path / "a.npy", pixels)
+  header, frames = all_of(tmp_path / "a.npy", one)
+  assert (header.frames, header.size, header.seconds) == (*want[:2], None)
+  assert {f.shape for f in frames} == ({(24, 32, want[2])} if frames else set())
+  if frames:
+    np.testing.assert_array_equal(np.stack(frames).ravel(), pixels.ravel())
+
+
+def test_arrays_of_other_shapes_are_refused(tmp_path):
+  path = tmp_path / "a.npy"
+  np.save(path, np.zeros((24, 32, 3), np.uint8))
+  assert code(path) == "bad_array"  # one colour picture, not 24 frames
+  np.save(path, np.zeros((5, 24, 32), np.uint8))
+  assert code(path, one=True) == "bad_array"
+  np.save(path, np.zeros((2, 3, 4, 5, 1), np.uint8))
+  assert code(path) == "bad_array"
+  np.save(path, np.zeros((2, 24, 32, 5), np.uint8))
+  assert code(path) == "too_many_channels"
+  np.save(path, np.array(["a"]))
+  assert code(path) == "bad_array"
+  np.save(path, np.array([{}], dtype=object))
+  assert code(path) == "damaged_file"
+
+
+def test_pictures_keep_their_depth_and_channels(tmp_path):
+  deep = np.arange(24 * 32, dtype=np.uint16).reshape(24, 32) * 80
+  tiny_series.png(tmp_path / "deep.png", deep)
+  np.testing.assert_array_equal(
+    all_of(tmp_path / "deep.png")[1][0][..., 0], deep
+  )
+  stack = np.stack([deep, deep + 1, deep + 2])
+  tifffile.imwrite(tmp_path / "s.tif", stack, photometric="minisblack")
+  header, frames = all_of(tmp_path / "s.tif")
+  assert (header.frames, header.size) == (3, (24, 32))
+  np.testing.assert_array_equal(np.stack(frames)[..., 0], stack)
+  assert code(tmp_path / "s.tif", one=True) == "not_one_picture"
+
+
+def test_an_opaque_alpha_channel_is_no_channel(tmp_path):
+  rgba = np.full((24, 32, 4), 255, np.uint8)
+  rgba[..., :3] = tiny_series.frames(1, channels=3)[0]
+  tiny_series.png(tmp_path / "a.png", rgba)
+  np.testing.assert_array_equal(all_of(tmp_path / "a.png")[1][0], rgba[..., :3])
+  rgba[0, 0, 3] = 0
+  tiny_series.png(tmp_path / "a.png", rgba)
+  assert code(tmp_path / "a.png") == "too_many_channels"
+
+
+@pytest.mark.parametrize(
+  ("name", "codec"), [("a.mp4", "libx264"), ("a.avi", "mjpeg")]
+)
+def test_video_frames_and_times(tmp_path, name, codec):
+  pixels = tiny_series.frames(9, (32, 48), 3)
+  tiny_series.video(tmp_path / name, pixels, codec, fps=12.5)
+  header, frames = all_of(tmp_path / name)
+  assert (header.frames, header.size) == (9, (32, 48))
+  np.testing.assert_allclose(header.seconds, np.arange(9) / 12.5, atol=1e-3)
+  got = np.stack(frames).astype(int)
+  # B-frames come in another order than they are shown in.
+  assert np.abs(got - pixels).mean() < 4
+  (third,) = files.read(str(tmp_path / name), [3])
+  np.testing.assert_array_equal(third, frames[3])
+
+
+def test_video_of_varying_rate_has_its_own_times(tmp_path):
+  steps = [0, 1, 4, 5, 9]
+  pixels = tiny_series.frames(5, (32, 48), 3)
+  path = tmp_path / "a.mkv"
+  tiny_series.video(path, pixels, fps=10, times=steps)
+  header = files.inspect(str(path))
+  np.testing.assert_allclose(header.seconds, np.array(steps) / 10, atol=2e-3)
+
+
+def test_damaged_files_are_told_from_good_ones(tmp_path):
+  rng = np.random.default_rng(0)
+  noise = rng.integers(0, 255, (12, 64, 64, 3), np.uint8)
+  tiny_series.video(tmp_path / "v.mp4", noise)
+  good = (tmp_path / "v.mp4").read_bytes()
+  cut, zeroed = good[: len(good) // 2], bytearray(good)
+  middle = good.index(b"mdat") + len(good) // 3
+  zeroed[middle : middle + 3000] = bytes(3000)
+  for data in (cut, bytes(zeroed), b"hello"):
+    (tmp_path / "v.mp4").write_bytes(data)
+    assert code(tmp_path / "v.mp4") == "damaged_video"
+  (tmp_path / "v.mp4").write_bytes(b"")
+  assert code(tmp_path / "v.mp4") == "empty_file"
+  assert code(tmp_path / "none.mp4") == "missing_file"
+  (tmp_path / "a.xyz").write_bytes(b"hello")
+  assert code(tmp_path / "a.xyz") == "unknown_kind"
+  tiny_series.png(tmp_path / "a.png", noise[0])
+  data = (tmp_path / "a.png").read_bytes()
+  (tmp_path / "a.png").write_bytes(data[: len(data) // 2])
+  assert code(tmp_path / "a.png") == "damaged_file"
+
+
+def test_a_jpeg_that_was_cut_is_damaged(tmp_path):
+  import simplejpeg
+
+  noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+  data = simplejpeg.encode_jpeg(noise)
+  (tmp_path / "a.jpg").write_bytes(data[: len(data) // 2])
+  assert code(tmp_path / "a.jpg") == "damaged_file"
+
+
+@pytest.mark.parametrize(
+  ("tags", "want"),
+  [
+    ({"FrameTime": 40.0}, [0, 0.04, 0.08]),
+    ({"CineRate": 50}, [0, 0.02, 0.04]),
+    ({"RecommendedDisplayFrameRate": 10}, [0, 0.1, 0.2]),
+    # Increments win over the mean, and their first is no time of its own.
+    ({"FrameTimeVector": [0, 10, 30], "FrameTime": 20.0}, [0, 0.01, 0.04]),
+    ({}, None),
+  ],
+)
+def test_dicom_frame_times(tmp_path, tags, want):
+  tiny_series.dicom(tmp_path / "a.dcm", tiny_series.frames(3), **tags)
+  header, frames = all_of(tmp_path / "a.dcm")
+  assert header.frames == len(frames) == 3
+  if want is None:
+    assert header.seconds is None
+  else:
+    np.testing.assert_allclose(header.seconds, want)
+
+
+def test_dicom_values_are_modality_values(tmp_path):
+  stored = tiny_series.frames(2).astype(np.int16) - 40
+  path = tmp_path / "IM0001"  # files of scanners often have no extension
+  tiny_series.dicom(path, stored, RescaleSlope=2, RescaleIntercept=-1000)
+  frames = np.stack(all_of(path)[1])[..., 0]
+  np.testing.assert_array_equal(frames, stored * 2.0 - 1000)
+  tiny_series.dicom(
+    path, tiny_series.frames(2), PhotometricInterpretation="MONOCHROME1"
+  )
+  frames = np.stack(all_of(path)[1])[..., 0]
+  np.testing.assert_array_equal(frames, 255 - tiny_series.frames(2))
+  assert frames.dtype == np.uint8
+
+
+def test_the_real_ultrasound_files(real_data):
+  """mp4 of a varying rate, and DICOM in YBR whose grey has to come out grey."""
+  path = next((real_data / "video").glob("lung_us*.mp4"))
+  header = files.inspect(str(path))
+  assert (header.frames, header.size) == (164, (720, 1280))
+  steps = np.diff(header.seconds)
+  assert steps.min() > 0
+  assert header.seconds[-1] == pytest.approx(163 / 16.45, rel=0.01)
+  first, last = files.read(str(path), [20, 163])
+  assert first.shape == (720, 1280, 3) and first.max() > 150
+  assert not np.array_equal(first, last)
+  header, frames = all_of(real_data / "video" / "examples_ybr_color.dcm")
+  assert (header.frames, header.size) == (30, (240, 320))
+  np.testing.assert_allclose(np.diff(header.seconds), 0.033333, rtol=1e-6)
+  frames = np.stack(frames).astype(int)
+  # YBR taken for RGB would have green and blue near 128.
+  assert frames.mean() < 12
+  assert np.abs(frames[..., 0] - frames[..., 2])[:, :200].mean() < 2

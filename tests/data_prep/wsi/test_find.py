@@ -1,0 +1,306 @@
+"""What the user named becomes slides or rows of errors; nothing is lost."""
+
+import os
+
+import pytest
+
+from data_prep.wsi.find import find_slides, patient_id_of, slide_id_of
+
+TIFF = b"II*\0rest"
+
+
+def _touch(folder, *names, content=TIFF):
+  for name in names:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def _ids(slides):
+  return [slide.slide_id for slide in slides]
+
+
+def _rows(errors):
+  return [(error.slide, error.error) for error in errors]
+
+
+def test_ids():
+  assert slide_id_of("x/A.B.svs") == "A.B"
+  assert slide_id_of("S.OME.TIFF") == "S"
+  assert patient_id_of("TCGA-AB-1234-01Z-00-DX1.UUID") == "TCGA-AB-1234"
+  assert patient_id_of("TCGA-AB-12345") == "TCGA-AB-12345"
+
+
+def test_folder_with_everything_below(tmp_path):
+  _touch(
+    tmp_path,
+    "b.svs",
+    "a.tiff",
+    "uuid/c.ndpi",
+    "notes.txt",
+    ".hidden/d.svs",
+    "._a.tiff",
+    "logs/e.log",
+  )
+  _touch(tmp_path, "m.mrxs", content=b"\xff\xd8\xff\xe0")
+  _touch(tmp_path, "m/Data0001.dat", "m/Slidedat.ini")
+  slides, errors = find_slides(tmp_path)
+  assert _ids(slides) == ["a", "b", "c", "m"]
+  assert not errors
+  assert slides[0].path == str(tmp_path / "a.tiff")
+  assert slides[0].patient_id == "a" and slides[0].label is None
+
+
+def test_files_globs_and_lists(tmp_path):
+  _touch(tmp_path, "a1.svs", "a2.svs", "b1.svs", "a3.txt", "with,comma.svs")
+  assert _ids(find_slides(str(tmp_path / "a*"))[0]) == ["a1", "a2"]
+  assert _ids(find_slides(str(tmp_path / "**/b1.svs"))[0]) == ["b1"]
+  both = f"{tmp_path / 'a1.svs'}, {tmp_path / 'b1.svs'}"
+  assert _ids(find_slides(both)[0]) == ["a1", "b1"]
+  assert _ids(find_slides([tmp_path, tmp_path / "a1.svs"])[0]) == [
+    "a1",
+    "a2",
+    "b1",
+    "with,comma",
+  ]
+  assert _ids(find_slides(str(tmp_path / "with,comma.svs"))[0]) == [
+    "with,comma"
+  ]
+
+
+def test_what_is_named_and_is_not_there(tmp_path):
+  _touch(tmp_path, "a.svs")
+  empty = tmp_path / "empty"
+  empty.mkdir()
+  slides, errors = find_slides(
+    [
+      str(tmp_path / "a.svs"),
+      str(tmp_path / "none.svs"),
+      str(tmp_path / "*.ndpi"),
+      str(tmp_path / "none.csv"),
+      str(empty),
+    ]
+  )
+  assert _ids(slides) == ["a"]
+  assert [error.error for error in errors] == [
+    "missing_file",
+    "no_match",
+    "missing_file",
+    "no_slides",
+  ]
+  assert all(error.stage == "find" for error in errors)
+  for nothing in ("", [], " , "):
+    with pytest.raises(ValueError, match="slides="):
+      find_slides(nothing)
+  with pytest.raises(ValueError, match="table="):
+    find_slides(str(tmp_path / "a.svs"), table=tmp_path / "none.csv")
+
+
+def test_bad_files_become_rows_and_good_ones_stay(tmp_path):
+  _touch(tmp_path, "good.svs")
+  _touch(tmp_path, "empty.svs", "empty.mrxs", "empty.dcm", content=b"")
+  _touch(tmp_path, "text.svs", content=b"see the other folder")
+  _touch(tmp_path, "text.dcm", content=b"x" * 200)
+  slides, errors = find_slides(tmp_path)
+  assert _ids(slides) == ["good"]
+  assert sorted(_rows(errors)) == [
+    ("empty", "empty_file"),
+    ("empty", "empty_file"),
+    ("empty", "empty_file"),
+    ("text", "not_an_image"),
+    ("text", "unreadable"),
+  ]
+
+
+def test_unreadable_folder_is_a_row(tmp_path, monkeypatch):
+  """Simulated, because the superuser may read everything."""
+  _touch(tmp_path, "good.svs", "closed/lost.svs")
+  scandir = os.scandir
+
+  def closed(path):
+    if str(path).endswith("closed"):
+      raise PermissionError(13, "Permission denied", str(path))
+    return scandir(path)
+
+  monkeypatch.setattr(os, "scandir", closed)
+  slides, errors = find_slides(tmp_path)
+  assert _ids(slides) == ["good"]
+  assert _rows(errors) == [(str(tmp_path / "closed"), "unreadable_folder")]
+  slides, errors = find_slides(tmp_path / "closed")
+  assert not slides
+  assert [error.error for error in errors] == ["unreadable_folder"]
+
+
+def test_unreadable_file_is_a_row(tmp_path, monkeypatch):
+  _touch(tmp_path, "a.svs", "b.svs")
+  real_open = open
+
+  def closed(path, *args, **kwargs):
+    if str(path).endswith("a.svs"):
+      raise PermissionError(13, "Permission denied")
+    return real_open(path, *args, **kwargs)
+
+  monkeypatch.setattr("builtins.open", closed)
+  slides, errors = find_slides(tmp_path)
+  assert _ids(slides) == ["b"]
+  assert _rows(errors) == [("a", "unreadable")]
+
+
+def test_duplicate_ids_are_a_row(tmp_path):
+  _touch(tmp_path, "x/a.svs", "y/a.svs", "y/b.svs")
+  slides, errors = find_slides(tmp_path)
+  assert _ids(slides) == ["a", "b"]
+  assert _rows(errors) == [("a", "duplicate_id")]
+  for place in ("x", "y"):
+    assert str(tmp_path / place / "a.svs") in errors[0].message
+
+
+# Tables.
+
+
+def _table(path, text):
+  path.write_text(text)
+  return path
+
+
+def test_own_table(tmp_path):
+  _touch(tmp_path, "sub/a.svs", "b.svs", "c.svs")
+  (tmp_path / "a.png").touch()
+  table = _table(
+    tmp_path / "cohort.csv",
+    "slide_id,filename,case_id,label,mpp,split,mask,tissue_method,"
+    "tissue_min_area_um2\n"
+    "A,sub/a.svs,P1,tumour,0.5,train,a.png,guarded,5000\n"
+    "B,b.svs,P1,,,,,,\n"
+    "G,gone.svs,P2,,,,,,\n",
+  )
+  slides, errors = find_slides(table)
+  assert _ids(slides) == ["A", "B"]  # c.svs is not in the table
+  a, b = slides
+  assert (a.patient_id, a.label, a.mpp, a.split) == (
+    "P1",
+    "tumour",
+    0.5,
+    "train",
+  )
+  assert a.mask_path == str(tmp_path / "a.png")
+  assert a.tissue == {"method": "guarded", "min_area_um2": 5000.0}
+  assert (b.label, b.mpp, b.split, b.mask_path, b.tissue) == (
+    None,
+    None,
+    None,
+    None,
+    {},
+  )
+  assert _rows(errors) == [("G", "missing_file")]
+  assert "row 4" in errors[0].message
+
+
+@pytest.mark.parametrize(
+  ("text", "expected"),
+  [
+    ("case_id,slide_id,label\nP,a,x\n", ("a", "P", "x", None)),  # CLAM
+    ("slide_id,process,case_id\na.svs,1,P\nb.svs,0,P\n",
+     ("a", "P", None, None)),  # CLAM's process list
+    ("wsi,mpp\na.svs,0.25\n", ("a", "a", None, 0.25)),  # TRIDENT
+    ("PATIENT,FILENAME\nP,a.svs\n", ("a", "P", None, None)),  # STAMP
+    ("patient,slide,label\nP,a,x\n", ("a", "P", "x", None)),  # slideflow
+    ("\ufeffslide_id, filename ,mpp\na,a.svs,nan\n",
+     ("a", "a", None, None)),  # spreadsheet and pandas habits
+  ],
+)  # fmt: skip
+def test_tables_of_other_tools(tmp_path, text, expected):
+  _touch(tmp_path, "a.svs", "b.svs")
+  slides, errors = find_slides(_table(tmp_path / "t.csv", text))
+  assert not errors
+  assert [(s.slide_id, s.patient_id, s.label, s.mpp) for s in slides] == [
+    expected
+  ]
+
+
+@pytest.mark.parametrize(
+  ("text", "word"),
+  [
+    ("slide_id,mpp\na,forty\nb,0.5\n", "forty"),
+    ("slide_id,tissue_colour\na,5\nb,\n", "tissue_colour"),
+    ("slide_id,tissue_method\na,magic\nb,\n", "magic"),
+    ("slide_id,label\n,x\nb,y\n", "names no slide"),
+  ],
+)
+def test_bad_row_is_named_and_the_others_stay(tmp_path, text, word):
+  _touch(tmp_path, "a.svs", "b.svs")
+  slides, errors = find_slides(_table(tmp_path / "t.csv", text))
+  assert _ids(slides) == ["b"]
+  assert [error.error for error in errors] == ["bad_row"]
+  assert word in errors[0].message and "row 2" in errors[0].message
+
+
+def test_table_without_a_known_column(tmp_path):
+  slides, errors = find_slides(_table(tmp_path / "t.csv", "foo,bar\n1,2\n"))
+  assert not slides
+  assert _rows(errors) == [(str(tmp_path / "t.csv"), "unreadable_table")]
+
+
+def test_slides_csv_beside_or_above_describes(tmp_path):
+  _touch(tmp_path, "slides/a.svs", "slides/b.svs", "other/c.svs")
+  _table(
+    tmp_path / "slides.csv",
+    "slide_id,filename,case_id\na,slides/a.svs,P\ng,slides/g.svs,P\n"
+    "c,other/c.svs,Q\nh,other/h.svs,Q\n",
+  )
+  slides, errors = find_slides(tmp_path / "slides")
+  # b is not in the table and still used; h is not in this folder.
+  assert [(s.slide_id, s.patient_id) for s in slides] == [
+    ("a", "P"),
+    ("b", "b"),
+  ]
+  assert _rows(errors) == [("g", "missing_file")]
+  # Named by file or glob, a slide has the same patient.
+  for spec in (tmp_path / "slides" / "a.svs", tmp_path / "slides" / "a*"):
+    slides, errors = find_slides(str(spec))
+    assert [s.patient_id for s in slides] == ["P"] and not errors
+
+
+def test_table_that_describes(tmp_path):
+  _touch(tmp_path, "a.svs", "b.svs")
+  table = _table(tmp_path / "t.csv", "slide_id,case_id,mpp\na,P,0.5\nz,Q,1\n")
+  slides, errors = find_slides(tmp_path, table=table)
+  assert [(s.slide_id, s.patient_id, s.mpp) for s in slides] == [
+    ("a", "P", 0.5),
+    ("b", "b", None),
+  ]
+  assert not errors
+
+
+# Real data.
+
+
+def test_real_folder_has_its_cases(real_data):
+  slides, errors = find_slides(real_data / "slides")
+  assert len(slides) == 17 and not errors
+  cases = {slide.slide_id: slide.patient_id for slide in slides}
+  assert cases["bs9_he1_10x"] == cases["bs9_duodenum_giardiasis_he2_40x"]
+  assert cases["crohn_he1_10x"] == cases["crohn_he2_10x"]
+  assert len(set(cases.values())) == 13
+  assert {slide.label for slide in slides} == {
+    "neoplastic",
+    "non_neoplastic",
+    "out_of_distribution",
+  }
+  by_table, errors = find_slides(real_data / "slides.csv")
+  assert by_table == slides and not errors
+
+
+def test_real_dicom_is_grouped_by_series(real_data):
+  slides, errors = find_slides(real_data / "dicom")
+  assert _ids(slides) == ["dicom"] and not errors
+  assert slides[0].path.endswith("level-0-frames-0-30.dcm")
+  # Any instance alone names itself.
+  one = real_data / "dicom" / "level-2-frames-0-4.dcm"
+  assert _ids(find_slides(one)[0]) == ["level-2-frames-0-4"]
+
+
+def test_real_dicom_that_is_no_slide(real_data):
+  slides, errors = find_slides(real_data / "video")
+  assert not slides
+  assert _rows(errors) == [("examples_ybr_color", "not_a_slide")]

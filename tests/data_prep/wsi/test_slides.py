@@ -1,0 +1,449 @@
+"""Slides: scale, exact regions, and every kind of bad file to its error."""
+
+import math
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep.wsi import resample, scale
+from data_prep.wsi.slides import Level, Slide, SlideError, level_downsample
+from tests.data_prep.wsi import tiny_slides
+
+
+@pytest.fixture
+def path(tmp_path):
+  return tiny_slides.write(tmp_path / "s.tiff", tiny_slides.picture())
+
+
+def _error(path, **options) -> SlideError:
+  with pytest.raises(SlideError) as caught:
+    Slide.open(path, **options)
+  return caught.value
+
+
+# The scale.
+
+
+@pytest.mark.parametrize(
+  ("properties", "vendor", "expected"),
+  [
+    ({"openslide.mpp-x": "0.25", "openslide.mpp-y": "0.25"}, "mirax",
+     (0.25, "vendor")),
+    ({"aperio.MPP": "0.499"}, "aperio", (0.499, "vendor")),
+    ({"openslide.mpp-x": "0.25", "openslide.mpp-y": "0.25",
+      "tiff.XResolution": "10000", "tiff.YResolution": "10000",
+      "tiff.ResolutionUnit": "centimeter"}, "aperio", (0.25, "vendor")),
+    # OpenSlide derives its own key from the tags here: no vendor's word.
+    ({"openslide.mpp-x": "1", "openslide.mpp-y": "1",
+      "tiff.XResolution": "10000", "tiff.YResolution": "10000",
+      "tiff.ResolutionUnit": "centimeter"}, "generic-tiff", (1.0, "tiff")),
+    ({"tiff.XResolution": "50800", "tiff.YResolution": "50800",
+      "tiff.ResolutionUnit": "inch"}, "trestle", (0.5, "tiff")),
+    ({"tiff.XResolution": "1", "tiff.YResolution": "1",
+      "tiff.ResolutionUnit": "none"}, "generic-tiff", (2.0, "default")),
+    ({"aperio.MPP": "rubbish"}, "aperio", (2.0, "default")),
+  ],
+)  # fmt: skip
+def test_order_of_mpp_sources(properties, vendor, expected):
+  assert scale.choose_mpp(properties, vendor, default=2.0) == expected
+  assert scale.choose_mpp(properties, vendor, override=0.3, default=2.0) == (
+    0.3,
+    "override",
+  )
+
+
+def test_small_difference_between_x_and_y_is_averaged():
+  properties = {"openslide.mpp-x": "0.25", "openslide.mpp-y": "0.2525"}
+  mpp, _ = scale.choose_mpp(properties, "mirax")
+  assert mpp == pytest.approx(math.sqrt(0.25 * 0.2525))
+
+
+@pytest.mark.parametrize(
+  ("mpp", "code"),
+  [(352.8, "mpp_out_of_range"), ((0.5, 0.6), "mpp_anisotropic")],
+)
+def test_unbelievable_mpp_is_refused_but_can_be_overridden(tmp_path, mpp, code):
+  path = tiny_slides.write(tmp_path / "s.tiff", tiny_slides.picture(), mpp)
+  error = _error(path, default_mpp=0.5, name="S")
+  assert (error.stage, error.error, error.slide) == ("mpp", code, "S")
+  with Slide.open(path, mpp_override=0.5) as slide:
+    assert (slide.mpp, slide.mpp_origin) == (0.5, "override")
+
+
+def test_slide_without_mpp(tmp_path):
+  path = tiny_slides.write(tmp_path / "s.tiff", tiny_slides.picture(), None)
+  error = _error(path)
+  assert error.error == "no_mpp" and "mpp" in error.message
+  with Slide.open(path, default_mpp=1.0) as slide:
+    assert (slide.mpp, slide.mpp_origin) == (1.0, "default")
+  assert _error(path, mpp_override=352.8).error == "mpp_out_of_range"
+
+
+def test_target_finer_than_the_scan(path):
+  with Slide.open(path) as slide:
+    slide.check_target_mpp(0.5)
+    slide.check_target_mpp(4.0)
+    slide.check_target_mpp(0.491)  # 1.8 % finer
+    with pytest.raises(SlideError, match="finer than the scan") as caught:
+      slide.check_target_mpp(0.25)
+    assert caught.value.error == "target_finer_than_scan"
+    with pytest.raises(SlideError):
+      slide.check_target_mpp(0.491, tolerance=0.01)
+    slide.check_target_mpp(0.25, allow_upsampling=True)
+    with pytest.raises(ValueError, match="mpp=352"):
+      slide.check_target_mpp(352.0)
+
+
+def test_downsample_is_the_integer_the_level_was_made_with():
+  assert level_downsample((4483, 3092), (1120, 773), 4.00134) == 4.0
+  assert level_downsample((4483, 3092), (1121, 773), 3.9995) == 4.0
+  # No integer explains these sizes: the ratio stands.
+  assert level_downsample((1000, 1000), (405, 405), 2.469) == 2.469
+
+
+# Regions.
+
+
+def test_region_at_the_scan_scale_is_the_scan(path):
+  with Slide.open(path) as slide:
+    whole = slide.read_level(0, (0, 0), (700, 500))
+    region = slide.read_region((300, 250), (100, 60), 0.5)
+    np.testing.assert_array_equal(region, whole[220:280, 250:350])
+    # An odd side puts the centre in the middle of a pixel.
+    region = slide.read_region((300.5, 250.5), (101, 61), 0.5)
+    np.testing.assert_array_equal(region, whole[220:281, 250:351])
+    coarse = slide.read_level(1, (0, 0), (175, 125))
+    region = slide.read_region((320, 240), (40, 20), 2.0)
+    np.testing.assert_array_equal(region, coarse[50:70, 60:100])
+
+
+def test_level_choice(path):
+  with Slide.open(path) as slide:
+    assert slide.levels == (Level((700, 500), 1.0), Level((175, 125), 4.0))
+    chosen = [slide.level_for(mpp) for mpp in (0.4, 0.5, 1.9, 1.97, 2.0, 9.0)]
+    assert chosen == [0, 0, 0, 1, 1, 1]
+
+
+def _wave(xy: np.ndarray) -> np.ndarray:
+  """A picture known at every point: 40 px and 57 px waves."""
+  x, y = xy[..., 0], xy[..., 1]
+  values = np.stack(
+    [
+      128 + 100 * np.sin(2 * np.pi * x / 40),
+      128 + 100 * np.cos(2 * np.pi * y / 57),
+      128 + 50 * np.sin(2 * np.pi * (x + y) / 60),
+    ],
+    -1,
+  )
+  return np.rint(values).astype(np.uint8)
+
+
+def _grid(corner, size, step=1.0):
+  """Middles of pixels that begin at a corner."""
+  x = corner[0] + (np.arange(size[0]) + 0.5) * step
+  y = corner[1] + (np.arange(size[1]) + 0.5) * step
+  return np.stack(np.meshgrid(x, y), -1)
+
+
+@pytest.mark.parametrize(
+  "factor", [0.5, 0.8, 0.25 / 0.2528, 1.0, 1.01, 1.25, 1.7, 2.0, 3.8, 4.0]
+)
+@pytest.mark.parametrize("corner", [(0.0, 0.0), (13.37, -4.81), (7.5, 3.25)])
+def test_resampling_is_exact_in_place_and_scale(factor, corner):
+  """Compares with the picture's formula, 300 result pixels away included."""
+
+  def read(start, out):
+    out[:] = _wave(_grid(start, out.shape[1::-1]))
+
+  size = (300, 200)
+  out = resample.read_scaled(read, corner, size, factor)
+  assert out.shape == (200, 300, 3)
+  expected = _wave(_grid(corner, size, factor)).astype(float)
+  # The mean over an area lowers a wave by sinc(factor / period).
+  for channel, period in enumerate((40, 57)):
+    expected[..., channel] -= 128
+    expected[..., channel] *= np.sinc(max(factor, 0) / period)
+    expected[..., channel] += 128
+  error = np.abs(out[..., :2] - expected[..., :2])
+  # The steepest slope is 15.7 grey levels a pixel: 1/64 px is 0.25, rounding
+  # of source and result 1, the kernel's own ripple the rest.
+  assert error.mean() < 1.0
+  assert error.max() < 3.5
+  # A shift of a tenth of a pixel would show.
+  shifted = _wave(_grid((corner[0] + 0.1, corner[1]), size, factor))
+  moved = np.abs(out[..., 0] - shifted[..., 0].astype(float)).mean()
+  assert moved > error[..., 0].mean()
+
+
+def test_fast_and_general_resampling_agree():
+  rng = np.random.default_rng(0)
+  source = rng.integers(0, 256, (600, 600, 3), np.uint8)
+
+  def read(start, out):
+    x, y = start[0] + 100, start[1] + 100
+    out[:] = source[y : y + out.shape[0], x : x + out.shape[1]]
+
+  for factor, corner in ((0.9889, (10.3, 20.7)), (1.6, (10.2, 4.6))):
+    plans = [resample.align(v, factor) for v in corner]
+    assert all(plans)
+    fast = resample._by_resize(read, plans, (80, 60), factor)
+    slow = resample._by_warp(read, corner, (80, 60), factor)
+    # White noise is the worst case: 1/32 px is up to 8 grey levels.
+    difference = np.abs(fast.astype(int) - slow)
+    assert difference.mean() < (2 if factor < 1 else 12)
+
+
+def test_shrinking_does_not_alias():
+  def stripes(start, out):
+    x = (start[0] + np.arange(out.shape[1])) % 2
+    out[:] = (255 * x)[None, :, None]
+
+  out = resample.read_scaled(stripes, (3.0, 3.0), (64, 64), 3.7)
+  assert np.ptp(out[8:-8, 8:-8].astype(int)) <= 80  # stripes are gone
+  assert abs(out.mean() - 127.5) < 3
+  out = resample.read_scaled(stripes, (3.0, 3.0), (64, 64), 2.0)
+  assert np.ptp(out) <= 1
+
+
+def test_region_is_centred_where_asked(tmp_path):
+  """A bright disc on black is found at the asked place at any scale."""
+  y, x = np.mgrid[:600, :600] + 0.5
+  disc = (np.hypot(x - 310.0, y - 250.0) < 30)[..., None] * np.uint8(
+    [200, 200, 200]
+  )
+  path = tiny_slides.write(
+    tmp_path / "s.tiff", disc, levels=1, compression="deflate"
+  )
+  with Slide.open(path) as slide:
+    assert slide.reader == "openslide"
+    for mpp in (0.37, 0.5, 0.51, 0.9, 1.0, 1.3):
+      region = slide.read_region((300.3, 240.6), (150, 130), mpp)
+      weight = region[..., 0].astype(float)
+      yy, xx = np.mgrid[:130, :150] + 0.5
+      found = (
+        (weight * xx).sum() / weight.sum(),
+        (weight * yy).sum() / weight.sum(),
+      )
+      step = mpp / 0.5
+      np.testing.assert_allclose(
+        found,
+        [75 + (310 - 300.3) / step, 65 + (250 - 240.6) / step],
+        atol=0.03 / step + 0.02,
+      )
+
+
+def test_window_larger_than_the_slide_is_white_around(tmp_path):
+  path = tiny_slides.write(
+    tmp_path / "s.tiff", tiny_slides.picture(200, 150), levels=1
+  )
+  with Slide.open(path) as slide:
+    region = slide.read_region((100, 75), (400, 400), 0.5)
+    np.testing.assert_array_equal(
+      region[125:275, 100:300], slide.read_level(0, (0, 0), (200, 150))
+    )
+    region[125:275, 100:300] = 255
+    assert (region == 255).all()
+    for mpp in (0.47, 0.9):
+      edge = slide.read_region((100, 75), (700, 700), mpp)[:5]
+      assert (edge == 255).all()
+
+
+def test_bad_arguments(path):
+  with Slide.open(path) as slide:
+    with pytest.raises(ValueError, match="centre_xy"):
+      slide.read_region((float("nan"), 1.0), (10, 10), 0.5)
+    with pytest.raises(ValueError, match="size_px"):
+      slide.read_region((1.0, 1.0), (0, 10), 0.5)
+  with pytest.raises(ValueError, match="reader"):
+    Slide.open(path, reader="vips")
+
+
+def test_transparent_pixels_are_laid_on_white(path):
+  class Handle:
+    level_downsamples = (1.0, 4.0)
+
+    def read_region(self, location, level, size):
+      rgba = np.zeros((size[1], size[0], 4), np.uint8)
+      rgba[..., 0] = 100
+      rgba[:, 0, 3], rgba[:, 1, 3], rgba[:, 2:, 3] = 0, 51, 255
+      return Image.fromarray(rgba)
+
+    def close(self):
+      pass
+
+  with Slide.open(path, reader="openslide") as slide:
+    slide._handle.close()
+    slide._handle = Handle()
+    row = slide.read_level(0, (0, 0), (3, 1))[0]
+  # 51 / 255 is one fifth: 100 / 5 + 255 * 4 / 5 = 224, 0 + 204.
+  assert row.tolist() == [[255] * 3, [224, 204, 204], [100, 0, 0]]
+
+
+# Thumbnails.
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+@pytest.mark.parametrize("max_px", [64, 100, 128, 333, 700, 2000])
+def test_thumbnail_keeps_places_and_brightness(tmp_path, levels, max_px):
+  pixels = np.full((1500, 700, 3), 230, np.uint8)
+  pixels[900:1200, 140:420] = 60, 40, 90
+  path = tiny_slides.write(tmp_path / "s.tiff", pixels, levels=levels)
+  with Slide.open(path) as slide:
+    thumb, downsample = slide.thumbnail(max_px)
+  assert downsample == max(1.0, 1500 / max_px)
+  assert thumb.shape[0] == min(1500, max_px)
+  assert thumb.shape[1] == round(700 / downsample)
+  dark = thumb[..., 0] < 145
+  rows, columns = np.nonzero(dark.any(1))[0], np.nonzero(dark.any(0))[0]
+  np.testing.assert_allclose(
+    [rows[0], rows[-1] + 1, columns[0], columns[-1] + 1],
+    np.array([900, 1200, 140, 420]) / downsample,
+    atol=0.75,
+  )
+  inside = thumb[rows[0] + 2 : rows[-1] - 1, columns[0] + 2 : columns[-1] - 1]
+  np.testing.assert_allclose(inside.mean((0, 1)), [60, 40, 90], atol=2)
+  assert thumb[-1].mean() > 220  # the last row is not white filler mixed in
+
+
+# Bad files.
+
+
+def test_errors_travel_between_processes_and_make_rows():
+  error = SlideError("msg", "read", "damaged_tile", "S1", (0, 128, 256))
+  again = pickle.loads(pickle.dumps(error))
+  assert (
+    again.row()
+    == error.row()
+    == {
+      "slide": "S1",
+      "stage": "read",
+      "error": "damaged_tile",
+      "message": "msg",
+      "tile": "0 128 256",
+    }
+  )
+  assert str(again) == "msg"
+
+
+def test_files_that_are_no_slides(tmp_path, path):
+  assert _error(tmp_path / "none.svs").error == "missing_file"
+  empty = tmp_path / "empty.svs"
+  empty.touch()
+  assert _error(empty).error == "empty_file"
+  text = tmp_path / "text.svs"
+  text.write_text("see the other folder\n" * 50)
+  assert _error(text).error == "unsupported_format"
+  assert _error(text).stage == "open"
+
+
+@pytest.mark.parametrize("share", [0.6, 0.99])
+def test_truncated_real_slide(real_data, tmp_path, share):
+  whole = (real_data / "native/CMU-1-Small-Region.svs").read_bytes()
+  path = tmp_path / "cut.svs"
+  path.write_bytes(whole[: int(len(whole) * share)])
+  assert _error(path).stage == "open"
+
+
+def test_truncated_slide_whose_directory_survives(path):
+  """OpenSlide reads all of the coarsest level to open a TIFF."""
+  offset, _ = tiny_slides.tile_at(path, 1, 1, 0)
+  path.write_bytes(path.read_bytes()[: offset + 10])
+  assert _error(path).error == "unreadable"
+
+
+@pytest.mark.parametrize("reader", ["auto", "openslide"])
+@pytest.mark.parametrize("kind", ["zeroed", "half zeroed", "half random"])
+def test_damaged_tile_is_reported_and_the_slide_stays_usable(
+  path, reader, kind
+):
+  with Slide.open(path) as slide:
+    intact = slide.read_level(0, (256, 256), (128, 128))
+  tiny_slides.damage(path, kind)
+  with Slide.open(path, reader=reader, name="S") as slide:
+    for _ in range(2):
+      with pytest.raises(SlideError) as caught:
+        slide.read_region((192, 192), (20, 20), 0.5)
+      error = caught.value
+      assert (error.stage, error.error, error.slide) == (
+        "read",
+        "damaged_tile",
+        "S",
+      )
+      assert error.tile[0] == 0
+      assert all(128 <= v < 256 for v in error.tile[1:])
+      # OpenSlide's handle would fail for good; ours was reopened.
+      np.testing.assert_array_equal(
+        slide.read_level(0, (256, 256), (128, 128)), intact
+      )
+
+
+def test_damage_in_a_real_svs(real_data, tmp_path):
+  source = real_data / "native/CMU-1-Small-Region.svs"
+  path = tmp_path / "broken.svs"
+  path.write_bytes(source.read_bytes())
+  tiny_slides.damage(path, "half zeroed", column=3, row=4)
+  with Slide.open(path) as slide:
+    assert slide.reader == "tiled"
+    with pytest.raises(SlideError) as caught:
+      slide.read_region((3 * 240 + 50, 4 * 240 + 50), (64, 64), 0.499)
+    assert caught.value.tile == (0, 720, 960)
+    slide.read_region((100, 100), (64, 64), 0.499)
+
+
+# Formats.
+
+
+def test_real_formats(real_data):
+  with Slide.open(real_data / "native/CMU-1-Small-Region.svs") as slide:
+    assert (slide.vendor, slide.mpp, slide.mpp_origin) == (
+      "aperio",
+      0.499,
+      "vendor",
+    )
+    assert slide.bounds == (0, 0, 2220, 2967)
+  with Slide.open(real_data / "native/test3-DAPI-2-387.ndpi") as slide:
+    assert slide.vendor == "hamamatsu" and slide.reader == "openslide"
+    assert slide.mpp == pytest.approx(0.22818, abs=1e-5)
+    assert slide.mpp_origin == "vendor"
+    region = slide.read_region((2000, 2400), (300, 200), 0.5)
+    assert region.shape == (200, 300, 3) and region.std() > 5
+  with Slide.open(real_data / "dicom/level-2-frames-0-4.dcm") as slide:
+    assert slide.level0_px == (2220, 2967) and len(slide.levels) == 12
+    assert slide.colours_fixed  # says RGB, holds YCbCr
+    thumb, downsample = slide.thumbnail(512)
+    assert thumb.shape == (512, 383, 3) and downsample == 2967 / 512
+    dicom = slide.read_region((1000, 1500), (400, 400), 0.499)
+  with Slide.open(real_data / "native/CMU-1-Small-Region.svs") as slide:
+    svs = slide.read_region((1000, 1500), (400, 400), 0.499)
+  # The same slide twice, but the DICOM one was compressed again.
+  difference = dicom.astype(int) - svs
+  assert np.abs(difference.mean((0, 1))).max() < 1
+  assert np.abs(difference).mean() < 10
+
+
+def test_real_slides_that_are_refused(real_data):
+  error = _error(real_data / "native/camelyon_lowres_jpeg.dcm")
+  assert error.error == "mpp_out_of_range" and "28.9" in error.message
+  assert (
+    _error(real_data / "slides/tubular_adenoma_flat_nompp.tiff").error
+    == "no_mpp"
+  )
+  assert (
+    _error(real_data / "video/examples_ybr_color.dcm").error
+    == "unsupported_format"
+  )
+
+
+def test_drift_region_of_a_real_slide_equals_openslide(real_data):
+  """The same resampling on OpenSlide's pixels gives the same picture."""
+  path = real_data / "slides/bs9_duodenum_giardiasis_he2_40x.tiff"
+  with Slide.open(path) as ours, Slide.open(path, reader="openslide") as ref:
+    ours.check_target_mpp(0.25)  # 1.1 % finer than the scan
+    regions = [
+      slide.read_region((7000.3, 13000.7), (1104, 1104), 0.25)
+      for slide in (ours, ref)
+    ]
+  np.testing.assert_array_equal(*regions)
+  assert regions[0].std() > 20

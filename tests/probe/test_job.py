@@ -1,0 +1,368 @@
+"""The job `probe` on a tiny encoder and labels that brightness tells."""
+
+import csv
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import probe as probe_configs
+from data_prep.synthetic import smoke_labels
+from tests import small_run, tfds_sets
+from wsiseq_jax import evaluate, train
+from wsiseq_jax.probe import (
+  features,
+  fine_tune,
+  knn,
+  linear,
+  settings,
+  training,
+)
+from wsiseq_jax.probe import job as probe
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  return smoke_labels.make_shards(tmp_path_factory.mktemp("labelled"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, data):
+  """A VideoMAE that took two steps."""
+  workdir = tmp_path_factory.mktemp("run")
+  config = small_run.small_config(workdir, data)
+  config.optim.update({"total_steps": 2, "warmup_steps": 0})
+  config.data.batch_size = 8
+  train.train(config)
+  return workdir
+
+
+def make(workdir, data, checkpoint, **more) -> ConfigDict:
+  config = probe_configs.get_config("quick")
+  config.workdir = str(workdir)
+  config.data.path = str(data)
+  config.data.update({"batch_size": 16, "threads": 2})
+  config.checkpoint.path = str(checkpoint)
+  config.probe.update(
+    {
+      "targets": ("kind", "level"),
+      "fractions": (0.25, 1.0),
+      "seeds": (0, 1),
+      "resamples": 50,
+    }
+  )
+  for key, value in more.items():
+    config.probe[key] = value
+  return config
+
+
+def table(path):
+  with path.open() as file:
+    return list(csv.DictReader(file))
+
+
+def test_rows_tables_and_resuming(tmp_path, data, checkpoint, monkeypatch):
+  config = make(tmp_path, data, checkpoint, targets=("kind", "level", "rare"))
+  calls = []
+  embed = evaluate.embed_split
+
+  def counted(*args):
+    calls.append(args[1].split)
+    return embed(*args)
+
+  monkeypatch.setattr(evaluate, "embed_split", counted)
+  summary = probe.probe(config)
+  # Brightness is in any encoder's features.
+  of = {
+    (r["target"], r["probe"], r["fraction"], r["metric"]): r for r in summary
+  }
+  assert of["kind", "linear", 1.0, "auroc"]["mean"] > 0.95
+  assert of["kind", "knn", 0.25, "accuracy"]["mean"] > 0.8
+  assert of["level", "linear", 1.0, "r2"]["mean"] > 0.8
+  row = of["level", "linear", 1.0, "mae"]
+  assert row["low"] <= row["mean"] <= row["high"]
+  assert row["seeds"] == 1 and np.isnan(row["std"])
+  assert of["level", "linear", 0.25, "mae"]["seeds"] == 2
+  rows = table(tmp_path / "probe.csv")
+  assert list(rows[0]) == [
+    "target", "probe", "fraction", "seed", "metric", "value",
+  ]  # fmt: skip
+  few = {
+    r["metric"]: float(r["value"])
+    for r in rows
+    if (r["target"], r["probe"], r["fraction"], r["seed"])
+    == ("kind", "linear", "0.25", "1")
+  }
+  assert few["train_patients"] == 6 and few["train_sequences"] == 12
+  assert "## kind" in (tmp_path / "probe.md").read_text()
+  assert (tmp_path / "probe.png").read_bytes()[:4] == b"\x89PNG"
+  # A third of the patients have no label `rare`: counted, and not used.
+  counts = {
+    (r["target"], r["split"]): r for r in table(tmp_path / "labels.csv")
+  }
+  assert counts["rare", "train"]["unknown"] == "16"
+  assert counts["rare", "train"]["patients"] == "16"
+  assert of["rare", "linear", 1.0, "auroc"]["test_patients"] == 8
+
+  # Once a split, whatever the number of targets and probes.
+  assert calls == ["train", "val", "test"]
+  for module in (linear, knn):
+    monkeypatch.setattr(module, "run", lambda *_: pytest.fail("again"))
+  again = probe.probe(config)
+  assert calls == ["train", "val", "test"] and str(again) == str(summary)
+
+
+def test_only_what_is_new_is_computed(tmp_path, data, checkpoint, monkeypatch):
+  config = make(tmp_path, data, checkpoint, targets=("kind",), kinds=("knn",))
+  probe.probe(config)
+  calls = []
+  run = knn.run
+
+  def counted(train, *rest):
+    calls.append(len(train))
+    return run(train, *rest)
+
+  monkeypatch.setattr(knn, "run", counted)
+  config.probe.seeds = (0, 1, 2)
+  probe.probe(config)
+  assert calls == [12]
+  monkeypatch.setitem(probe.VERSIONS, "linear", 99)
+  probe.probe(config)
+  assert calls == [12]
+  monkeypatch.setitem(probe.VERSIONS, "knn", 99)
+  probe.probe(config)
+  assert len(calls) == 1 + 4  # three seeds at a quarter, one with all labels
+
+
+def test_another_checkpoint_has_other_features(
+  tmp_path, data, checkpoint, monkeypatch
+):
+  """Same workdir, same data: nothing of the first checkpoint is used again."""
+  config = make(tmp_path, data, checkpoint, targets=("kind",), kinds=("knn",))
+  config.probe.fractions = (1.0,)
+  probe.probe(config)
+  calls = []
+  embed = evaluate.embed_split
+  monkeypatch.setattr(
+    evaluate, "embed_split", lambda *a: calls.append(1) or embed(*a)
+  )
+  load = evaluate.load
+
+  def other(*args, **kwargs):
+    run = load(*args, **kwargs)
+    # As if the workdir of training had been trained anew, to the same step.
+    return dataclasses.replace(run, identity="other")
+
+  monkeypatch.setattr(evaluate, "load", other)
+  probe.probe(config)
+  assert len(calls) == 3
+  assert len(list((tmp_path / "features").glob("*.npz"))) == 6
+  probe.probe(config)
+  assert len(calls) == 3
+
+
+def test_tokens_are_computed_where_features_alone_were_kept(
+  tmp_path, data, checkpoint
+):
+  config = make(tmp_path, data, checkpoint, targets=("kind",), kinds=("knn",))
+  job = probe.prepare(config)
+  few = features.frozen(job.run, job.splits["val"], tmp_path, tokens=False)
+  assert "tokens" not in few
+  more = features.frozen(job.run, job.splits["val"], tmp_path, tokens=True)
+  assert more["tokens"].shape[:2] == (18, 4)
+  np.testing.assert_array_equal(few["features"], more["features"])
+  again = features.frozen(job.run, job.splits["val"], tmp_path, tokens=False)
+  assert "tokens" not in again and len(list(tmp_path.rglob("*.npz"))) == 1
+
+
+def test_features_that_are_no_numbers_are_refused(
+  tmp_path, data, checkpoint, monkeypatch
+):
+  job = probe.prepare(make(tmp_path, data, checkpoint))
+  broken = {
+    "features": np.array([[0.0], [np.nan]]),
+    "sequence_id": np.array(["good", "bad"]),
+  }
+  monkeypatch.setattr(evaluate, "embed_split", lambda *_: broken)
+  with pytest.raises(ValueError, match="of 1 of 2 sequences of 'val' .* bad"):
+    features.frozen(job.run, job.splits["val"], tmp_path, tokens=False)
+
+
+def test_picture_sets_of_tfds(tmp_path, checkpoint):
+  folder = tfds_sets.write(tfds_sets.PatchCamelyon, tmp_path / "tfds")
+  config = make(tmp_path, "", checkpoint, targets=(), kinds=("linear",))
+  config.data.update(
+    {
+      "tfds": "patch_camelyon",
+      "tfds_dir": str(folder),
+      "val_split": "validation",
+    }
+  )
+  summary = probe.probe(config)
+  of = {(r["fraction"], r["metric"]): r for r in summary}
+  assert of[1.0, "auroc"]["mean"] == 1.0
+  assert of[1.0, "auroc"]["test_sequences"] == 16
+  # Half black, half blue: each a patient of its own, a quarter of each kept.
+  few = [
+    float(r["value"])
+    for r in table(tmp_path / "probe.csv")
+    if (r["fraction"], r["metric"]) == ("0.25", "train_patients")
+  ]
+  assert few == [8, 8]
+
+
+def test_seeds_choose_other_patients(tmp_path, data, checkpoint):
+  config = make(tmp_path, data, checkpoint)
+  runner = probe._Runner(probe.prepare(config))
+  job = runner._job
+  rows = [r for r in probe.all_rows(job) if r.kind == "knn"][:2]
+  assert [r.seed for r in rows] == [0, 1] and rows[0].fraction == 0.25
+  a, b = (set(runner._of(row)[0].patients.tolist()) for row in rows)
+  assert a != b and len(a) == len(b) == 6
+
+
+@pytest.mark.parametrize(
+  "change, words",
+  [
+    ({"targets": ("constant",)}, "'constant' is the same everywhere, 7"),
+    ({"targets": ("knd",)}, r"\('knd',\): the data has \['kind'"),
+    ({"kinds": ("pooling",)}, "'pooling' needs a temporal encoder"),
+  ],
+)
+def test_what_cannot_be_probed(tmp_path, data, checkpoint, change, words):
+  with pytest.raises(ValueError, match=words):
+    probe.probe(make(tmp_path, data, checkpoint, **change))
+
+
+def test_a_patient_in_two_splits_is_refused(tmp_path, data, checkpoint):
+  config = make(tmp_path, data, checkpoint)
+  config.data.test_split = "train"
+  with pytest.raises(ValueError, match="train_split and config.data.test_spl"):
+    probe.probe(config)
+
+
+@pytest.mark.parametrize(
+  "key, value, words",
+  [
+    ("probe.kinds", ("linnear",), "probe.kinds = .*'linear', 'knn'"),
+    ("probe.seeds", (1, 1), "a tuple of different whole numbers"),
+    ("probe.fractions", (0.0, 1.0), "probe.fractions"),
+    ("head.lr_of", ("age",), "a tuple of 'target=rate'"),
+    ("data.tfds", "mnist", "name one of them"),
+  ],
+)
+def test_bad_values_are_named(key, value, words):
+  config = probe_configs.get_config()
+  config.workdir, config.data.path = "w", "d"
+  block, name = key.split(".")
+  config[block][name] = value
+  with pytest.raises(ValueError, match=words):
+    settings.validate(config)
+
+
+def test_a_training_config_is_no_probe_config(tmp_path, data):
+  with pytest.raises(ValueError, match="--config=configs/probe.py"):
+    probe.probe(small_run.small_config(tmp_path, data))
+
+
+@pytest.mark.parametrize("preset", probe_configs.PRESETS)
+def test_presets_are_valid(preset):
+  config = probe_configs.get_config(preset)
+  config.workdir = "w"
+  config.data.path = "d"
+  settings.validate(config)
+  assert set(probe_configs.KINDS) == set(settings.KINDS)
+
+
+def test_rates_do_not_compound(tmp_path, data, checkpoint, monkeypatch):
+  """Three numbers in a row: each learns at the rate of its own name."""
+  config = make(
+    tmp_path, data, checkpoint,
+    kinds=("attentive",), targets=("level", "kind", "rare"),
+    fractions=(1.0,), seeds=(0,),
+  )  # fmt: skip
+  config.head.update(
+    {"epochs": 2, "warmup_epochs": 0, "batch_size": 16, "lr_of": ("kind=0.5",)}
+  )
+  probe.probe(config)
+  rates = {
+    r["target"]: float(r["value"])
+    for r in table(tmp_path / "probe.csv")
+    if r["metric"] == "chosen_lr"
+  }
+  plain = 1e-3 * 16 / 256
+  assert rates == pytest.approx(
+    {"level": plain, "kind": 0.5 * 16 / 256, "rare": plain}, rel=1e-4
+  )
+
+
+@pytest.mark.slow
+def test_fine_tuning_learns_and_starts_where_it_should(
+  tmp_path, data, checkpoint, monkeypatch
+):
+  config = make(
+    tmp_path, data, checkpoint,
+    kinds=("fine_tune", "supervised"), targets=("kind",), fractions=(1.0,),
+    seeds=(0,),
+  )  # fmt: skip
+  config.fine_tune.update(
+    {
+      "epochs": 6, "warmup_epochs": 1, "batch_size": 16, "lr_per_256": 0.05,
+      "patience": 0,
+    }
+  )  # fmt: skip
+  starts = []
+  make_model = fine_tune.encoder_model
+
+  def spied(task, from_scratch, width, outputs):
+    model = make_model(task, from_scratch, width, outputs)
+
+    def init(key, frozen, batch):
+      params = model.init(key, frozen, batch)
+      jax.debug.callback(
+        lambda a, b: starts.append(bool(np.array_equal(a, b))),
+        jax.tree.leaves(params["encoder"])[-1],
+        jax.tree.leaves(frozen)[-1],
+      )
+      return params
+
+    return training.Model(init, model.apply)
+
+  monkeypatch.setattr(fine_tune, "encoder_model", spied)
+  summary = probe.probe(config)
+  jax.effects_barrier()
+  assert starts == [True, False]
+  found = {r["probe"]: r["mean"] for r in summary if r["metric"] == "auroc"}
+  assert found["fine_tune"] > 0.8 and found["supervised"] > 0.6
+
+
+def test_encoding_without_a_key_is_what_is_embedded(data, checkpoint):
+  config = probe_configs.get_config()
+  config.workdir = str(checkpoint)
+  config.data.path = str(data)
+  config.data.batch_size = 8
+  run = evaluate.load(config)
+  from wsiseq_jax.data import loader
+  from wsiseq_jax.data import source as sources
+
+  source = sources.RecordSource(data, "val")
+  batch = loader.stack([loader.load(source, i) for i in range(4)])
+  batch = jax.tree.map(jax.numpy.asarray, batch)
+  out = jax.jit(run.task.embed)(run.params, batch)
+  encode = jax.jit(run.task.encode)
+  same = encode(run.params, batch, None)
+  np.testing.assert_allclose(same, out["features"], atol=1e-5)
+  assert out["tokens"].shape == (4, 4, 32)
+  np.testing.assert_allclose(
+    out["tokens"].mean(axis=1), out["features"], atol=1e-5
+  )
+  other = encode(run.params, batch, jax.random.key(0))
+  assert not np.allclose(same, other, atol=1e-4)
+  slope = jax.jit(jax.grad(lambda p: run.task.encode(p, batch, None).sum()))
+  grads = slope(run.params)
+  assert functools.reduce(
+    lambda a, g: a or bool(np.any(g)), jax.tree.leaves(grads), False
+  )

@@ -1,0 +1,45 @@
+"""Weights of Hugging Face's VideoMAE through the real training job."""
+
+import jax
+import numpy as np
+
+from tests import small_run
+from wsiseq_jax import evaluate, train
+from wsiseq_jax.weights import pretrained
+
+
+def test_training_starts_from_hugging_face_weights(
+  repo_root, tmp_path, monkeypatch
+):
+  small_run.use_devices(monkeypatch, 1)
+  file = repo_root / "tests/golden/videomae_square/model.safetensors"
+  config = small_run.small_config(
+    tmp_path / "run", small_run.shards(tmp_path / "data")
+  )
+  config.data.frames = 4
+  config.model.update(
+    {
+      "init_from": str(file),
+      "width": 48,
+      "depth": 3,
+      "heads": 4,
+      "mlp_width": 120,
+      "decoder_width": 24,
+      "decoder_depth": 2,
+      "decoder_heads": 2,
+      "decoder_mlp_width": 72,
+    }
+  )
+  # One step at a rate of 0 leaves the weights as they were read.
+  config.optim.update({"lr_per_256": 0.0, "min_lr_per_256": 0.0})
+  config.optim.update({"warmup_steps": 0, "total_steps": 1})
+  state = train.train(config)
+  want = pretrained.load(file).params
+  got = jax.tree.map(np.asarray, state.params)
+  assert jax.tree.structure(got) == jax.tree.structure(want)
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    assert np.array_equal(a, b)
+  # The checkpoint describes itself: the file is not needed any more.
+  config.model.init_from = "gone.safetensors"
+  model = evaluate.load(config).task.setup.model
+  assert model.norm_eps == 1e-12

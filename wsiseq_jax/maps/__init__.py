@@ -1,0 +1,1 @@
+"""Numbers of tiles laid on a slide: heat maps, regions, detections, GeoJSON."""

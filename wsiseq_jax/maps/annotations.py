@@ -1,0 +1,142 @@
+"""What people drew on a slide, to be looked at beside what models say.
+
+One file a slide, named after it: polygons of ASAP (`.xml`) or QuPath
+(`.geojson`, `.json`), or a mask picture (`.png`, `.tif`, `.tiff`, also as
+`<slide_id>_mask.tif`, as the challenge names them). They are read as for FROC
+(`data_prep/wsi/annotations.py`); no model and no number of the cohort knows
+them.
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from data_prep.wsi import annotations, tissue_masks
+from wsiseq_jax.maps.regions import Region
+from wsiseq_jax.maps.tile_map import TileMap
+
+_POLYGONS = (".xml", ".geojson", ".json")
+_MASKS = (".png", ".tif", ".tiff")
+_ENDS = (*_POLYGONS, *_MASKS, *(f"_mask{end}" for end in _MASKS))
+# Where QuPath writes, coordinates count from the corner of the scanned part.
+_QUPATH = (".geojson", ".json")
+Ring = Float[np.ndarray, "_ 2"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Annotated:
+  """The annotations of a slide.
+
+  Attributes:
+    file: name of the file.
+    rings: outlines of what is drawn, level-0 pixels; holes are rings too.
+    cut_out: outlines of what is cut out of it.
+    area_mm2: of what is drawn, less what is cut out.
+    in_regions: share of that area in regions of the model; NaN without area.
+    skipped: one sentence for each thing that has no area.
+  """
+
+  file: str
+  rings: tuple[Ring, ...]
+  cut_out: tuple[Ring, ...]
+  area_mm2: float
+  in_regions: float
+  skipped: tuple[str, ...] = ()
+
+
+def find(folder: str, ids: Sequence[str]) -> dict[str, pathlib.Path]:
+  """Files of annotations by slide; slides without one are not in it.
+
+  Args:
+    folder: `config.data.annotations`; '' has none.
+    ids: the slides.
+
+  Raises:
+    ValueError: no such folder, no file of any of these slides, or two of one.
+  """
+  if not folder:
+    return {}
+  place = pathlib.Path(folder).expanduser()
+  if not place.is_dir():
+    raise ValueError(f"config.data.annotations = {folder!r}: no such folder")
+  found = {}
+  for slide_id in ids:
+    paths = [place / f"{slide_id}{end}" for end in _ENDS]
+    paths = [path for path in paths if path.is_file()]
+    if len(paths) > 1:
+      raise ValueError(
+        f"config.data.annotations: slide {slide_id!r} has two files, "
+        f"{paths[0].name} and {paths[1].name}; leave one"
+      )
+    if paths:
+      found[slide_id] = paths[0]
+  if not found:
+    raise ValueError(
+      f"config.data.annotations = {folder!r}: none of the {len(ids)} predicted "
+      f"slides has a file there, such as {ids[0]}.xml; allowed: {_ENDS}"
+    )
+  return found
+
+
+def read(
+  path: pathlib.Path,
+  tile_map: TileMap,
+  bounds_xy: tuple[int, int],
+  um_per_px: float,
+  regions: Sequence[Region],
+  data: Mapping[str, Any],
+) -> Annotated:
+  """Reads a file for a slide whose size and resolution are known.
+
+  Args:
+    path: the file.
+    tile_map: of the slide.
+    bounds_xy: corner of the scanned part that QuPath counts from.
+    um_per_px: scale at which masks are outlined and areas counted.
+    regions: of the model.
+    data: `config.data`, whose `annotation_*` say which groups are drawn.
+
+  Raises:
+    ValueError: the file cannot be read, or is of another slide.
+  """
+  size, mpp = tile_map.level0_size, tile_map.level0_mpp
+  downsample = um_per_px / mpp
+  rings, cut_out, skipped = (), (), ()
+  if path.suffix.lower() in _POLYGONS:
+    include = tuple(data["annotation_include"]) or annotations.INCLUDE
+    others = (group for group in annotations.EXCLUDE if group not in include)
+    found = annotations.read(
+      path,
+      include=include,
+      exclude=tuple(data["annotation_exclude"] or others),
+      ignore=tuple(data["annotation_ignore"]),
+      bounds_xy=bounds_xy if path.suffix.lower() in _QUPATH else (0, 0),
+    )
+    mask = annotations.draw(found, size, downsample)
+    rings = tuple(ring for one in found.include for ring in one.rings)
+    cut_out = tuple(ring for one in found.exclude for ring in one.rings)
+    skipped = found.skipped
+  else:
+    mask = annotations.read_mask(path, size, downsample)
+    rings = tuple(
+      np.array(ring) for ring in tissue_masks.mask_polygons(mask, downsample)
+    )
+  inside = np.zeros_like(mask)
+  for region in regions:
+    inside |= annotations.fill(
+      [np.asarray(ring) / downsample for ring in region.rings], mask.shape
+    )
+  count = int(mask.sum())
+  return Annotated(
+    path.name,
+    rings,
+    cut_out,
+    tissue_masks.tissue_mm2(mask, um_per_px),
+    float(inside[mask].mean()) if count else math.nan,
+    skipped,
+  )

@@ -1,0 +1,342 @@
+"""Maps of what a model says of each place, as pictures over the slide.
+
+A map is drawn from the very tiles that made the prediction, so that it cannot
+disagree with it. Three kinds, which differ in what may be compared:
+
+- `probability`: what each tile says by itself, on a fixed scale from 0 to 1.
+  The same colour means the same on every slide of one model.
+- `contribution`: the signed share of each tile in the slide's output: red for
+  the class, blue against it. One symmetric range for a whole cohort
+  (`cohort_range`) makes slides comparable.
+- `percentile`: the rank of each tile among the tiles of its own slide. Half of
+  every slide is above 0.5, tumour or not: for looking at, never for deciding,
+  and its pictures say so.
+
+Colours lie on tissue alone, and are darkened by a pale grey copy of the slide:
+nuclei and glands stay visible, and the pink and purple of the stain do not mix
+into the colours. Tissue that no tile covers keeps its stain: there the model
+has not looked. `heatmap_figures` adds title, colour bar and scale bar.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import cv2
+import matplotlib
+import numpy as np
+from jaxtyping import Bool, Float, Shaped, UInt8
+from scipy import stats
+
+from wsiseq_jax.maps import detections
+from wsiseq_jax.maps.tile_map import TileMap
+
+KINDS = ("probability", "contribution", "percentile")
+Number = int | float | np.integer | np.floating
+Picture = UInt8[np.ndarray, "h w 3"]
+# Colour map, and the part of it that is used: the dark ends hide the tissue.
+# Probability has no blue, so that it is not taken for a contribution.
+_COLOURS = {
+  "probability": ("YlOrRd", 0.02, 0.92),
+  "contribution": ("RdBu_r", 0.08, 0.92),
+  "percentile": ("viridis", 0.0, 1.0),
+}
+# Contrast of the grey tissue below the colours.
+_CONTRAST = 0.5
+ALPHA = 0.85
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Canvas:
+  """A map drawn on the slide's pixels.
+
+  Attributes:
+    values: f32 [h w]; NaN where no tile is. Pixel (0, 0) starts at level-0
+      (0, 0).
+    downsample: level-0 pixels per pixel.
+    um_per_px: um per pixel.
+    kind: one of `KINDS`.
+    limits: values at the two ends of the colours.
+    label: what the values are, for the colour bar.
+  """
+
+  values: Float[np.ndarray, "h w"]
+  downsample: float
+  um_per_px: float
+  kind: str
+  limits: tuple[float, float]
+  label: str
+
+
+def draw(
+  tile_map: TileMap,
+  kind: str = "probability",
+  *,
+  um_per_px: Number,
+  smooth_um: Number = 0.0,
+  limit: Number | None = None,
+  of: str = "attention",
+) -> Canvas:
+  """Draws the map of a slide.
+
+  Every tile adds its score to the pixels whose centre it covers; the sum is
+  divided by the number of tiles there. So overlapping tiles give means.
+
+  Args:
+    tile_map: the map.
+    kind: one of `KINDS`.
+    um_per_px: um per pixel of the canvas, finer than a tile.
+    smooth_um: standard deviation of a Gaussian over the canvas, which takes
+      covered pixels alone into account; 0: none.
+    limit: for 'contribution', the value of the strongest colour, from
+      `cohort_range`.
+    of: for 'percentile', the scores that are ranked: 'attention',
+      'probability' or 'contribution'.
+
+  Returns:
+    The canvas, as large as the slide.
+
+  Raises:
+    ValueError: an unknown kind, a slide without size or resolution, pixels
+      larger than tiles, or a contribution map without `limit`.
+  """
+  if kind not in KINDS:
+    raise ValueError(f"kind={kind!r}: choose {KINDS}")
+  mpp = detections.level0_mpp(tile_map)
+  if not um_per_px > 0:
+    raise ValueError(f"um_per_px={um_per_px}: must be positive")
+  if (kind == "contribution") != (limit is not None):
+    raise ValueError(
+      f"limit={limit} with kind={kind!r}: contribution maps need the range of "
+      "their cohort (`cohort_range`), others have none"
+    )
+  label, limits = f"probability of {tile_map.class_name} by tile", (0.0, 1.0)
+  scores = getattr(tile_map, kind if kind != "percentile" else of)
+  scores = np.asarray(scores, np.float64)
+  if kind == "contribution":
+    if not limit > 0:
+      raise ValueError(f"limit={limit}: must be positive")
+    limits = (-float(limit), float(limit))
+    label = f"contribution to {tile_map.class_name}: red for, blue against"
+  elif kind == "percentile":
+    scores = percentiles(scores)
+    label = (
+      f"rank of {of} in this slide · DISPLAY ONLY: all slides have 0–100 %"
+    )
+  downsample = float(um_per_px / mpp)
+  values = spread(tile_map, scores, downsample)
+  if smooth_um:
+    values = _smooth(values, smooth_um / um_per_px)
+    label += f" · smoothed over {smooth_um:g} µm"
+  return Canvas(values, downsample, float(um_per_px), kind, limits, label)
+
+
+def spread(
+  tile_map: TileMap, scores: Float[np.ndarray, " m"], downsample: Number
+) -> Float[np.ndarray, "h w"]:
+  """Means of the scores of the tiles that cover each pixel's centre.
+
+  Args:
+    tile_map: where the tiles are.
+    scores: one for each tile.
+    downsample: level-0 pixels per pixel.
+
+  Returns:
+    f32, NaN where no tile is; the last row and column may reach over the edge.
+
+  Raises:
+    ValueError: the slide's size is unknown, or tiles are smaller than a pixel.
+  """
+  if tile_map.level0_size is None:
+    raise ValueError(
+      f"slide {tile_map.slide_id!r}: its size is unknown, a map cannot be drawn"
+    )
+  tiles = tile_map.in_level0()
+  if tiles.tile_size < downsample:
+    raise ValueError(
+      f"slide {tile_map.slide_id!r}: a pixel of {downsample:g} level-0 px is "
+      f"larger than a tile ({tiles.tile_size:g}): choose a smaller um_per_px"
+    )
+  width, height = (int(np.ceil(n / downsample)) for n in tiles.level0_size)
+  ends = np.array([width, height])
+  start = np.ceil(np.asarray(tiles.xy) / downsample - 0.5)
+  stop = np.ceil((np.asarray(tiles.xy) + tiles.tile_size) / downsample - 0.5)
+  left, top = np.clip(start, 0, ends).astype(int).T
+  right, bottom = np.clip(stop, 0, ends).astype(int).T
+  # Corners of the tiles, summed up along both axes, fill their insides.
+  grid = np.zeros((2, height + 1, width + 1))
+  for y, x, sign in (
+    (top, left, 1), (top, right, -1), (bottom, left, -1), (bottom, right, 1)
+  ):  # fmt: skip
+    np.add.at(grid[0], (y, x), sign * np.asarray(scores, np.float64))
+    np.add.at(grid[1], (y, x), sign)
+  total, count = grid.cumsum(axis=1).cumsum(axis=2)[:, :-1, :-1]
+  count = np.rint(count)
+  values = np.full((height, width), np.nan, np.float32)
+  np.divide(total, count, out=values, where=count > 0, casting="same_kind")
+  return values
+
+
+def _smooth(values: np.ndarray, sigma: float) -> np.ndarray:
+  """Gaussian mean over the covered pixels; NaN stays NaN."""
+  covered = np.isfinite(values)
+  blur = [
+    cv2.GaussianBlur(v, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
+    for v in (np.where(covered, values, 0), covered.astype(np.float32))
+  ]
+  with np.errstate(invalid="ignore", divide="ignore"):
+    return np.where(covered, blur[0] / blur[1], np.nan).astype(np.float32)
+
+
+def percentiles(scores: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
+  """Rank of each score among all: share below it plus half of its equals.
+
+  Example:
+    >>> percentiles(np.array([3.0, 1.0, 1.0, 9.0])).tolist()
+    [0.625, 0.25, 0.25, 0.875]
+  """
+  return (stats.rankdata(scores) - 0.5) / max(len(scores), 1)
+
+
+def cohort_range(
+  contributions: Sequence[Float[np.ndarray, " _"]], share: Number = 0.9
+) -> float:
+  """The value of the strongest colour in the contribution maps of a cohort.
+
+  A quantile over slides of their strongest tile: the contributions of a slide
+  add up to its output, and a slide of ten tiles must not set the scale for
+  slides of ten thousand. What is stronger has the colour of the end.
+
+  Args:
+    contributions: of the tiles, for each slide.
+    share: which quantile of the slides; 1 = the strongest of all.
+
+  Returns:
+    A positive number; 1 if nothing contributes anything.
+
+  Raises:
+    ValueError: no slide has a tile.
+
+  Example:
+    >>> cohort_range([np.array([0.5, -2.0]), np.array([1.0])], 1.0)
+    2.0
+  """
+  strongest = [np.abs(c).max() for c in contributions if len(c)]
+  if not strongest:
+    raise ValueError("no slide has a tile: there is no range of contributions")
+  return float(np.quantile(strongest, share)) or 1.0
+
+
+def colours(
+  values: Float[np.ndarray, "*shape"],
+  kind: str,
+  limits: tuple[Number, Number] = (0.0, 1.0),
+) -> UInt8[np.ndarray, "*shape 3"]:
+  """Colours of values; beyond the limits those of the ends, NaN is white.
+
+  Example:
+    >>> colours(np.array([-1.0, 0.0]), "contribution", (-1, 1)).tolist()
+    [[26, 90, 155], [247, 246, 246]]
+  """
+  low, high = limits
+  scaled = np.clip((np.asarray(values, np.float64) - low) / (high - low), 0, 1)
+  name, first, last = _COLOURS[kind]
+  at = first + (last - first) * scaled
+  found = np.asarray(matplotlib.colormaps[name](at, bytes=True), np.uint8)
+  return np.where(np.isnan(scaled)[..., None], np.uint8(255), found[..., :3])
+
+
+def overlay(
+  thumbnail: Picture,
+  canvas: Canvas,
+  tissue: Bool[np.ndarray, "h2 w2"] | None = None,
+  alpha: Number = ALPHA,
+) -> UInt8[np.ndarray, "h3 w3 3"]:
+  """Paints a map over the slide, on tissue alone.
+
+  Args:
+    thumbnail: RGB picture of the whole slide, any size.
+    canvas: the map.
+    tissue: True in tissue, of any size; None: wherever a tile is.
+    alpha: strength of the colour, 0 (grey) to 1.
+
+  Returns:
+    RGB picture, as large as the canvas.
+
+  Raises:
+    ValueError: pictures of other shapes than the slide's, or an odd alpha.
+  """
+  if not 0 <= alpha <= 1:
+    raise ValueError(f"alpha={alpha}: choose 0 to 1")
+  base = resized(thumbnail, canvas.values.shape, "thumbnail")
+  colour = colours(canvas.values, canvas.kind, canvas.limits)
+  mixed = over_grey(colour, grey_of(base)[..., None], alpha)
+  return np.where(covered(canvas, tissue)[..., None], mixed, base)
+
+
+def over_grey(
+  colour: UInt8[np.ndarray, "*shape 3"],
+  grey: Shaped[np.ndarray, "*#shape 1"],
+  alpha: Number,
+) -> UInt8[np.ndarray, "*shape 3"]:
+  """Colours of some strength, darkened by tissue of half its contrast.
+
+  `(255 - alpha (255 - colour)) (1 - (1 - grey / 255) / 2)`
+
+  Args:
+    colour: RGB.
+    grey: grey level of the tissue, 0 to 255.
+    alpha: strength, 0 to 1.
+
+  Returns:
+    RGB.
+
+  Example:
+    >>> over_grey(np.uint8([[200, 0, 0]]), np.array([[155]]), 1.0).tolist()
+    [[161, 0, 0]]
+  """
+  pale = 1 - _CONTRAST * (1 - grey / 255)
+  return np.rint((255 - alpha * (255.0 - colour)) * pale).astype(np.uint8)
+
+
+def grey_of(picture: Picture) -> UInt8[np.ndarray, "h w"]:
+  """Grey levels of an RGB picture."""
+  return cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+
+
+def covered(
+  canvas: Canvas, tissue: Bool[np.ndarray, "h2 w2"] | None
+) -> Bool[np.ndarray, "h w"]:
+  """Where a map has colour: on tiles, and in tissue if that is given."""
+  found = np.isfinite(canvas.values)
+  if tissue is not None:
+    shape = canvas.values.shape
+    found &= resized(tissue.astype(np.uint8) * 255, shape, "tissue") >= 128
+  return found
+
+
+def resized(
+  picture: UInt8[np.ndarray, "h w *c"], shape: tuple[int, int], name: str
+) -> UInt8[np.ndarray, "h2 w2 *c"]:
+  """A picture of the whole slide in another size.
+
+  Args:
+    picture: the picture.
+    shape: height, width wanted.
+    name: what it is, for the error.
+
+  Returns:
+    The picture, averaged where it shrinks.
+
+  Raises:
+    ValueError: it has not the shape of the slide.
+  """
+  height, width = shape
+  slack = 1 + 0.01 * max(shape) + max(shape) / min(picture.shape[:2])
+  if abs(picture.shape[1] * height / picture.shape[0] - width) > slack:
+    raise ValueError(
+      f"{name} of {picture.shape[1]}x{picture.shape[0]} px has not the shape "
+      f"of the slide ({width}x{height} px as a map)"
+    )
+  shrink = picture.shape[1] >= width
+  how = cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
+  return cv2.resize(picture, (width, height), interpolation=how)

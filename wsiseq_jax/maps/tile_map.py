@@ -1,0 +1,141 @@
+"""What models say of the tiles of one slide, kept in one small file.
+
+A map is made from the very tiles of the prediction, and knows what the slide as
+a whole was given, so that pictures, regions and detections need neither model
+nor features.
+"""
+
+import dataclasses
+import os
+
+import numpy as np
+from jaxtyping import Float
+
+from data_prep.files import atomic
+
+LEVEL0, MICROMETRE = "level0_px", "um"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TileMap:
+  """Scores of the tiles of one slide, means over models.
+
+  Attributes:
+    slide_id: the slide.
+    case_id: its patient.
+    xy: top-left corners of the tiles, in `unit`.
+    tile_size: side of a tile's footprint, in `unit`.
+    unit: 'level0_px' or 'um'.
+    level0_mpp: um per level-0 pixel; None = unknown.
+    level0_size: (width, height) of the slide in level-0 pixels; None = unknown.
+    attention: weight of each tile; the tiles of a slide add up to 1, so it is
+      not comparable between slides.
+    probability: what each tile says by itself, in [0, 1]; comparable between
+      slides.
+    contribution: signed share of each tile in the slide's output.
+    class_name: which class the scores are of.
+    slide_probability: of that class, for the slide; for regression and survival
+      the predicted value.
+    threshold: above which a slide is positive, from validation; NaN = none.
+    label: the slide's true label as the table writes it; None = unknown.
+  """
+
+  slide_id: str
+  case_id: str
+  xy: Float[np.ndarray, "m 2"]
+  tile_size: float
+  unit: str
+  level0_mpp: float | None
+  level0_size: tuple[int, int] | None
+  attention: Float[np.ndarray, " m"]
+  probability: Float[np.ndarray, " m"]
+  contribution: Float[np.ndarray, " m"]
+  class_name: str
+  slide_probability: float
+  threshold: float
+  label: str | None
+
+  def in_level0(self) -> "TileMap":
+    """The same map in level-0 pixels.
+
+    Raises:
+      ValueError: it is in um, and the slide's resolution is unknown.
+    """
+    if self.unit == LEVEL0:
+      return self
+    if not self.level0_mpp:
+      raise ValueError(
+        f"slide {self.slide_id!r}: its tiles are in um and level0_mpp is "
+        "unknown; give the slide's um per pixel"
+      )
+    return dataclasses.replace(
+      self,
+      xy=self.xy / self.level0_mpp,
+      tile_size=self.tile_size / self.level0_mpp,
+      unit=LEVEL0,
+    )
+
+  def save(self, path: str | os.PathLike) -> None:
+    """Writes an npz file; the old one stays until the new one is whole.
+
+    Unknown values are NaN, (0, 0) and ''.
+    """
+    with atomic.replacing(path) as draft, draft.open("wb") as file:
+      np.savez_compressed(
+        file,
+        slide_id=np.array(self.slide_id),
+        case_id=np.array(self.case_id),
+        xy=np.asarray(self.xy, np.float64),
+        tile_size=np.float64(self.tile_size),
+        unit=np.array(self.unit),
+        level0_mpp=np.float64(self.level0_mpp or np.nan),
+        level0_size=np.array(self.level0_size or (0, 0), np.int64),
+        attention=np.asarray(self.attention, np.float32),
+        probability=np.asarray(self.probability, np.float32),
+        contribution=np.asarray(self.contribution, np.float32),
+        class_name=np.array(self.class_name),
+        slide_probability=np.float64(self.slide_probability),
+        threshold=np.float64(self.threshold),
+        label=np.array(self.label or ""),
+      )
+
+  @classmethod
+  def load(cls, path: str | os.PathLike) -> "TileMap":
+    """Reads what `TileMap.save` wrote.
+
+    Raises:
+      ValueError: the file is no map, or its arrays do not belong together.
+    """
+    try:
+      with np.load(path) as file:
+        values = {name: file[name] for name in file.files}
+      mpp = float(values["level0_mpp"])
+      size = tuple(int(v) for v in values["level0_size"])
+      found = cls(
+        slide_id=str(values["slide_id"]),
+        case_id=str(values["case_id"]),
+        xy=values["xy"],
+        tile_size=float(values["tile_size"]),
+        unit=str(values["unit"]),
+        level0_mpp=mpp if np.isfinite(mpp) else None,
+        level0_size=size if size != (0, 0) else None,
+        attention=values["attention"],
+        probability=values["probability"],
+        contribution=values["contribution"],
+        class_name=str(values["class_name"]),
+        slide_probability=float(values["slide_probability"]),
+        threshold=float(values["threshold"]),
+        label=str(values["label"]) or None,
+      )
+    except (KeyError, OSError, TypeError, ValueError) as error:
+      raise ValueError(f"{path} is no map of tiles: {error!r}") from error
+    lengths = {
+      len(found.xy), len(found.attention), len(found.probability),
+      len(found.contribution),
+    }  # fmt: skip
+    if len(lengths) > 1 or found.unit not in (LEVEL0, MICROMETRE):
+      raise ValueError(
+        f"{path} is no map of tiles: arrays of {sorted(lengths)} tiles, unit "
+        f"{found.unit!r}"
+      )
+    return found

@@ -1,0 +1,1 @@
+"""Scores and intervals: NumPy, no files, no pictures."""

@@ -1,0 +1,143 @@
+"""maps/<slide_id>.npz: what models that did not know a slide say of its tiles.
+
+Every tile gets the mean over these models of three numbers of one class:
+
+- attention, of the map of that class where a model has one for each;
+- contribution, in logits: what the tile adds to the slide's logit;
+- probability of what the tile says by itself: the sigmoid of its logit (binary,
+  multilabel), the softmax over classes (multiclass), comparable between slides.
+  For a number or a risk, which have no probability, it is the sigmoid of the
+  number in standard deviations above the mean: 0.5 is the mean.
+
+The class is `config.maps.class_name`, by default the positive one of two, of
+several the one that the ensemble predicts, of labels the most probable one.
+"""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from data_prep.files import atomic
+from wsiseq_jax import launch
+from wsiseq_jax.data.bags import Bags
+from wsiseq_jax.maps.tile_map import TileMap
+from wsiseq_jax.mil import fit, results, tables
+from wsiseq_jax.mil.cohort import Cohort
+from wsiseq_jax.mil.results import Result
+
+_STAMPS = "stamps.json"
+
+
+def write(
+  workdir: pathlib.Path,
+  cohort: Cohort,
+  bags: Bags,
+  trainer: fit.Trainer,
+  found: Sequence[Result],
+  models: pathlib.Path,
+  class_name: str,
+) -> None:
+  """Writes the maps of all test slides that have tiles.
+
+  Args:
+    workdir: maps go to its folder `maps`.
+    cohort: the slides.
+    bags: their features.
+    trainer: of the models' shape.
+    found: all models.
+    models: the folder of their parameters.
+    class_name: of which class; '' chooses.
+  """
+  folder = workdir / "maps"
+  folder.mkdir(exist_ok=True)
+  whole, _, _ = tables.ensemble([tables.one_model(cohort, r) for r in found])
+  testers: dict[str, list[Result]] = {}
+  for result in found:
+    for slide_id in result.predicted["test"].ids:
+      testers.setdefault(slide_id, []).append(result)
+  stamp_of = {r.run: results.stamp_of(models, r.run) for r in found}
+  old = _read_stamps(folder / _STAMPS)
+  new, todo = {}, []
+  for place, row in enumerate(whole.rows):
+    slide = cohort.slides[row]
+    if not bags.ok(slide.slide_id):
+      (folder / f"{slide.slide_id}.npz").unlink(missing_ok=True)
+      continue
+    mine = testers[slide.slide_id]
+    chosen = _class_number(cohort, whole.values[place], class_name)
+    used = [
+      bags.digest[slide.slide_id], slide.case_id, slide.text, chosen,
+      *sorted(stamp_of[r.run] for r in mine),
+    ]  # fmt: skip
+    key = hashlib.sha256(json.dumps(used).encode()).hexdigest()
+    new[slide.slide_id] = key
+    is_there = (folder / f"{slide.slide_id}.npz").is_file()
+    if old.get(slide.slide_id) != key or not is_there:
+      todo.append((place, row, chosen, mine))
+  # Slides of the same models next to each other: these are loaded once.
+  todo.sort(key=lambda one: [r.run.name for r in one[3]])
+  loaded = {}
+  for place, row, chosen, mine in todo:
+    if set(loaded) != {r.run for r in mine}:
+      loaded = {
+        r.run: trainer.put(results.load_params(models, r.run)) for r in mine
+      }
+    slide = cohort.slides[row]
+    one = _map(
+      cohort, bags, trainer, slide, chosen, [loaded[r.run] for r in mine],
+      whole.values[place], whole.threshold[place],
+    )  # fmt: skip
+    one.save(folder / f"{slide.slide_id}.npz")
+  atomic.write_atomic(folder / _STAMPS, json.dumps(new, indent=1) + "\n")
+  launch.log(f"{len(new)} maps, {len(new) - len(todo)} of them done before")
+
+
+def _read_stamps(path: pathlib.Path) -> dict[str, str]:
+  return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _class_number(cohort: Cohort, values: np.ndarray, name: str) -> int:
+  """Which column of the predictions a map is of."""
+  if name:
+    return cohort.classes.index(name)
+  return len(values) - 1 if cohort.head == "binary" else int(values.argmax())
+
+
+def _map(
+  cohort, bags, trainer, slide, chosen, models, values, threshold
+) -> TileMap:
+  attention, probability, contribution = [], [], []
+  for params in models:
+    output = trainer.explain(params, bags, slide.slide_id)
+    # A binary head has one logit, that of the second class.
+    sign = -1.0 if cohort.head == "binary" and chosen == 0 else 1.0
+    column = 0 if output.logits.shape[0] == 1 else chosen
+    of_map = column if output.attention.shape[1] > 1 else 0
+    attention.append(output.attention[:, of_map])
+    contribution.append(sign * output.contribution[:, column])
+    logits = output.instance_logits.astype(np.float64)
+    if cohort.head == "multiclass":
+      probability.append(fit.values_of("multiclass", logits)[:, column])
+    else:
+      probability.append(fit.values_of("multilabel", sign * logits)[:, column])
+  tiles = bags.read(slide.slide_id)
+  has_threshold = cohort.head in ("binary", "multilabel")
+  return TileMap(
+    slide_id=slide.slide_id,
+    case_id=slide.case_id,
+    xy=tiles.xy,
+    tile_size=tiles.tile_size,
+    unit=tiles.unit,
+    level0_mpp=tiles.level0_mpp,
+    level0_size=tiles.level0_size,
+    attention=np.mean(attention, axis=0).astype(np.float32),
+    probability=np.mean(probability, axis=0).astype(np.float32),
+    contribution=np.mean(contribution, axis=0).astype(np.float32),
+    class_name=cohort.classes[chosen],
+    slide_probability=float(values[chosen]),
+    threshold=float(threshold[chosen]) if has_threshold else float("nan"),
+    label=slide.text or None,
+  )

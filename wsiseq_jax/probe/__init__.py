@@ -1,0 +1,1 @@
+"""What frozen or fine-tuned features know: the job `probe`."""

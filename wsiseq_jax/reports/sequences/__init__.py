@@ -1,0 +1,1 @@
+"""The page of a pretraining run: the job `report`."""

@@ -1,0 +1,182 @@
+"""The job `report`: collects what the page shows, and writes it.
+
+Needs what preparation, training and `embed` left behind. The pictures of
+hidden patches are made here, with the checkpoint's own model; everything else
+of the page comes from files and is put together in `report.py`.
+"""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+
+from data_prep import records
+from wsiseq_jax import config as configs
+from wsiseq_jax import evaluate, launch
+from wsiseq_jax.data import loader
+from wsiseq_jax.data import source as sources
+from wsiseq_jax.reports.sequences import report
+from wsiseq_jax.tasks.videomae.reconstruction import Reconstruction
+
+# Sequences whose hidden patches are rebuilt, from different regions.
+_REBUILT = 2
+
+
+def report_job(config: ConfigDict) -> pathlib.Path:
+  """Writes `<report.out>/index.html`, unless it is there and still true.
+
+  Args:
+    config: the run's config; uses `report.*`, `workdir`, `data.path`.
+
+  Returns:
+    The page.
+
+  Raises:
+    ValueError: if the run was not embedded, or with another checkpoint.
+  """
+  run = evaluate.load(config)
+  workdir = pathlib.Path(config.workdir)
+  prep = pathlib.Path(config.report.prep or config.data.path)
+  if not config.report.prep and prep.name == "shards":
+    prep = prep.parent
+  out = pathlib.Path(config.report.out or workdir / "report")
+  arrays, opened = _embeddings(run, workdir, config.data.path)
+  page, stamp = out / "index.html", out / "report.json"
+  state = {
+    "step": run.step,
+    "features": hashlib.sha256(arrays["features"].tobytes()).hexdigest(),
+    "fingerprint": run.spec.fingerprint,
+    "report": configs.to_dict(config)["report"],
+  }
+  if page.exists() and stamp.exists():
+    if json.loads(stamp.read_text()) == json.loads(json.dumps(state)):
+      launch.log(f"report: {page} is up to date, nothing to do")
+      return page
+  stamp.unlink(missing_ok=True)
+  page = report.build_report(
+    prep,
+    workdir,
+    out,
+    arrays,
+    _frames_of(opened),
+    _reconstructions(run, opened, arrays),
+    model=_model_facts(run),
+    measures=_measures(run, workdir),
+    curve=run.task.words.curve,
+    settings=report.ReportSettings(
+      clusters=min(config.report.clusters, len(arrays["features"])),
+      queries=config.report.queries,
+    ),
+    config_text=configs.to_json(run.config),
+  )
+  stamp.write_text(json.dumps(state, indent=1) + "\n")
+  launch.log(f"report: wrote {page}")
+  return page
+
+
+def _embeddings(
+  run: evaluate.Loaded, workdir: pathlib.Path, path: str
+) -> tuple[dict[str, np.ndarray], list[tuple[sources.RecordSource, int]]]:
+  """All splits' embeddings under one running index, and where records lie."""
+  parts, opened = [], []
+  for split in sources.split_names(path):
+    file = workdir / "embeddings" / f"{split}.npz"
+    if not file.is_file():
+      raise ValueError(
+        f"no {file}: run the same command with --config.job=embed first"
+      )
+    with np.load(file) as stored:
+      part = {name: stored[name] for name in stored.files}
+    if int(part["checkpoint_step"]) != run.step:
+      raise ValueError(
+        f"{file} is of step {int(part['checkpoint_step'])}, the newest "
+        f"checkpoint of step {run.step}: run --config.job=embed again"
+      )
+    parts.append(part)
+    source = sources.RecordSource(path, split)
+    opened += [(source, int(i)) for i in part["index"]]
+  names = [name for name in parts[0] if parts[0][name].ndim]
+  arrays = {name: np.concatenate([p[name] for p in parts]) for name in names}
+  arrays["index"] = np.arange(len(opened))
+  return arrays, opened
+
+
+def _frames_of(
+  opened: list[tuple[sources.RecordSource, int]],
+) -> Callable[[int, int], UInt8[np.ndarray, "n h w 3"]]:
+  """(running index, n) -> n frames of the record, cut from its panels."""
+
+  def frames_of(index: int, n: int) -> UInt8[np.ndarray, "n h w 3"]:
+    source, local = opened[int(index)]
+    record = source.record(local)
+    panels = records.decode_panels(record)
+    stored = len(record.frame_box)
+    chosen = np.linspace(0, stored - 1, min(n, stored)).round().astype(int)
+    cut = []
+    for t in chosen:
+      x, y, w, h = np.round(record.frame_box[t]).astype(int)
+      cut.append(panels[record.frame_panel[t], y : y + h, x : x + w])
+    return np.stack(cut)
+
+  return frames_of
+
+
+def _reconstructions(
+  run: evaluate.Loaded,
+  opened: list[tuple[sources.RecordSource, int]],
+  arrays: Mapping[str, np.ndarray],
+) -> list[Reconstruction]:
+  """The same sequences hidden at several ratios, and rebuilt.
+
+  They come from the evaluation split, spread over it, so that most show tissue
+  that the model was not trained on; without such a split, from the training.
+  A task that hides no patches has none to rebuild.
+  """
+  if run.task.reconstruct is None:
+    return []
+  wanted = run.config.data.eval_split
+  rows = [i for i, (s, _) in enumerate(opened) if s.split == wanted]
+  rows = rows or list(range(len(opened)))
+  middle = (np.arange(_REBUILT) + 0.5) / _REBUILT * len(rows)
+  rows = [rows[int(i)] for i in middle]
+  batch = loader.stack([loader.load(*opened[i]) for i in rows])
+  kind = run.task.setup.mask.kind
+  found = []
+  for ratio in run.config.report.mask_ratios:
+    pictures = evaluate.reconstruct(run, batch, ratio=float(ratio))
+    found += [
+      Reconstruction(
+        sequence_id=str(arrays["sequence_id"][row]),
+        mask_kind=kind,
+        mask_ratio=float(ratio),
+        original=pictures.original[i],
+        masked=pictures.masked[i],
+        reconstructed=pictures.reconstructed[i],
+        used_true_statistics=pictures.true_statistics,
+        loss=float(pictures.loss[i]),
+      )
+      for i, row in enumerate(rows)
+    ]
+  return sorted(found, key=lambda r: (r.sequence_id, r.mask_ratio))
+
+
+def _model_facts(run: evaluate.Loaded) -> dict[str, Any]:
+  return {
+    **run.task.words.facts,
+    "step": f"{run.step} of {run.meta['total_steps']}",
+    "code revision": (run.meta["revision"] or "unknown")[:10],
+  }
+
+
+def _measures(run: evaluate.Loaded, workdir: pathlib.Path) -> list:
+  """Results of the job `evaluate`, if it was run."""
+  file = workdir / "evaluation.json"
+  if not file.is_file():
+    return []
+  result = json.loads(file.read_text())
+  return [report.Measure(*m) for m in run.task.words.measures(result)]

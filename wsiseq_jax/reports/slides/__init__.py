@@ -1,0 +1,1 @@
+"""Pages of slides and their cohort: the job `mil_report`."""

@@ -1,0 +1,1 @@
+"""Likeness of features: clusters and neighbours."""

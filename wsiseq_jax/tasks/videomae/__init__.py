@@ -1,0 +1,238 @@
+"""Masked autoencoding of clips: VideoMAE, and V2's dual masking.
+
+A step takes a batch of stored sequences and does all of this on the device:
+cut clips, draw masks, encode what is visible, rebuild what is hidden, compare.
+Random numbers come from the step's key by name (`crop`, `mask`).
+
+Evaluation uses the middle clip of each sequence, uncropped, and a mask drawn
+from the record's index: a record always gets the same mask, so that numbers of
+different checkpoints and batch sizes compare. All hidden tokens count, also for
+models trained with V2's decoder mask.
+
+References: Tong et al., "VideoMAE", NeurIPS 2022; Wang et al., "VideoMAE V2",
+CVPR 2023.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+from ml_collections import ConfigDict
+
+from wsiseq_jax.data import augment
+from wsiseq_jax.data.source import DataSpec
+from wsiseq_jax.models import masking, tokens
+from wsiseq_jax.tasks import base
+from wsiseq_jax.tasks.videomae.losses import (
+  fixed_masks,
+  masked_loss,
+  mean_colour_loss,
+)
+from wsiseq_jax.tasks.videomae.pictures import reconstruct
+from wsiseq_jax.tasks.videomae.setup import (
+  CHECKS,
+  Setup,
+  init_params,
+  make_setup,
+  model_config,
+)
+
+__all__ = [
+  "CHECKS",
+  "Setup",
+  "evaluate",
+  "init_params",
+  "make_setup",
+  "make_task",
+  "model_config",
+  "reconstruct",
+  "resolve",
+]
+
+# Fine-tuning crops sides of 0.9 at least, 0.8 of the area. Milder crops of
+# small frames would snap to the whole frame (`augment.crop_sizes`).
+_MILD_CROPS = (1.0, 0.9)
+
+
+def _loss(
+  setup: Setup,
+  params: Any,
+  batch: base.Batch,
+  key: Key[Array, ""],
+  progress: Float[Array, ""],
+):
+  del progress  # the same from beginning to end
+  clips = augment.sample_clips(batch, base.stream(key, "crop"), setup.clips)
+  mask = masking.make_mask(
+    base.stream(key, "mask"), clips.shift_px, clips.panel, setup.mask
+  )
+  record_weight = jnp.repeat(batch["mask"], setup.clips.repeats)
+  total, weight = masked_loss(setup, params, clips, mask, record_weight)
+  return total / weight, {"loss": (total, weight)}
+
+
+def evaluate(
+  setup: Setup, spec: masking.MaskSpec, params: Any, batch: base.Batch
+) -> base.Metrics:
+  """Loss of all hidden tokens under fixed masks of `spec`, and the trivial one.
+
+  Returns:
+    `loss` of the model and `mean_colour_loss`, on the same tokens.
+  """
+  spec = dataclasses.replace(spec, decoder="all")
+  clips = augment.centre_clips(batch, setup.clips)
+  mask = fixed_masks(setup, batch, clips, spec)
+  return {
+    "loss": masked_loss(setup, params, clips, mask, batch["mask"]),
+    "mean_colour_loss": mean_colour_loss(setup, clips, mask, batch["mask"]),
+  }
+
+
+def _tokens(
+  setup: Setup, params: Any, clips: augment.Clips
+) -> tuple[Float[Array, "b n d"], Float[Array, "b n"]]:
+  """The encoder's tokens averaged over space, and which slots are real.
+
+  A slot of padded frames alone counts for nothing.
+  """
+  model = setup.model
+  encoded, _ = setup.merge(params).encode(clips.pixels)
+  b, _, d = encoded.shape
+  slots = encoded.reshape(b, model.grid[0], -1, d).mean(axis=2)
+  return slots, clips.frame_mask.reshape(b, model.grid[0], -1).max(axis=2)
+
+
+def _embed(setup: Setup, params: Any, batch: base.Batch) -> dict[str, Array]:
+  clips = augment.centre_clips(batch, setup.clips)
+  slots, real = _tokens(setup, params, clips)
+  b, n, _ = slots.shape
+  return {
+    "features": tokens.pool_features(slots, real),
+    "tokens": slots,
+    "token_mask": real,
+    "token_time": clips.time.reshape(b, n, -1).mean(axis=2),
+    "frame_level0_xy": clips.level0_xy,
+    "time": clips.time,
+    "frames": clips.frames,
+  }
+
+
+def _encode(
+  setup: Setup, params: Any, batch: base.Batch, key: Key[Array, ""] | None
+) -> Float[Array, "b d"]:
+  if key is None:
+    clips = augment.centre_clips(batch, setup.clips)
+  else:
+    mild = dataclasses.replace(setup.clips, repeats=1, crop_scales=_MILD_CROPS)
+    clips = augment.sample_clips(batch, base.stream(key, "crop"), mild)
+  return tokens.pool_features(*_tokens(setup, params, clips))
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+  """Writes into the config what `model.init_from` decides.
+
+  Weights come with the grid their positions belong to and with their own
+  epsilons. With these in the config, a checkpoint describes its model without
+  the file that training started from.
+  """
+  if not config.model.init_from:
+    return config
+  from wsiseq_jax.weights import pretrained
+
+  found, _ = pretrained.init_from(config.model.init_from, model_config(config))
+  resolved = ConfigDict(config.to_dict())
+  resolved.model.update(
+    {
+      "trained_grid": found.trained_grid or (0, 0, 0),
+      "norm_eps": found.norm_eps,
+      "decoder_norm_eps": found.decoder_norm_eps,
+    }
+  )
+  return resolved.lock()
+
+
+def _load_params(setup: Setup, path: str) -> Any:
+  # Imported here: few runs start from weights of others.
+  from wsiseq_jax.weights import pretrained
+
+  return pretrained.init_from(path, setup.model)[1]
+
+
+def _evaluations(setup: Setup, config: ConfigDict) -> base.Evaluations:
+  """One measure for each ratio of `report.mask_ratios`, and that of training.
+
+  The same for every model, so that models compare.
+  """
+  ratios = sorted({*config.report.mask_ratios, setup.mask.ratio})
+  return base.Evaluations(
+    facts={
+      "mask_kind": setup.mask.kind,
+      "trained_mask_ratio": setup.mask.ratio,
+      "mask_ratios": ratios,
+    },
+    functions={
+      f"{ratio:g}": functools.partial(
+        evaluate, setup, dataclasses.replace(setup.mask, ratio=ratio)
+      )
+      for ratio in ratios
+    },
+  )
+
+
+_CURVE = (
+  "mean_colour_loss is what painting all hidden patches in the mean colour of "
+  "the visible ones would cost (with normalised patches: each in its own mean "
+  "colour); a model above it has understood nothing yet. Losses at different "
+  "mask ratios or mask kinds cannot be compared: what a mask leaves visible "
+  "nearby can simply be copied."
+)
+
+
+def _words(setup: Setup, size: str) -> base.Words:
+  model, mask = setup.model, setup.mask
+  h, w = model.image_px
+
+  def measures(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    trivial = result["mean_colour_loss"]
+    return [
+      (
+        f"loss on {result['split']}, mask ratio {ratio}",
+        f"{loss:.4f}",
+        f"mean over {result['records']} sequences, step {result['step']}; "
+        f"painting the mean colour costs {trivial[ratio]:.4f}",
+      )
+      for ratio, loss in result["loss"].items()
+    ]
+
+  return base.Words(
+    facts={
+      "model": f"VideoMAE {size}, {model.frames} frames of {h} × {w} px, "
+      f"tokens of {' × '.join(map(str, model.patch))}",
+      "masks in training": f"{mask.kind}, ratio {mask.ratio:g}",
+      "target": "normalised patches" if model.normalise_target else "pixels",
+    },
+    curve=_CURVE,
+    measures=measures,
+  )
+
+
+def make_task(config: ConfigDict, spec: DataSpec) -> base.Task:
+  """The task that a config and a data set describe."""
+  setup = make_setup(config, spec)
+  return base.Task(
+    init=functools.partial(init_params, setup.model),
+    loss=functools.partial(_loss, setup),
+    evaluate=functools.partial(evaluate, setup, setup.mask),
+    embed=functools.partial(_embed, setup),
+    encode=functools.partial(_encode, setup),
+    pool=None,
+    load_params=functools.partial(_load_params, setup),
+    evaluations=functools.partial(_evaluations, setup),
+    reconstruct=reconstruct,
+    words=_words(setup, config.model.size),
+    clips_per_record=config.data.repeats,
+    setup=setup,
+  )

@@ -1,0 +1,1 @@
+"""What a step would cost on chips that are not there: the job `aot`."""

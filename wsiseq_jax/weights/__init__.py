@@ -1,0 +1,1 @@
+"""Weights of others become our parameters."""
