@@ -1,16 +1,13 @@
-"""Whether probabilities mean what they say: expected calibration error, tables.
+"""Expected calibration error and reliability tables.
 
-Sequences (or slides) are sorted into bins by their probability. In a calibrated
-bin the share of positives is the mean probability; the error is the distance
-between the two, averaged over bins by how many are in them:
+Samples are sorted into bins of equal width, [0, 0.1), [0.1, 0.2), …, by their
+probability. The error is the distance between the share of positives and the
+mean probability of a bin, averaged over bins by how many are in them:
 
     ECE = Σ_b n_b / n · | observed_b − predicted_b |
 
-Two ways to cut bins. Equal *width*: [0, 0.1), [0.1, 0.2), ... as most papers
-have it; few slides leave most bins almost empty. Equal *mass*: as many slides
-in each bin as can be, equal probabilities never parted. Both overstate the
-error of a good model on few slides, since a bin of five cannot have a share of
-0.93; compare numbers only between models scored on the same slides.
+On few samples it overstates the error of a good model, since a bin of five
+cannot have a share of 0.93: compare only models scored on the same slides.
 
 Two classes: probability of the second against how often it is true. Several
 classes: that of the class which was predicted against how often that is right
@@ -23,8 +20,6 @@ import dataclasses
 
 import numpy as np
 from jaxtyping import Float, Int
-
-CUTS = ("width", "mass")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,49 +38,39 @@ class Reliability:
 
 
 def assign(
-  probability: Float[np.ndarray, " n"], bins: int, cut: str = "width"
+  probability: Float[np.ndarray, " n"], bins: int
 ) -> Int[np.ndarray, " n"]:
   """The bin of each probability.
 
   Args:
     probability: in [0, 1].
     bins: how many bins.
-    cut: 'width' or 'mass', see the module's docstring.
 
   Returns:
     Numbers from 0 to bins - 1; a bin may be empty.
 
   Raises:
-    ValueError: an unknown cut, no bin, or a probability outside [0, 1].
+    ValueError: no bin, or a probability outside [0, 1].
 
   Example:
-    >>> p = np.array([0.0, 0.1, 0.1, 1.0])
-    >>> assign(p, 2).tolist(), assign(p, 2, "mass").tolist()
-    ([0, 0, 0, 1], [0, 0, 0, 1])
-    >>> assign(np.array([0.1, 0.2, 0.3, 0.4]), 2, "mass").tolist()
+    >>> assign(np.array([0.0, 0.1, 0.5, 1.0]), 2).tolist()
     [0, 0, 1, 1]
   """
   probability = np.asarray(probability, np.float64)
-  if cut not in CUTS or bins < 1:
-    raise ValueError(
-      f"cut = {cut!r} with {bins} bins: cuts are {CUTS}, bins 1+"
-    )
+  if bins < 1:
+    raise ValueError(f"{bins} bins: must be at least 1")
   if not ((probability >= 0) & (probability <= 1)).all():
     raise ValueError(
       "probabilities must lie in [0, 1], found "
       f"{probability.min():g} to {probability.max():g}"
     )
-  if cut == "width":
-    return np.minimum((probability * bins).astype(np.int64), bins - 1)
-  rank = np.searchsorted(np.sort(probability), probability, side="left")
-  return rank * bins // max(len(probability), 1)
+  return np.minimum((probability * bins).astype(np.int64), bins - 1)
 
 
 def ece(
   outcomes: Float[np.ndarray, " n"] | Int[np.ndarray, " n"],
   probability: Float[np.ndarray, " n"],
   bins: int = 10,
-  cut: str = "width",
   weights: Float[np.ndarray, "r n"] | None = None,
 ) -> Float[np.ndarray, " r"]:
   """Expected calibration error, for many weightings at once.
@@ -94,7 +79,6 @@ def ece(
     outcomes: 1 where it came true, else 0.
     probability: what was predicted.
     bins: how many bins.
-    cut: how they are cut; bins are those of all samples, whatever the weights.
     weights: one row a resample; all 1 by default.
 
   Returns:
@@ -107,7 +91,7 @@ def ece(
   probability = np.asarray(probability, np.float64)
   if weights is None:
     weights = np.ones((1, len(probability)))
-  inside = assign(probability, bins, cut)[:, None] == np.arange(bins)
+  inside = assign(probability, bins)[:, None] == np.arange(bins)
   # n_b |observed - predicted| is the absolute sum of differences in the bin.
   gap = (np.asarray(outcomes, np.float64) - probability)[:, None] * inside
   total = weights.sum(axis=1)
@@ -119,7 +103,6 @@ def reliability(
   outcomes: Float[np.ndarray, " n"] | Int[np.ndarray, " n"],
   probability: Float[np.ndarray, " n"],
   bins: int = 10,
-  cut: str = "width",
 ) -> Reliability:
   """Mean probability and share of positives in each bin that holds anything.
 
@@ -127,14 +110,13 @@ def reliability(
     outcomes: 1 where it came true, else 0.
     probability: what was predicted.
     bins: how many bins.
-    cut: how they are cut.
 
   Example:
     >>> r = reliability(np.array([0, 1, 1]), np.array([0.2, 0.3, 0.9]), 2)
     >>> r.count.tolist(), r.predicted.tolist(), r.observed.tolist()
     ([2, 1], [0.25, 0.9], [0.5, 1.0])
   """
-  number = assign(probability, bins, cut)
+  number = assign(probability, bins)
   count = np.bincount(number, minlength=bins)
   kept = count > 0
   mean = [

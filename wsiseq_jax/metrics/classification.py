@@ -50,11 +50,11 @@ def scores(
   right = (probability.argmax(axis=1) == labels).astype(np.float64)
   present = (labels[:, None] == np.arange(classes)).astype(np.float64)
   return {
-    "auroc": _mean_of_known(areas),
-    "auprc": _mean_of_known(precisions),
-    "accuracy": _ratio(weights @ right, weights.sum(axis=1)),
-    "balanced_accuracy": _mean_of_known(
-      list(_ratio(weights @ (present * right[:, None]), weights @ present).T)
+    "auroc": mean_of_known(areas),
+    "auprc": mean_of_known(precisions),
+    "accuracy": ratio(weights @ right, weights.sum(axis=1)),
+    "balanced_accuracy": mean_of_known(
+      list(ratio(weights @ (present * right[:, None]), weights @ present).T)
     ),
   }
 
@@ -77,19 +77,21 @@ def _ranking(positive, score, weights) -> tuple[np.ndarray, np.ndarray]:
   tp_step, fp_step = np.diff(tp, prepend=zero), np.diff(fp, prepend=zero)
   total, others = tp[:, -1], fp[:, -1]
   area = (fp_step * (tp - tp_step / 2)).sum(axis=1)
-  precision = (tp_step * _ratio(tp, tp + fp, 0.0)).sum(axis=1)
-  area = _ratio(area, total * others)
+  precision = (tp_step * ratio(tp, tp + fp, 0.0)).sum(axis=1)
+  area = ratio(area, total * others)
   # Without others every threshold is right: no question was asked.
-  precision = np.where(others > 0, _ratio(precision, total), np.nan)
+  precision = np.where(others > 0, ratio(precision, total), np.nan)
   return area, precision
 
 
-def _ratio(a, b, where_zero: float = np.nan) -> np.ndarray:
+def ratio(a, b, where_zero: float = np.nan) -> np.ndarray:
+  """A / b, another value where b is 0."""
   return np.where(b > 0, a / np.where(b > 0, b, 1.0), where_zero)
 
 
-def _mean_of_known(values: list[np.ndarray]) -> np.ndarray:
+def mean_of_known(values: list[np.ndarray]) -> np.ndarray:
+  """Mean over a list, leaving out NaN; NaN where nothing is known."""
   stacked = np.stack(values)
   known = np.isfinite(stacked)
   total = np.where(known, stacked, 0.0).sum(axis=0)
-  return _ratio(total, known.sum(axis=0))
+  return ratio(total, known.sum(axis=0))

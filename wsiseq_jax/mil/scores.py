@@ -10,8 +10,12 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float
 
-from wsiseq_jax.metrics import calibration, classification, regression
-from wsiseq_jax.models.mil import heads
+from wsiseq_jax.metrics import (
+  calibration,
+  classification,
+  concordance,
+  regression,
+)
 
 _DECIDED = (
   "auroc",
@@ -105,15 +109,14 @@ def scores(
       for j in range(labels.shape[1])
     ]
     return {
-      name: _mean_of_known(np.stack([one[name] for one in each]))
+      name: classification.mean_of_known([one[name] for one in each])
       for name in _DECIDED
     }
   if head == "regression":
     return regression.scores(labels[:, 0], prediction[:, 0], weights)
   risk = prediction[:, 0]
-  return {
-    "concordance": heads.concordance(labels[:, 0], labels[:, 1], risk, weights)
-  }
+  time, event = labels.T
+  return {"concordance": concordance.concordance(time, event, risk, weights)}
 
 
 def by_class(
@@ -161,23 +164,18 @@ def _decided(labels, probability, threshold, weights, bins):
     labels, np.stack([1 - probability, probability], axis=1), weights
   )
   right = ((probability >= threshold) == labels).astype(np.float64)
-  sensitivity = _ratio(weights @ (right * labels), weights @ labels)
-  specificity = _ratio(weights @ (right * (1 - labels)), weights @ (1 - labels))
+  sensitivity = classification.ratio(
+    weights @ (right * labels), weights @ labels
+  )
+  specificity = classification.ratio(
+    weights @ (right * (1 - labels)), weights @ (1 - labels)
+  )
   return {
     "auroc": found["auroc"],
     "auprc": found["auprc"],
-    "accuracy": _ratio(weights @ right, weights.sum(axis=1)),
+    "accuracy": classification.ratio(weights @ right, weights.sum(axis=1)),
     "balanced_accuracy": (sensitivity + specificity) / 2,
     "sensitivity": sensitivity,
     "specificity": specificity,
     "ece": calibration.ece(labels, probability, bins, weights=weights),
   }
-
-
-def _ratio(a, b) -> np.ndarray:
-  return np.where(b > 0, a / np.where(b > 0, b, 1.0), np.nan)
-
-
-def _mean_of_known(values: np.ndarray) -> np.ndarray:
-  known = np.isfinite(values)
-  return _ratio(np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0))

@@ -1,22 +1,18 @@
-r"""Heads of bag models: what logits mean, and what is lost by being wrong.
+r"""Losses of bag models: what logits mean, and what being wrong costs.
 
-    head            logits        labels          predict
-    Binary          [b 1]         [b] 0, 1        probability of 1, [b 1]
-    Multiclass      [b y]         [b] 0 … y − 1   probabilities [b y]
-    Multilabel      [b y]         [b y] 0, 1      probabilities [b y]
-    Regression      [b y]         [b y]           values in the labels' unit
-    Survival        [b 1]         [b 2]           logarithm of the hazard ratio
+    target type     logits        labels          logits are
+    binary          [b 1]         [b] 0, 1        log odds of 1
+    multiclass      [b y]         [b] 0 … y − 1   log probabilities + constant
+    multilabel      [b y]         [b y] 0, 1      log odds
+    regression      [b y]         [b y]           standardised values
+    survival        [b 1]         [b 2]           log hazard ratio
 
-Labels [b] may be [b 1], and the other way round. NaN is a label that is not
-known: it adds nothing to the loss. Nor does a slide of weight 0 (`weights`), by
-which batches are padded. `loss` is a mean over the slides with a known label,
-f32; `losses` are those of single slides, which survival has not. What a label
-adds is multiplied by its `label_weights`, shape of the labels; the mean is
-still one over slides, not over weights.
+Labels [b] may be [b 1], and the other way round. NaN is an unknown label: it
+adds nothing to the loss. Nor does a slide of weight 0, which pads a batch.
+`loss` is the mean over slides with a known label, f32. `label_weights`, shape
+of the labels, multiply what a label adds; the mean still divides by slides.
 
-`predict` maps logits of any leading shape, so that the logits of tiles become
-maps of probabilities by the same function. `onehot` is what
-`mil.auxiliary_loss` wants to be told.
+`onehot` is the label that `mil.auxiliary_loss` takes.
 """
 
 import dataclasses
@@ -24,13 +20,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float
 
 from wsiseq_jax.models.mil import clam
-
-TIES = ("efron", "breslow")
 
 
 def _column(labels: Any, outputs: int) -> Array:
@@ -45,8 +38,8 @@ def _column(labels: Any, outputs: int) -> Array:
   return labels
 
 
-class _Separate:
-  """What heads share whose slides are judged one by one."""
+class _SlideLoss:
+  """Target types whose loss is a mean over single slides."""
 
   def loss(
     self,
@@ -58,7 +51,7 @@ class _Separate:
     """Mean over the slides with a known label; 0 if there is none.
 
     Raises:
-      ValueError: Labels have not the shape that the head wants.
+      ValueError: Labels have another shape than the target type needs.
     """
     labels = jnp.asarray(labels, jnp.float32)
     known = ~jnp.isnan(labels.reshape(len(logits), -1)).all(axis=1)
@@ -80,7 +73,7 @@ class _Separate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Multilabel(_Separate):
+class Multilabel(_SlideLoss):
   """Classes that do not exclude each other, each with a logit.
 
   Attributes:
@@ -103,10 +96,6 @@ class Multilabel(_Separate):
       logits, labels, label_weights, optax.sigmoid_binary_cross_entropy
     )
 
-  def predict(self, logits: Float[Array, "*b y"]) -> Float[Array, "*b y"]:
-    """Probability of each class."""
-    return jax.nn.sigmoid(logits)
-
   def onehot(self, labels: Any) -> Float[Array, "b y"]:
     """The labels themselves."""
     return _column(labels, self.outputs)
@@ -120,7 +109,7 @@ class Binary(Multilabel):
 
 
 @dataclasses.dataclass(frozen=True)
-class Multiclass(_Separate):
+class Multiclass(_SlideLoss):
   """Classes that exclude each other, one logit each.
 
   Attributes:
@@ -146,10 +135,6 @@ class Multiclass(_Separate):
       each = each * _column(label_weights, 1)[:, 0]
     return jnp.where(known, each, 0.0)
 
-  def predict(self, logits: Float[Array, "*b y"]) -> Float[Array, "*b y"]:
-    """Probability of each class."""
-    return jax.nn.softmax(logits, axis=-1)
-
   def onehot(self, labels: Any) -> Float[Array, "b y"]:
     """1 for the class of a slide, 0 for the others; NaN if not known."""
     labels = _column(labels, 1)
@@ -158,52 +143,26 @@ class Multiclass(_Separate):
 
 
 @dataclasses.dataclass(frozen=True)
-class Regression(_Separate):
-  """Numbers, learned in units of their deviation.
-
-      loss = mean of (logit − (label − mean) / deviation)²
+class Regression(_SlideLoss):
+  """Standardised numbers: mean squared error.
 
   Attributes:
     outputs: Numbers.
-    mean: Of the training labels.
-    deviation: Of the training labels, in their unit.
-
-  Raises:
-    ValueError: At construction, if `deviation` is not positive.
 
   Example:
-    >>> head = Regression(1, mean=50.0, deviation=10.0)
-    >>> float(head.loss(jnp.array([[1.0]]), jnp.array([80.0])))
+    >>> float(Regression().loss(jnp.array([[1.0]]), jnp.array([3.0])))
     4.0
-    >>> head.predict(jnp.array([[1.0]])).tolist()
-    [[60.0]]
   """
 
   outputs: int = 1
-  mean: float = 0.0
-  deviation: float = 1.0
-
-  def __post_init__(self):
-    if not self.deviation > 0:
-      raise ValueError(
-        f"a deviation of {self.deviation}: the labels of the training slides "
-        "must differ"
-      )
 
   def losses(
     self, logits: Float[Array, "b y"], labels: Any, label_weights: Any = None
   ) -> Float[Array, " b"]:
-    """Mean squared error of a slide's known numbers, in deviations²."""
+    """Mean squared error of a slide's known numbers."""
     return self._mean_of_known(
-      logits,
-      labels,
-      label_weights,
-      lambda x, label: jnp.square(x - (label - self.mean) / self.deviation),
+      logits, labels, label_weights, lambda x, label: jnp.square(x - label)
     )
-
-  def predict(self, logits: Float[Array, "*b y"]) -> Float[Array, "*b y"]:
-    """Values in the unit of the labels."""
-    return self.mean + self.deviation * logits
 
   def onehot(self, labels: Any) -> Float[Array, "b y"]:
     """NaN: a number says nothing about classes."""
@@ -220,34 +179,26 @@ class Survival:
 
       Σ_t Σ_k [ log( Σ_{R(t)} exp η − (k / |D|) Σ_{D(t)} exp η ) − η_k ]
 
-  which is Efron's treatment of ties; Breslow's has no second sum. A batch of
-  one slide has no loss: use batches as large as can be.
+  which is Efron's treatment of ties. A batch of one slide has no loss: use
+  batches as large as can be.
 
   Labels are (time, event), event 1 or 0 (censored at that time); a slide with a
   NaN, or of weight 0, is in no risk set. Weights are not graded here.
 
-  Attributes:
-    ties: 'efron' or 'breslow'.
-
   Raises:
-    ValueError: At construction, if `ties` is unknown.
+    ValueError: At construction, if there is more than one logit.
 
   Example:
     >>> labels = jnp.array([[1.0, 1.0], [2.0, 0.0]])
     >>> round(float(Survival().loss(jnp.zeros((2, 1)), labels)), 4)  # log 2
     0.6931
 
-  Reference: Cox, JRSS B 1972; Efron, JASA 1977; Breslow, Biometrics 1974.
+  Reference: Cox, JRSS B 1972; Efron, JASA 1977.
   """
 
-  ties: str = "efron"
   outputs: int = 1
 
   def __post_init__(self):
-    if self.ties not in TIES:
-      raise ValueError(
-        f"config.head.ties = {self.ties!r}: must be one of {TIES}"
-      )
     if self.outputs != 1:
       raise ValueError(f"survival has one logit, not {self.outputs}")
 
@@ -266,12 +217,10 @@ class Survival:
     event = counts & (labels[:, 1] > 0)
     score = jnp.where(counts, logits[:, 0].astype(jnp.float32), 0.0)
     at_risk = (time[None] >= time[:, None]) & counts[None]
-    share = at_risk.astype(jnp.float32)
-    if self.ties == "efron":
-      tied = (time[None] == time[:, None]) & event[None] & event[:, None]
-      rank = jnp.sum(jnp.tril(tied, -1), axis=1)
-      number = jnp.maximum(jnp.sum(tied, axis=1), 1)
-      share = share - tied * (rank / number)[:, None]
+    tied = (time[None] == time[:, None]) & event[None] & event[:, None]
+    rank = jnp.sum(jnp.tril(tied, -1), axis=1)
+    number = jnp.maximum(jnp.sum(tied, axis=1), 1)
+    share = at_risk.astype(jnp.float32) - tied * (rank / number)[:, None]
     # Rows of no event may be empty, and would have no finite gradient.
     share = jnp.where(event[:, None], share, 1.0)
     risk = jax.nn.logsumexp(
@@ -279,10 +228,6 @@ class Survival:
     )
     total = jnp.sum(jnp.where(event, risk - score, 0.0))
     return total / jnp.maximum(jnp.sum(event), 1)
-
-  def predict(self, logits: Float[Array, "*b 1"]) -> Float[Array, "*b 1"]:
-    """The logarithm of the hazard ratio: the higher, the earlier."""
-    return logits
 
   def onehot(self, labels: Any) -> Float[Array, "b 1"]:
     """NaN: a time says nothing about classes."""
@@ -296,45 +241,3 @@ HEADS: dict[str, Any] = {
   "regression": Regression,
   "survival": Survival,
 }
-
-
-def concordance(
-  time: Float[np.ndarray, " n"],
-  event: Any,
-  risk: Float[np.ndarray, " n"],
-  weights: Float[np.ndarray, "r n"] | None = None,
-) -> Float[np.ndarray, " r"]:
-  """Harrell's concordance index.
-
-  The share of comparable pairs in which who has the event first has the higher
-  risk; equal risks count half. Two patients can be compared if the earlier time
-  is an event, or if both times are equal and one of the two is an event, which
-  then counts as the earlier. Two events at one time are not compared.
-
-  Args:
-    time: Of event or censoring.
-    event: 1 event, 0 censored, `[n]`.
-    risk: Predicted; the higher, the earlier.
-    weights: Of patients, one row a resample; all 1 by default. A pair weighs
-      the product of its two.
-
-  Returns:
-    One value for each row of weights; NaN where no pair can be compared.
-
-  Example:
-    >>> time, event = np.array([1.0, 2.0, 3.0]), np.array([1, 0, 1])
-    >>> concordance(time, event, np.array([0.5, 0.9, 0.1])).tolist()
-    [0.5]
-
-  Reference: Harrell et al., Evaluating the yield of medical tests, JAMA 1982.
-  """
-  event = np.asarray(event).astype(bool)
-  if weights is None:
-    weights = np.ones((1, len(time)))
-  won, pairs = np.zeros(len(weights)), np.zeros(len(weights))
-  for i in np.flatnonzero(event):
-    later = (time > time[i]) | ((time == time[i]) & ~event)
-    score = (risk[i] > risk) + 0.5 * (risk[i] == risk)
-    won += weights[:, i] * (weights @ (later * score))
-    pairs += weights[:, i] * (weights @ later.astype(np.float64))
-  return np.where(pairs > 0, won / np.where(pairs > 0, pairs, 1.0), np.nan)
