@@ -1,9 +1,15 @@
+"""Metrics files, progress, and a fake Weights & Biases."""
+
 import io
 import json
+import sys
+import types
 
 import pytest
 
-from wsiseq_jax import writers
+from tests import small_run
+from wsiseq_jax import config as configs
+from wsiseq_jax import evaluate, train, writers
 
 
 def write(path, rows, tail=""):
@@ -51,28 +57,124 @@ class Terminal(io.StringIO):
 
 def test_progress_redraws_in_a_terminal():
   stream = Terminal()
-  progress = writers.Progress(10, stream)
-  progress.show(5, 2.5, {"loss": "0.5"})
+  progress = writers.Progress(10, stream=stream)
   progress.message("a message")
-  progress.show(10, 2.5, {"loss": "0.4"})
+  progress.show(10, {"loss": "0.4"})
+  progress.close()
   text = stream.getvalue()
-  assert "step 5/10 · ██████████░░░░░░░░░░ · loss 0.5 · 0:02 left" in text
-  assert "\r\x1b[2Ka message\n" in text
-  assert text.endswith("loss 0.4 · 0:00 left\n")
+  assert "a message\n" in text
+  last = text.rsplit("\r", 1)[1]
+  assert "100%" in last and "10/10" in last and "loss=0.4" in last
+  assert text.endswith("\n")
 
 
-def test_progress_is_sparse_in_a_log(monkeypatch):
-  now = [100.0]
-  monkeypatch.setattr(writers.time, "monotonic", lambda: now[0])
+def test_progress_is_whole_lines_in_a_log(monkeypatch):
   stream = io.StringIO()
-  progress = writers.Progress(100, stream)
-  for step in range(1, 101):
-    now[0] += 1.0
-    progress.show(step, 1.0, {})
-  lines = stream.getvalue().splitlines()
-  assert [line.split(" · ")[0] for line in lines][:2] == [
-    "step 1/100",
-    "step 11/100",
-  ]
-  assert len(lines) == 11 and lines[-1].startswith("step 100/100")
-  assert "\x1b" not in stream.getvalue()
+  monkeypatch.setattr(writers, "_LINE_EVERY", 0.0)
+  progress = writers.Progress(100, start=10, stream=stream)
+  progress.show(20, {"loss": "0.5"})
+  progress.message("step 20: val/loss 0.7")
+  progress.show(40, {"loss": "0.4"})
+  progress.close()
+  text = stream.getvalue()
+  assert "\r" not in text and "\x1b" not in text and "\n\n" not in text
+  lines = text.splitlines()
+  for place in (10, 20, 40):
+    assert any(f"{place}/100" in line for line in lines)
+  assert "loss=0.5" in lines[1] and lines[2] == "step 20: val/loss 0.7"
+
+
+def test_progress_is_sparse_in_a_log():
+  stream = io.StringIO()
+  progress = writers.Progress(1000, stream=stream)
+  for step in range(1, 1000):
+    progress.show(step, {})
+  assert len(stream.getvalue().splitlines()) == 1
+  progress.close()
+  assert "999/1000" in stream.getvalue().splitlines()[-1]
+
+
+class FakeRun:
+  def __init__(self, **said):
+    self.said, self.logged, self.is_finished = said, [], False
+
+  def log(self, values, step):
+    self.logged.append((step, values))
+
+  def finish(self):
+    self.is_finished = True
+
+
+@pytest.fixture
+def runs(monkeypatch):
+  made = []
+
+  def init(**said):
+    made.append(FakeRun(**said))
+    return made[-1]
+
+  fake = types.ModuleType("wandb")
+  fake.init = init
+  monkeypatch.setitem(sys.modules, "wandb", fake)
+  return made
+
+
+def wandb_config(tmp_path):
+  config = small_run.small_config(tmp_path / "run", tmp_path / "data")
+  (tmp_path / "run").mkdir(exist_ok=True)
+  config.wandb.update({"project": "slides", "group": "first"})
+  return config
+
+
+def test_what_the_library_is_told(tmp_path, runs):
+  config = wandb_config(tmp_path)
+  sink = writers.WandbSink(config)
+  said = runs[0].said
+  assert (said["project"], said["group"], said["entity"]) == (
+    "slides", "first", None,
+  )  # fmt: skip
+  assert said["name"] == "run" and said["resume"] == "allow"
+  assert said["config"]["optim.total_steps"] == 6
+  writer = writers.MetricWriter(tmp_path / "run", 0, (sink,))
+  writer.scalars(2, {"train/loss": 0.5})
+  writer.close()
+  assert runs[0].logged == [(2, {"train/loss": 0.5})] and runs[0].is_finished
+  # A resumed training is the same run; another workdir is another.
+  writers.WandbSink(config)
+  assert runs[1].said["id"] == runs[0].said["id"]
+  config.workdir = str(tmp_path)
+  writers.WandbSink(config)
+  assert runs[2].said["id"] != runs[0].said["id"]
+
+
+def test_without_the_library(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "wandb", None)
+  with pytest.raises(ValueError, match="'slides': needs the package wandb"):
+    writers.WandbSink(wandb_config(tmp_path))
+
+
+def test_it_is_not_imported_unasked(tmp_path):
+  config = small_run.small_config(tmp_path, tmp_path)
+  assert config.wandb.project == ""
+  assert "wandb" not in sys.modules
+
+
+def test_a_checkpoint_from_before_can_be_used(tmp_path):
+  config = small_run.small_config(tmp_path, tmp_path)
+  saved = configs.to_dict(config)
+  del saved["wandb"]
+  merged = evaluate._merge(saved, config)
+  assert merged.wandb.project == ""
+  assert not configs.differences(saved, configs.to_dict(config))
+
+
+@pytest.mark.slow
+def test_a_training_sends_its_lines(tmp_path, runs):
+  data = small_run.shards(tmp_path / "data")
+  config = wandb_config(tmp_path)
+  config.data.path = str(data)
+  config.optim.update({"total_steps": 2, "warmup_steps": 0})
+  config.log_every_steps = 1
+  train.train(config)
+  steps = [step for step, values in runs[0].logged if "train/loss" in values]
+  assert steps == [1, 2] and runs[0].is_finished

@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_prep.files import atomic
-from wsiseq_jax import checkpoint, launch, parallel, tasks, wandb_sink
+from wsiseq_jax import checkpoint, launch, parallel, tasks, writers
 from wsiseq_jax import config as configs
 from wsiseq_jax.data import loader
 from wsiseq_jax.data import source as sources
@@ -123,7 +123,7 @@ def load(
 
 def _merge(saved: Mapping[str, Any], config: ConfigDict) -> ConfigDict:
   """The checkpoint's config with the runtime keys of this run."""
-  merged = configs.from_dict({"wandb": wandb_sink.OFF, **saved})
+  merged = configs.from_dict({"wandb": writers.WANDB_OFF, **saved})
   given = configs.flatten(config)
   with merged.unlocked():
     for key, value in given.items():

@@ -30,14 +30,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from wsiseq_jax import (
-  checkpoint,
-  evaluate,
-  launch,
-  parallel,
-  wandb_sink,
-  writers,
-)
+from wsiseq_jax import checkpoint, evaluate, launch, parallel, writers
 from wsiseq_jax import config as configs
 from wsiseq_jax import run as train_setup
 from wsiseq_jax.data import loader
@@ -275,9 +268,9 @@ class _Log:
     self._workdir = pathlib.Path(run.config.workdir)
     sinks = ()
     if run.config.wandb.project:
-      sinks = (wandb_sink.WandbSink(run.config),)
+      sinks = (writers.WandbSink(run.config),)
     self._writer = writers.MetricWriter(self._workdir, start, sinks)
-    self._progress = writers.Progress(run.total_steps)
+    self._progress = writers.Progress(run.total_steps, start)
     self._step, self._time = start, time.monotonic()
 
   def training(self, step: int, means: dict[str, float]) -> None:
@@ -294,7 +287,7 @@ class _Log:
       "lr": f"{means['train/lr']:.2e}",
       "clips/s": f"{clips:.1f}",
     }
-    self._progress.show(step, rate, values)
+    self._progress.show(step, values)
 
   def has_evaluation(self, step: int, prefix: str) -> bool:
     """Whether this evaluation was written before the run was resumed."""
@@ -314,4 +307,5 @@ class _Log:
 
   def close(self) -> None:
     """Closes the files."""
+    self._progress.close()
     self._writer.close()

@@ -1,6 +1,4 @@
-"""Where numbers go: JSON lines, TensorBoard, a progress line, a picture.
-
-Other places are sinks (`wandb_sink`), which get what the JSON lines get.
+"""Where numbers go: JSON lines, TensorBoard, Weights & Biases, a progress bar.
 
 `metrics.jsonl` is the record of a run: one object a line, each with its step.
 A run that was killed has written lines beyond its last checkpoint; the resumed
@@ -10,20 +8,26 @@ ever there twice, and the file of an interrupted run equals that of an
 undisturbed one, wall-clock columns apart.
 """
 
+import importlib
 import io
 import json
 import os
 import pathlib
+import secrets
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import matplotlib.figure
 import tensorboardX
+import tqdm
+from ml_collections import ConfigDict
 
 from data_prep.files import atomic
+from wsiseq_jax import config as configs
 
+# What a checkpoint has that was made before the block existed.
+WANDB_OFF = {"project": "", "entity": "", "group": ""}
 # Seconds between progress lines where there is no terminal to redraw on.
 _LINE_EVERY = 10.0
 
@@ -44,17 +48,6 @@ def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
   return rows
 
 
-@runtime_checkable
-class Sink(Protocol):
-  """Another place for scalars, such as `wandb_sink.WandbSink`."""
-
-  def scalars(self, step: int, values: Mapping[str, float]) -> None:
-    """Takes the values of a step."""
-
-  def close(self) -> None:
-    """Ends it."""
-
-
 class MetricWriter:
   """Writes scalars to `<workdir>/metrics.jsonl` and TensorBoard event files.
 
@@ -62,14 +55,14 @@ class MetricWriter:
     workdir: Folder of the run.
     resume_step: Lines of later steps are dropped; 0 starts afresh, keeping
       what was written at step 0.
-    sinks: Where scalars go besides; closed with the writer.
+    sinks: Where scalars go besides, such as `WandbSink`; closed with this.
   """
 
   def __init__(
     self,
     workdir: str | pathlib.Path,
     resume_step: int,
-    sinks: Sequence[Sink] = (),
+    sinks: Sequence["WandbSink"] = (),
   ):
     self._sinks = sinks
     self.path = pathlib.Path(workdir) / "metrics.jsonl"
@@ -139,70 +132,110 @@ def plot_loss(
     figure.savefig(draft, dpi=120, format="png")
 
 
-def duration(seconds: float | int) -> str:
-  """Seconds as a person writes them.
+class WandbSink:
+  """Sends scalars to a run of Weights & Biases, for those who ask for it.
 
-  Example:
-    >>> duration(75), duration(3 * 3600 + 60), duration(50 * 3600)
-    ('1:15', '3:01:00', '2 d 2 h')
+  The library is imported when a project is named, and not before. Whether it
+  talks to a server, and as whom, are its own variables (`WANDB_MODE=offline`,
+  `WANDB_API_KEY`). A resumed training goes on in the same run: its id is kept
+  in the folder. Steps computed a second time are the same numbers, and Weights
+  & Biases drops what is not later than what it has.
+
+  Args:
+    config: has the block `wandb`, whose `project` is not ''.
+    folder: of the run, which is named after it; `config.workdir` by default.
+
+  Raises:
+    ValueError: the library is not installed.
   """
-  whole = int(round(seconds))
-  hours, rest = divmod(whole, 3600)
-  minutes, secs = divmod(rest, 60)
-  if hours >= 48:
-    return f"{hours // 24} d {hours % 24} h"
-  if hours:
-    return f"{hours}:{minutes:02d}:{secs:02d}"
-  return f"{minutes}:{secs:02d}"
+
+  def __init__(self, config: ConfigDict, folder: pathlib.Path | None = None):
+    try:
+      wandb = importlib.import_module("wandb")
+    except ImportError as error:
+      raise ValueError(
+        f"config.wandb.project = {config.wandb.project!r}: needs the package "
+        "wandb (pip install wandb); '' switches it off"
+      ) from error
+    folder = pathlib.Path(folder or config.workdir)
+    self._run = wandb.init(
+      project=config.wandb.project,
+      entity=config.wandb.entity or None,
+      group=config.wandb.group or None,
+      name=folder.name,
+      id=_run_id(folder),
+      resume="allow",
+      dir=os.fspath(folder),
+      config=configs.flatten(configs.to_dict(config)),
+    )
+
+  def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+    """Sends the values of a step."""
+    self._run.log(dict(values), step=step)
+
+  def close(self) -> None:
+    """Sends what is left, and ends the connection."""
+    self._run.finish()
+
+
+def _run_id(folder: pathlib.Path) -> str:
+  """The id in the folder; a new one is written there."""
+  path = folder / "wandb_id.txt"
+  if not path.exists():
+    atomic.write_atomic(path, secrets.token_hex(8) + "\n")
+  return path.read_text().strip()
 
 
 class Progress:
-  """One line that says how far a run is: redrawn in a terminal, sparse in logs.
+  """A `tqdm` bar; where there is no terminal, a line every ten seconds.
 
   Args:
-    total: Steps of the run.
-    stream: Where to write; standard error by default.
+    total: steps of the run.
+    start: steps made before.
+    stream: where to write; standard error by default.
   """
 
-  def __init__(self, total: int, stream: io.TextIOBase | None = None):
-    self._total = total
-    self._stream = sys.stderr if stream is None else stream
-    self._is_terminal = self._stream.isatty()
-    self._shown_at = -float("inf")
+  def __init__(
+    self, total: int, start: int = 0, stream: io.TextIOBase | None = None
+  ):
+    stream = sys.stderr if stream is None else stream
+    is_terminal = stream.isatty()
+    self._bar = tqdm.tqdm(
+      total=total,
+      initial=start,
+      file=stream if is_terminal else _Lines(stream),
+      unit=" step",
+      mininterval=0.1 if is_terminal else _LINE_EVERY,
+      miniters=1,
+      ncols=None if is_terminal else 0,
+      dynamic_ncols=is_terminal,
+    )
 
-  def show(
-    self, step: int, rate: float | int, values: Mapping[str, str]
-  ) -> None:
-    """Shows the line.
-
-    Args:
-      step: Updates made.
-      rate: Steps per second; 0 if not known.
-      values: What else to show, formatted.
-    """
-    now = time.monotonic()
-    is_last = step >= self._total
-    if not (
-      self._is_terminal or is_last or now - self._shown_at >= _LINE_EVERY
-    ):
-      return
-    self._shown_at = now
-    parts = [f"step {step}/{self._total}"]
-    if self._is_terminal:
-      done = 20 * step // max(self._total, 1)
-      parts.append("█" * done + "░" * (20 - done))
-    parts += [f"{name} {value}" for name, value in values.items()]
-    if rate > 0:
-      parts.append(f"{duration((self._total - step) / rate)} left")
-    line = " · ".join(parts)
-    if self._is_terminal:
-      self._stream.write(f"\r\x1b[2K{line}" + ("\n" if is_last else ""))
-    else:
-      self._stream.write(line + "\n")
-    self._stream.flush()
+  def show(self, step: int, values: Mapping[str, str]) -> None:
+    """Says how far the run is, with more values, formatted."""
+    self._bar.set_postfix(values, refresh=False)
+    self._bar.update(step - self._bar.n)
 
   def message(self, text: str) -> None:
-    """Writes a line of its own, without spoiling the progress line."""
-    start = "\r\x1b[2K" if self._is_terminal else ""
-    self._stream.write(f"{start}{text}\n")
+    """Writes a line of its own, without spoiling the bar."""
+    self._bar.write(text, file=self._bar.fp)
+
+  def close(self) -> None:
+    """Shows where the run ended."""
+    self._bar.close()
+
+
+class _Lines:
+  """A log file as `tqdm` wants it: whatever is redrawn is a new line."""
+
+  def __init__(self, stream: io.TextIOBase):
+    self._stream, self._last = stream, ""
+
+  def write(self, text: str) -> None:
+    text = text.strip("\r\n ")
+    if text and text != self._last:
+      self._stream.write(text + "\n")
+      self._last = text
+
+  def flush(self) -> None:
     self._stream.flush()
