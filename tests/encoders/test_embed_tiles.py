@@ -232,7 +232,7 @@ def test_slide_that_is_away_keeps_its_features(cohort, tmp_path, monkeypatch):
   def away(*unused):
     raise SlideError("cannot read good.tiff", "open", "unreadable", "good")
 
-  monkeypatch.setattr(embed_tiles.tile_job, "slide_hash", away)
+  monkeypatch.setattr(embed_tiles.tile_stream, "slide_hash", away)
   assert embed_tiles.embed_slides(config, _encoder()).exit_code == 1
   assert _rows(tmp_path / "slides.csv")["good"]["status"] == "error"
   assert _times(config) == before

@@ -19,7 +19,7 @@ from wsiseq_jax.data import source as sources
 from wsiseq_jax.models import resnet, tile_vit
 from wsiseq_jax.state import TrainState
 
-GOLDEN = pathlib.Path(__file__).resolve().parent / "golden" / "encoders"
+GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden" / "encoders"
 TINY_VIT = tile_vit.ViTSpec(
   patch_px=4, width=24, depth=2, heads=3, mlp_width=48, tile_px=24
 )

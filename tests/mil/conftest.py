@@ -1,13 +1,9 @@
-"""A finished job and a written report, each made once for all tests."""
+"""A finished job, made once for all tests."""
 
 import pytest
 
-from data_prep.synthetic import slides as synthetic_slides
 from tests.mil.small_job import make
-from tests.reports.slides.report_pages import FAILED, MISSING, SIZE, configured
 from wsiseq_jax.mil import job, synthetic
-from wsiseq_jax.reports.slides import job as report_job
-from wsiseq_jax.reports.slides import synthetic as synthetic_report
 
 
 @pytest.fixture(scope="session")
@@ -21,21 +17,3 @@ def finished(tmp_path_factory, data):
   """A finished job, and the summary it returned."""
   config = make(tmp_path_factory.mktemp("run"), data=data)
   return config, job.mil(config)
-
-
-@pytest.fixture(scope="session")
-def made(tmp_path_factory):
-  """A workdir of four slides; one has no tissue, the file of one is gone."""
-  workdir = tmp_path_factory.mktemp("mil")
-  table = synthetic_slides.make_cohort(
-    workdir / "slides", slides=4, size_px=SIZE, region_um=160.0
-  )
-  synthetic_report.predict(workdir, table, 32.0, failures=(FAILED,), seeds=2)
-  (workdir / "slides" / f"{MISSING}.tiff").unlink()
-  return workdir
-
-
-@pytest.fixture(scope="session")
-def written(made):
-  """The report on it: page, counts and problems."""
-  return report_job.write_report(configured(made, made / "slides"))

@@ -97,12 +97,14 @@ def test_contrastive_step_is_what_xla_multiplies(method):
     metrics, prediction = contrastive_task.objective_terms(
       setup, params, seen, mask, keys, 0.0
     )
-    return contrastive_task.contrastive_losses.total_loss(
+    return contrastive_task.losses.total_loss(
       metrics, prediction, jnp.array(0.5)
     )
 
   params = jax.eval_shape(
-    lambda: contrastive_task.clip.init_params(setup.model, jax.random.key(0))
+    lambda: contrastive_task.clip_encoder.init_params(
+      setup.model, jax.random.key(0)
+    )
   )
   text = jax.jit(jax.grad(loss)).lower(params, seen).compile().as_text()
   expected = b * v * flops.contrastive_step_flops(setup.model)

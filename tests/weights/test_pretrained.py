@@ -14,7 +14,7 @@ from wsiseq_jax.models import posemb, videomae
 from wsiseq_jax.tasks.videomae import patch_losses
 from wsiseq_jax.weights import hf_videomae, pretrained
 
-GOLDEN = pathlib.Path(__file__).resolve().parent / "golden"
+GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
 PRETRAINING = ("videomae_square", "videomae_rectangle")
 EVERY = (*PRETRAINING, "videomae_classification")
 MEAN = np.array([0.485, 0.456, 0.406], np.float32).reshape(1, 1, 1, 1, 3)

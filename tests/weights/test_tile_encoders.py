@@ -15,7 +15,7 @@ from safetensors import flax as safetensors_flax
 from wsiseq_jax.models import resnet, tile_vit
 from wsiseq_jax.weights import tile_encoders
 
-GOLDEN = pathlib.Path(__file__).resolve().parent / "golden" / "encoders"
+GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden" / "encoders"
 GELU = tile_vit.ViTSpec(
   patch_px=4, width=24, depth=2, heads=3, mlp_width=48, tile_px=24
 )

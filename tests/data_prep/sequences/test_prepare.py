@@ -277,7 +277,7 @@ def test_an_odd_failure_costs_one_slide(cohort, tmp_path, monkeypatch):
   def breaks(*unused, **also_unused):
     raise ZeroDivisionError("odd")
 
-  monkeypatch.setattr(slide_job.sequences, "choose_centres", breaks)
+  monkeypatch.setattr(slide_job.cut, "choose_centres", breaks)
   summary = prepare.prepare(config_of(cohort, tmp_path))
   assert summary.exit_code == prepare.EXIT_NOTHING
   row = outputs.rows(tmp_path / "errors.csv")[0]
@@ -348,7 +348,7 @@ def test_a_slide_id_that_is_no_folder_name_is_refused():
 CRASH = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
-from data_prep import prepare, slide_job
+from data_prep.sequences import prepare, slide_job
 process = slide_job._process
 def crashing(job, stage):
   if job.entry.slide_id == sys.argv[4]:
@@ -356,7 +356,7 @@ def crashing(job, stage):
   return process(job, stage)
 slide_job._process = crashing
 if __name__ == "__main__":
-  from tests.data_prep import test_prepare
+  from tests.data_prep.sequences import test_prepare
   config = test_prepare.config_of(sys.argv[2], sys.argv[3], workers=2)
   sys.exit(prepare.prepare(config).exit_code)
 """
