@@ -21,7 +21,7 @@ from wsiseq_jax import run as train_setup
 from wsiseq_jax.data import augment, loader
 from wsiseq_jax.data import source as sources
 from wsiseq_jax.models import attention, masking, tokens
-from wsiseq_jax.tasks.videomae import patch_losses
+from wsiseq_jax.tasks.videomae import losses
 from wsiseq_jax.tpu import hlo
 
 # Five records a device: no parameter has an axis that 5 divides, so activations
@@ -240,8 +240,8 @@ OPERATIONS = {
     RECORDS,
   ),
   "middle clips": (lambda batch: augment.centre_clips(batch, CLIPS), RECORDS),
-  "target": (patch_losses.patch_target, f32(8, 384)),
-  "loss": (patch_losses.masked_mse, f32(8, 384), f32(8, 384), f32(8)),
+  "target": (losses.patch_target, f32(8, 384)),
+  "loss": (losses.masked_mse, f32(8, 384), f32(8, 384), f32(8)),
 }
 # The compiled program judges these alone. Explicit axes have no rule for a
 # reshape that splits several axes at once (`patchify`) and none for a table

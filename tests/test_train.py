@@ -1,5 +1,4 @@
 import contextlib
-import dataclasses
 import json
 import os
 import pathlib
@@ -319,7 +318,7 @@ def test_evaluation_uses_the_checkpoints_config(undisturbed, data, tmp_path):
   config.mask.kind = "tube"
   run = evaluate.load(config)
   assert run.config.model.size == "tiny"
-  assert run.task.setup.mask.kind == "tissue"
+  assert run.config.mask.kind == "tissue"
   assert run.step == 6
   same(jax.tree.map(np.asarray, run.params), undisturbed[0])
 
@@ -371,23 +370,23 @@ def test_reconstruction(undisturbed, data, tmp_path, is_normalised):
   config = small_run.small_config(tmp_path, data)
   config.checkpoint.path = str(undisturbed[2])
   run = evaluate.load(config)
-  setup = run.task.setup
-  if not is_normalised:
-    model = dataclasses.replace(setup.model, normalise_target=False)
-    setup = dataclasses.replace(setup, model=model)
-    run = dataclasses.replace(
-      run, task=dataclasses.replace(run.task, setup=setup)
-    )
+  with run.config.unlocked():
+    run.config.model.normalise_target = is_normalised
+  task = videomae.make_task(run.config, run.spec)
   source = sources.RecordSource(data, "val")
   batch = loader.stack([loader.load(source, i) for i in range(3)])
-  result = evaluate.reconstruct(run, batch, ratio=0.5, kind="tube")
-  assert result.true_statistics == is_normalised
-  assert result.original.shape == (3, 8, 32, 32, 3)
-  is_grey = (result.masked == 128).all(axis=-1)
-  # A tube hides whole patches of 8 px, half of the 16, in all frames alike.
-  patches = is_grey.reshape(3, 8, 4, 8, 4, 8).all(axis=(3, 5))
-  np.testing.assert_array_equal(patches.sum(axis=(2, 3)), 8)
-  hidden = patches.repeat(8, axis=2).repeat(8, axis=3)
-  same_seen = (result.original == result.reconstructed).all(axis=-1) | hidden
-  assert same_seen.all()
-  assert result.loss.shape == (3,) and np.isfinite(result.loss).all()
+  names = ["a", "b", "c"]
+  clips = task.reconstruct(run.params, batch, names, ratio=0.5, kind="tube")
+  assert [clip.sequence_id for clip in clips] == names
+  for clip in clips:
+    assert (clip.mask_kind, clip.mask_ratio) == ("tube", 0.5)
+    assert clip.used_true_statistics == is_normalised
+    assert clip.original.shape == (8, 32, 32, 3)
+    is_grey = (clip.masked == 128).all(axis=-1)
+    # A tube hides whole patches of 8 px, half of the 16, in all frames alike.
+    patches = is_grey.reshape(8, 4, 8, 4, 8).all(axis=(2, 4))
+    np.testing.assert_array_equal(patches.sum(axis=(1, 2)), 8)
+    hidden = patches.repeat(8, axis=1).repeat(8, axis=2)
+    same_seen = (clip.original == clip.reconstructed).all(axis=-1) | hidden
+    assert same_seen.all()
+    assert np.isfinite(clip.loss)

@@ -346,28 +346,3 @@ def _write_table(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
     for row in range(len(arrays["index"])):
       x, y = arrays["level0_xy"][row].tolist()
       writer.writerow([*(arrays[name][row] for name in names), x, y])
-
-
-def reconstruct(
-  run: Loaded,
-  batch: Mapping[str, np.ndarray],
-  ratio: float | None = None,
-  kind: str | None = None,
-) -> Any:
-  """Pictures of hidden patches and what the model makes of them.
-
-  Args:
-    run: the model, of a task that hides patches (`Task.reconstruct`).
-    batch: records as the loader gives them (`loader.eval_batches`, or
-      `loader.stack` of `loader.load`).
-    ratio: part to hide; that of the training by default.
-    kind: kind of mask; that of the training by default.
-
-  Returns:
-    The pictures; see `tasks.videomae_pictures.Reconstruction`.
-  """
-  # A handful of records for a page need not divide over the devices.
-  batch = {name: np.asarray(array) for name, array in batch.items()}
-  return run.task.reconstruct(
-    run.task.setup, run.params, batch, ratio=ratio, kind=kind
-  )

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from wsiseq_jax.models import posemb, videomae
-from wsiseq_jax.tasks.videomae import patch_losses
+from wsiseq_jax.tasks.videomae import losses
 
 TINY = videomae.VideoMAEConfig(
   **videomae.SIZES["tiny"], frames=4, image_px=(32, 48)
@@ -308,9 +308,9 @@ def step_function(config, graphdef):
   def loss(params, clip, visible, decode):
     prediction, _ = nnx.merge(graphdef, params)(clip, visible, decode)
     patches = videomae.patchify(clip, config.patch)
-    target = patch_losses.normalised_patch_target(patches)
+    target = losses.normalised_patch_target(patches)
     target = videomae.take_tokens(target, decode)
-    total, weight = patch_losses.masked_mse(
+    total, weight = losses.masked_mse(
       prediction, target, jnp.ones(decode.shape)
     )
     return total / weight

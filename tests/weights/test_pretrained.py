@@ -11,7 +11,7 @@ from flax import nnx
 from safetensors import numpy as safetensors
 
 from wsiseq_jax.models import posemb, videomae
-from wsiseq_jax.tasks.videomae import patch_losses
+from wsiseq_jax.tasks.videomae import losses
 from wsiseq_jax.weights import hf_videomae, pretrained
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden"
@@ -60,11 +60,9 @@ def test_outputs_and_loss_equal_hugging_face(name, kernel):
     tokens, expected["all_tokens"], rtol=0, atol=TOLERANCE
   )
   patches = videomae.patchify(pixels * STD + MEAN, config.patch)
-  target = patch_losses.normalised_patch_target(patches)
+  target = losses.normalised_patch_target(patches)
   target = videomae.take_tokens(target, decode)
-  total, weight = patch_losses.masked_mse(
-    prediction, target, jnp.ones(decode.shape)
-  )
+  total, weight = losses.masked_mse(prediction, target, jnp.ones(decode.shape))
   assert abs(float(total / weight) - float(expected["loss"])) < 1e-5
 
 

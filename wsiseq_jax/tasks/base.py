@@ -38,22 +38,6 @@ class Evaluations:
 
 
 @dataclasses.dataclass(frozen=True)
-class Words:
-  """What the report says of a task.
-
-  Attributes:
-    facts: About the model, for the summary.
-    curve: How to read the curves of the loss.
-    measures: result of the job `evaluate` → (name, value, meaning) of each
-      number worth showing.
-  """
-
-  facts: Mapping[str, str]
-  curve: str
-  measures: Callable[[Mapping[str, Any]], list[tuple[str, str, str]]]
-
-
-@dataclasses.dataclass(frozen=True)
 class Task:
   """A learning task.
 
@@ -77,9 +61,8 @@ class Task:
       of the trained one; None where a task has no such pooling.
     load_params: path → parameters from a file of weights.
     evaluations: config → what the job `evaluate` measures.
-    reconstruct: (setup, params, batch, ratio or None, kind or None) → pictures
-      of hidden patches; None where a task hides none.
-    words: What the report says of the task.
+    reconstruct: (params, batch, sequence ids, ratio or None, kind or None) →
+      pictures of hidden patches; None where a task hides none.
     clips_per_record: clips computed for each record loaded.
     setup: what the task keeps for itself (model, crops, masks).
   """
@@ -93,7 +76,6 @@ class Task:
   load_params: Callable[[str], Any]
   evaluations: Callable[[ConfigDict], Evaluations]
   reconstruct: Callable[..., Any] | None
-  words: Words
   clips_per_record: int
   setup: Any
 

@@ -20,7 +20,7 @@ from wsiseq_jax import config as configs
 from wsiseq_jax import evaluate, launch
 from wsiseq_jax.data import loader
 from wsiseq_jax.data import source as sources
-from wsiseq_jax.reports.sequences import report
+from wsiseq_jax.reports.sequences import report, words
 from wsiseq_jax.tasks.videomae.reconstruction import Reconstruction
 
 # Sequences whose hidden patches are rebuilt, from different regions.
@@ -67,7 +67,7 @@ def report_job(config: ConfigDict) -> pathlib.Path:
     _reconstructions(run, opened, arrays),
     model=_model_facts(run),
     measures=_measures(run, workdir),
-    curve=run.task.words.curve,
+    curve=words.of(run.config).curve,
     settings=report.ReportSettings(
       clusters=min(config.report.clusters, len(arrays["features"])),
       queries=config.report.queries,
@@ -145,29 +145,16 @@ def _reconstructions(
   middle = (np.arange(_REBUILT) + 0.5) / _REBUILT * len(rows)
   rows = [rows[int(i)] for i in middle]
   batch = loader.stack([loader.load(*opened[i]) for i in rows])
-  kind = run.task.setup.mask.kind
+  names = [str(arrays["sequence_id"][row]) for row in rows]
   found = []
   for ratio in run.config.report.mask_ratios:
-    pictures = evaluate.reconstruct(run, batch, ratio=float(ratio))
-    found += [
-      Reconstruction(
-        sequence_id=str(arrays["sequence_id"][row]),
-        mask_kind=kind,
-        mask_ratio=float(ratio),
-        original=pictures.original[i],
-        masked=pictures.masked[i],
-        reconstructed=pictures.reconstructed[i],
-        used_true_statistics=pictures.true_statistics,
-        loss=float(pictures.loss[i]),
-      )
-      for i, row in enumerate(rows)
-    ]
+    found += run.task.reconstruct(run.params, batch, names, float(ratio))
   return sorted(found, key=lambda r: (r.sequence_id, r.mask_ratio))
 
 
 def _model_facts(run: evaluate.Loaded) -> dict[str, Any]:
   return {
-    **run.task.words.facts,
+    **words.of(run.config).facts,
     "step": f"{run.step} of {run.meta['total_steps']}",
     "code revision": (run.meta["revision"] or "unknown")[:10],
   }
@@ -179,4 +166,4 @@ def _measures(run: evaluate.Loaded, workdir: pathlib.Path) -> list:
   if not file.is_file():
     return []
   result = json.loads(file.read_text())
-  return [report.Measure(*m) for m in run.task.words.measures(result)]
+  return [report.Measure(*m) for m in words.of(run.config).measures(result)]

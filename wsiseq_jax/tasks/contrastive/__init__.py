@@ -324,55 +324,6 @@ def _evaluations(setup: Setup, config: ConfigDict) -> base.Evaluations:
   )
 
 
-_MEANINGS = {
-  "contrastive_loss": "InfoNCE; log(2 B - 1) where nothing was learned, B "
-  "records in a batch",
-  "top1": "how often the partner is the most similar of all views",
-  "prediction_loss": "minus the cosine of predicted and true frame features",
-  "feature_std": "spread of clip features; 0 if all are one",
-  "feature_rank": "directions in which clip features differ",
-  "clip_cosine": "cosine of clips of different records; 1 if all are one, or "
-  "share a large part",
-  "frame_cosine": "cosine of frames of different records; 1 if the model does "
-  "not look at them",
-}
-_CURVE = (
-  "contrastive_loss is log(2 B - 1) for B records in a batch where nothing was "
-  "learned. prediction_loss is minus a cosine: -1 at best, which a model that "
-  "gives all frames one feature reaches as well. The loss is a weighted mean "
-  "of both; it jumps where the weight changes."
-)
-
-
-def _words(setup: Setup, config: ConfigDict) -> base.Words:
-  model, objective = setup.model, setup.objective
-  h, w = model.image_px
-
-  def measures(result):
-    split, records = result["split"], result["records"]
-    return [
-      (
-        f"{name} on {split}",
-        f"{result[name]['fixed views']:.4f}",
-        f"{meaning}; {records} sequences, {result['batch_size']} a batch, step "
-        f"{result['step']}",
-      )
-      for name, meaning in _MEANINGS.items()
-      if name in result
-    ]
-
-  return base.Words(
-    facts={
-      "model": f"clip encoder {config.model.size}, {model.frames} frames of "
-      f"{h} × {w} px",
-      "objective": f"{objective.kind}, clips {config.data.clips}",
-      "told the time": "yes" if model.uses_time else "no",
-    },
-    curve=_CURVE,
-    measures=measures,
-  )
-
-
 def make_task(config: ConfigDict, spec: sources.DataSpec) -> base.Task:
   """The task that a config and a data set describe."""
   setup = make_setup(config, spec)
@@ -386,7 +337,6 @@ def make_task(config: ConfigDict, spec: sources.DataSpec) -> base.Task:
     load_params=functools.partial(_load_params, setup),
     evaluations=functools.partial(_evaluations, setup),
     reconstruct=None,
-    words=_words(setup, config),
     clips_per_record=2,
     setup=setup,
   )

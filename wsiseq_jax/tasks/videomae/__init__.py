@@ -15,7 +15,6 @@ CVPR 2023.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -31,7 +30,7 @@ from wsiseq_jax.tasks.videomae.losses import (
   masked_loss,
   mean_colour_loss,
 )
-from wsiseq_jax.tasks.videomae.pictures import reconstruct
+from wsiseq_jax.tasks.videomae.reconstruction import reconstruct
 from wsiseq_jax.tasks.videomae.setup import (
   CHECKS,
   Setup,
@@ -182,43 +181,6 @@ def _evaluations(setup: Setup, config: ConfigDict) -> base.Evaluations:
   )
 
 
-_CURVE = (
-  "mean_colour_loss is what painting all hidden patches in the mean colour of "
-  "the visible ones would cost (with normalised patches: each in its own mean "
-  "colour); a model above it has understood nothing yet. Losses at different "
-  "mask ratios or mask kinds cannot be compared: what a mask leaves visible "
-  "nearby can simply be copied."
-)
-
-
-def _words(setup: Setup, size: str) -> base.Words:
-  model, mask = setup.model, setup.mask
-  h, w = model.image_px
-
-  def measures(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    trivial = result["mean_colour_loss"]
-    return [
-      (
-        f"loss on {result['split']}, mask ratio {ratio}",
-        f"{loss:.4f}",
-        f"mean over {result['records']} sequences, step {result['step']}; "
-        f"painting the mean colour costs {trivial[ratio]:.4f}",
-      )
-      for ratio, loss in result["loss"].items()
-    ]
-
-  return base.Words(
-    facts={
-      "model": f"VideoMAE {size}, {model.frames} frames of {h} × {w} px, "
-      f"tokens of {' × '.join(map(str, model.patch))}",
-      "masks in training": f"{mask.kind}, ratio {mask.ratio:g}",
-      "target": "normalised patches" if model.normalise_target else "pixels",
-    },
-    curve=_CURVE,
-    measures=measures,
-  )
-
-
 def make_task(config: ConfigDict, spec: DataSpec) -> base.Task:
   """The task that a config and a data set describe."""
   setup = make_setup(config, spec)
@@ -231,8 +193,7 @@ def make_task(config: ConfigDict, spec: DataSpec) -> base.Task:
     pool=None,
     load_params=functools.partial(_load_params, setup),
     evaluations=functools.partial(_evaluations, setup),
-    reconstruct=reconstruct,
-    words=_words(setup, config.model.size),
+    reconstruct=functools.partial(reconstruct, setup),
     clips_per_record=config.data.repeats,
     setup=setup,
   )

@@ -1,4 +1,8 @@
-"""Losses of masked autoencoding, and the masks under which models compare."""
+"""Losses of masked autoencoding, and the masks under which models compare.
+
+A loss is returned as (sum, weight): the mean over a sharded or padded batch is
+then one division, exact whatever the split.
+"""
 
 from typing import Any
 
@@ -9,11 +13,116 @@ from jaxtyping import Array, Float
 from wsiseq_jax.data import augment
 from wsiseq_jax.models import masking, tokens
 from wsiseq_jax.tasks import base
-from wsiseq_jax.tasks.videomae import patch_losses
 from wsiseq_jax.tasks.videomae.setup import Setup
 
 # Masks of evaluation depend on this and the record's index alone.
 _EVAL_SEED = 20
+
+
+def _patch_statistics(patches: Array, channels: int) -> tuple[Array, ...]:
+  """Values `[b, n, pixels, c]`, mean and std of each patch's channels."""
+  if patches.shape[-1] % channels:
+    raise ValueError(
+      f"patches of {patches.shape[-1]} values cannot hold model.channels="
+      f"{channels} channels"
+    )
+  values = patches.reshape(*patches.shape[:-1], -1, channels)
+  mean = jnp.mean(values, axis=-2, keepdims=True)
+  std = jnp.std(values, axis=-2, keepdims=True, ddof=1) + 1e-6
+  return values, mean, std
+
+
+def normalised_patch_target(
+  patches: Float[Array, "b n p"], channels: int = 3
+) -> Float[Array, "b n p"]:
+  """Normalises each patch, channel by channel, to what the decoder predicts.
+
+  Removing brightness and contrast of each patch makes texture the task, not
+  colour. With x the pixels of one patch in one channel,
+
+    target = (x - mean(x)) / (std(x) + 1e-6)
+
+  where `std` is the unbiased one and 1e-6 is added to it, not to the variance.
+
+  Args:
+    patches: Pixels in [0, 1] as `patchify` lays them out, channels last.
+    channels: Number of image channels.
+
+  Returns:
+    The target, of the same shape.
+
+  Example:
+    >>> patch = jnp.array([[[0.0, 0.5, 1.0]]])  # one channel, three pixels
+    >>> normalised_patch_target(patch, channels=1).round(3).tolist()
+    [[[-1.0, 0.0, 1.0]]]
+
+  Reference: He et al., Masked autoencoders, 2022 (all channels jointly); per
+  channel: Tong et al., VideoMAE, 2022.
+  """
+  values, mean, std = _patch_statistics(patches, channels)
+  return ((values - mean) / std).reshape(patches.shape)
+
+
+def patch_target(
+  patches: Float[Array, "b n p"], normalise: bool = True, channels: int = 3
+) -> Float[Array, "b n p"]:
+  """What the decoder predicts: normalised patches, or plain pixels."""
+  return normalised_patch_target(patches, channels) if normalise else patches
+
+
+def denormalise_patches(
+  prediction: Float[Array, "b n p"],
+  patches: Float[Array, "b n p"],
+  channels: int = 3,
+) -> Float[Array, "b n p"]:
+  """Gives predicted patches the brightness and contrast of the true ones.
+
+  For pictures only: mean and std come from the very pixels that were hidden.
+
+  Args:
+    prediction: Predicted patches in normalised units.
+    patches: True pixels in [0, 1] of the same patches.
+    channels: Number of image channels.
+
+  Returns:
+    Pixels, about [0, 1], not clipped.
+  """
+  _, mean, std = _patch_statistics(patches, channels)
+  values = prediction.reshape(*prediction.shape[:-1], -1, channels)
+  return (values * std + mean).reshape(prediction.shape)
+
+
+def masked_mse(
+  prediction: Float[Array, "b m p"],
+  target: Float[Array, "b m p"],
+  weight: Float[Array, "b m"],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+  """Computes the squared error of supervised patches as (sum, weight).
+
+  Each patch counts by its own mean over pixels, so `sum / weight` is VideoMAE's
+  plain mean where all weights are one, and V2's average over supervised tokens
+  where some positions are decoded but not supervised (weight 0):
+
+    sum = sum_bm weight[b, m] * mean_p (prediction - target)[b, m, p] ** 2
+
+  Args:
+    prediction: Decoder output.
+    target: What it should be.
+    weight: Weight of each patch; 0 leaves it out.
+
+  Returns:
+    The weighted sum and the sum of weights, float32 scalars.
+
+  Example:
+    >>> zeros, threes = jnp.zeros((1, 2, 4)), jnp.full((1, 2, 4), 3.0)
+    >>> total, weight = masked_mse(zeros, threes, jnp.array([[1.0, 0.0]]))
+    >>> total.item(), weight.item()
+    (9.0, 1.0)
+  """
+  error = prediction.astype(jnp.float32) - target.astype(jnp.float32)
+  per_patch = jnp.mean(jnp.square(error), axis=-1)
+  weight = weight.astype(jnp.float32)
+  return jnp.sum(per_patch * weight), jnp.sum(weight)
 
 
 def true_patches(setup: Setup, clips: augment.Clips) -> Float[Array, "b n p"]:
@@ -62,9 +171,9 @@ def masked_loss(
   network = setup.merge(params)
   prediction, _ = network(clips.pixels, mask.visible, mask.decode)
   patches = tokens.take_tokens(true_patches(setup, clips), mask.decode)
-  target = patch_losses.patch_target(patches, setup.model.normalise_target)
+  target = patch_target(patches, setup.model.normalise_target)
   weight = mask.weight * record_weight[:, None]
-  return patch_losses.masked_mse(prediction, target, weight)
+  return masked_mse(prediction, target, weight)
 
 
 def mean_colour_loss(
@@ -89,7 +198,7 @@ def mean_colour_loss(
   """
   patches = true_patches(setup, clips)
   hidden = tokens.take_tokens(patches, mask.decode)
-  target = patch_losses.patch_target(hidden, setup.model.normalise_target)
+  target = patch_target(hidden, setup.model.normalise_target)
   guess = jnp.zeros_like(target)
   if not setup.model.normalise_target:
     seen = tokens.take_tokens(patches, mask.visible)
@@ -98,4 +207,4 @@ def mean_colour_loss(
     colour = seen.reshape(b, -1, channels).mean(axis=1)
     guess += jnp.tile(colour, (1, values // channels))[:, None]
   weight = mask.weight * record_weight[:, None]
-  return patch_losses.masked_mse(guess, target, weight)
+  return masked_mse(guess, target, weight)

@@ -1,0 +1,138 @@
+"""What the report says of a task: facts, measures, how to read the curves."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from wsiseq_jax.data import clip_sampling
+
+# (name, value, meaning)
+Measures = list[tuple[str, str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+  """What the report says of a task.
+
+  Attributes:
+    facts: About the model, for the summary.
+    curve: How to read the curves of the loss.
+    measures: Result of the job `evaluate` → (name, value, meaning) of each
+      number worth showing.
+  """
+
+  facts: Mapping[str, str]
+  curve: str
+  measures: Callable[[Mapping[str, Any]], Measures]
+
+
+def of(config: ConfigDict) -> Words:
+  """The words for a config's task; plain ones for a task not listed here."""
+  return _TASKS.get(config.task, _plain)(config)
+
+
+def _plain(config: ConfigDict) -> Words:
+  def measures(result: Mapping[str, Any]) -> Measures:
+    return [
+      (f"{metric} on {result['split']}, {name}", f"{value:.4f}", _of(result))
+      for metric, values in result.items()
+      if isinstance(values, Mapping)
+      for name, value in values.items()
+    ]
+
+  return Words({"task": config.task}, "", measures)
+
+
+def _of(result: Mapping[str, Any]) -> str:
+  return f"mean over {result['records']} sequences, step {result['step']}"
+
+
+_VIDEOMAE_CURVE = (
+  "mean_colour_loss is what painting all hidden patches in the mean colour of "
+  "the visible ones would cost (with normalised patches: each in its own mean "
+  "colour); a model above it has understood nothing yet. Losses at different "
+  "mask ratios or mask kinds cannot be compared: what a mask leaves visible "
+  "nearby can simply be copied."
+)
+
+
+def _videomae(config: ConfigDict) -> Words:
+  model, mask = config.model, config.mask
+  h, w = config.data.image_px
+
+  def measures(result: Mapping[str, Any]) -> Measures:
+    trivial = result["mean_colour_loss"]
+    return [
+      (
+        f"loss on {result['split']}, mask ratio {ratio}",
+        f"{loss:.4f}",
+        f"{_of(result)}; painting the mean colour costs {trivial[ratio]:.4f}",
+      )
+      for ratio, loss in result["loss"].items()
+    ]
+
+  return Words(
+    facts={
+      "model": f"VideoMAE {model.size}, {config.data.frames} frames of {h} × "
+      f"{w} px, tokens of {' × '.join(map(str, model.patch))}",
+      "masks in training": f"{mask.kind}, ratio {mask.ratio:g}",
+      "target": "normalised patches" if model.normalise_target else "pixels",
+    },
+    curve=_VIDEOMAE_CURVE,
+    measures=measures,
+  )
+
+
+_CONTRASTIVE_CURVE = (
+  "contrastive_loss is log(2 B - 1) for B records in a batch where nothing was "
+  "learned. prediction_loss is minus a cosine: -1 at best, which a model that "
+  "gives all frames one feature reaches as well. The loss is a weighted mean "
+  "of both; it jumps where the weight changes."
+)
+_CONTRASTIVE_MEANINGS = {
+  "contrastive_loss": "InfoNCE; log(2 B - 1) where nothing was learned, B "
+  "records in a batch",
+  "top1": "how often the partner is the most similar of all views",
+  "prediction_loss": "minus the cosine of predicted and true frame features",
+  "feature_std": "spread of clip features; 0 if all are one",
+  "feature_rank": "directions in which clip features differ",
+  "clip_cosine": "cosine of clips of different records; 1 if all are one, or "
+  "share a large part",
+  "frame_cosine": "cosine of frames of different records; 1 if the model does "
+  "not look at them",
+}
+
+
+def _contrastive(config: ConfigDict) -> Words:
+  frames = clip_sampling.parse_clip_name(config.data.clips).frames
+  h, w = config.data.image_px
+
+  def measures(result: Mapping[str, Any]) -> Measures:
+    return [
+      (
+        f"{name} on {result['split']}",
+        f"{result[name]['fixed views']:.4f}",
+        f"{meaning}; {_of(result)}, {result['batch_size']} a batch",
+      )
+      for name, meaning in _CONTRASTIVE_MEANINGS.items()
+      if name in result
+    ]
+
+  return Words(
+    facts={
+      "model": f"clip encoder {config.model.size}, {frames} frames of {h} × "
+      f"{w} px",
+      "objective": f"{config.objective.kind}, clips {config.data.clips}",
+      "told the time": "yes" if config.model.time_embedding else "no",
+    },
+    curve=_CONTRASTIVE_CURVE,
+    measures=measures,
+  )
+
+
+_TASKS: Mapping[str, Callable[[ConfigDict], Words]] = {
+  "contrastive": _contrastive,
+  "videomae": _videomae,
+}
