@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wsiseq_jax.models import clip_config, clip_encoder
+from wsiseq_jax.models import clip_encoder
 
 B, T, D = 3, 4, 16
 
 
 def config(**changes):
   return dataclasses.replace(
-    clip_config.ClipConfig(
+    clip_encoder.ClipEncoderConfig(
       frames=T,
       image_px=(32, 32),
       width=D,
@@ -33,7 +33,7 @@ def config(**changes):
 
 
 def model_of(**changes):
-  network = clip_encoder.ClipModel(config(**changes), nnx.Rngs(0))
+  network = clip_encoder.ClipEncoder(config(**changes), nnx.Rngs(0))
   # Position tables start at zero, where a place makes no difference.
   table = network.temporal.pos_embed
   table[...] = jax.random.normal(jax.random.key(9), table[...].shape)
@@ -166,7 +166,7 @@ def test_the_default_has_the_size_of_the_reference():
   """
   shapes = jax.eval_shape(
     lambda: clip_encoder.init_params(
-      clip_config.ClipConfig(), jax.random.key(0)
+      clip_encoder.ClipEncoderConfig(), jax.random.key(0)
     )
   )
   count = {

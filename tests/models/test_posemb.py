@@ -80,3 +80,25 @@ def test_position_table_says_that_it_resamples(caplog):
   plain = posemb.position_table((4, 2, 3), 6)
   assert not caplog.text
   np.testing.assert_array_equal(plain, posemb.sinusoid_1d(24, 6))
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("new", [3, 6, 11])
+def test_resampling_keeps_constants_and_centres(antialias, new):
+  rows, columns = np.meshgrid(np.arange(6.0), np.arange(6.0), indexing="ij")
+  table = np.stack([np.ones((6, 6)), rows, columns], -1).reshape(36, 3)
+  out = posemb.resample_square(table, 6, new, antialias)
+  np.testing.assert_allclose(out[:, 0], 1.0, atol=1e-6)
+  np.testing.assert_allclose(out[:, 1:].mean(axis=0), 2.5, atol=1e-6)
+  out = out.reshape(new, new, 3)
+  np.testing.assert_allclose(out[:, 0, 1], out[0, :, 2], atol=1e-6)
+  assert (np.diff(out[:, 0, 1]) > 0).all() and np.ptp(
+    out[..., 1], 1
+  ).max() < 1e-5
+  if new == 6:
+    np.testing.assert_array_equal(out.reshape(36, 3), table)
+
+
+def test_tables_that_are_no_grid_are_refused():
+  with pytest.raises(ValueError, match="35 positions are no grid of 6 x 6"):
+    posemb.resample_square(np.zeros((35, 2)), 6, 3, True)

@@ -5,23 +5,18 @@ r"""Clips as frames in time: a ViT for each frame, a transformer over frames.
       --+ position, + time--> CLS, temporal blocks --> clip feature [b,e]
                                                   \--> frame outputs [b,t,e]
 
-Frame features do not depend on the other frames, nor on time: they can be
-computed once and cached, and a probe may pool them anew (`TemporalEncoder`
-takes another class token). Only the temporal blocks see when frames were taken.
+Frame features depend neither on other frames nor on time: they can be cached,
+and a probe may pool them anew (`TemporalEncoder` takes another class token).
+Padded frames are keys that nobody sees.
 
-Padded frames are keys that nobody sees: their content changes nothing.
-
-No layer has statistics of the batch. Batch-norm would need its mean over all
-devices, would tie the views of a batch together, and behaves otherwise in
-evaluation; GroupNorm with one group takes its place in the stem. The heads have
-none; projections are standardised where they are compared, over the global
-batch (`contrastive_losses.info_nce`).
-
-Deviations from the reference (besides): no dropout (two passes over a frame
-give one feature, so that the target of frame prediction is no moving one);
-query and value have biases; predictions start from frame features as they are.
+Deviations from the reference: GroupNorm with one group in place of batch-norm,
+which would tie the views of a batch together and behave otherwise in
+evaluation (projections are standardised where they are compared,
+`losses.info_nce`); no dropout, so that the target of frame prediction does not
+move; query and value have biases; predictions start from frame features.
 """
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -32,9 +27,150 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from wsiseq_jax import parallel
-from wsiseq_jax.models import vit
-from wsiseq_jax.models.clip_config import ClipConfig
+from wsiseq_jax.models import attention, vit
 from wsiseq_jax.models.time_embedding import TimeEmbedding
+
+DTYPES = ("float32", "bfloat16")
+OBJECTIVES = ("contrastive", "navigation", "masked_frames", "next_frame")
+
+
+SIZES: dict[str, dict[str, int]] = {
+  name: dict(zip(("width", "depth", "heads"), size, strict=True))
+  for name, size in {
+    "smoke": (16, 1, 2),
+    "demo": (64, 2, 2),
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+  }.items()
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipEncoderConfig:
+  """Shape of a clip encoder and its heads.
+
+  Attributes:
+    frames: Frames of a clip.
+    image_px: Height and width of a frame in pixels.
+    patch: Stride of the conv stem in pixels, a power of two.
+    channels: Image channels.
+    width, depth, heads: Blocks of the frame encoder.
+    temporal_width, temporal_depth, temporal_heads: Those over frames.
+    projector_width: Hidden channels of all heads.
+    projection: Channels in which views are compared.
+    objective: Which heads there are: 'contrastive' has the projector alone,
+      'navigation' also shifts by time (LTN), 'masked_frames' (TVRL) and
+      'next_frame' also predict frame features.
+    uses_time: Whether the temporal encoder is told the time of its frames.
+    learns_time: Whether the time embedding has linear layers.
+    relative_time: Whether time counts from the clip's first frame, rather than
+      from the record's.
+    time_shortest, time_longest: See `time_embedding.sinusoid`.
+    directions: Directions of LTN's shift.
+    norm_eps: LayerNorm epsilon.
+    dtype, remat, attention_kernel: See `vit.BlockSpec`.
+
+  Raises:
+    ValueError: At construction, naming the config key that cannot be.
+
+  Example:
+    >>> ClipEncoderConfig(image_px=(64, 96)).grid
+    (4, 6)
+  """
+
+  frames: int = 8
+  image_px: tuple[int, int] = (128, 128)
+  patch: int = 16
+  channels: int = 3
+  width: int = 384
+  depth: int = 12
+  heads: int = 6
+  temporal_width: int = 384
+  temporal_depth: int = 3
+  temporal_heads: int = 6
+  projector_width: int = 2048
+  projection: int = 128
+  objective: str = "contrastive"
+  uses_time: bool = False
+  learns_time: bool = True
+  relative_time: bool = True
+  time_shortest: float = 1.0
+  time_longest: float = 100.0
+  directions: int = 64
+  norm_eps: float = 1e-5
+  dtype: str = "float32"
+  remat: str = "none"
+  attention_kernel: str = "auto"
+
+  def __post_init__(self):
+    stages = int(self.patch).bit_length() - 1
+    if self.patch < 2 or self.patch != 2**stages:
+      raise ValueError(
+        f"config.model.patch = {self.patch}: must be 2, 4, 8, 16, ..."
+      )
+    for axis, side in zip("hw", self.image_px, strict=True):
+      if side % self.patch:
+        raise ValueError(
+          f"config.data.image_px = {self.image_px}: {axis} must be a multiple "
+          f"of config.model.patch = {self.patch}"
+        )
+    for prefix in ("", "temporal_"):
+      width, heads = (getattr(self, prefix + n) for n in ("width", "heads"))
+      if width % heads:
+        raise ValueError(
+          f"config.model.{prefix}heads = {heads} does not divide the width "
+          f"{width}"
+        )
+    if self.width % 2 ** (stages - 1):
+      raise ValueError(
+        f"the width {self.width} of config.model.size cannot be halved "
+        f"{stages - 1} times, as config.model.patch = {self.patch} needs"
+      )
+    if self.directions > self.temporal_width:
+      raise ValueError(
+        f"config.objective.directions = {self.directions}: there are only "
+        f"{self.temporal_width} orthogonal ones"
+      )
+    for key, allowed in (
+      ("model.dtype", DTYPES),
+      ("model.remat", vit.REMAT),
+      ("model.attention_kernel", attention.KERNELS),
+      ("objective.kind", OBJECTIVES),
+    ):
+      field = "objective" if key == "objective.kind" else key.split(".")[1]
+      if getattr(self, field) not in allowed:
+        raise ValueError(
+          f"config.{key} = {getattr(self, field)!r}: must be one of {allowed}"
+        )
+
+  @property
+  def grid(self) -> tuple[int, int]:
+    """Tokens of a frame along (h, w)."""
+    return self.image_px[0] // self.patch, self.image_px[1] // self.patch
+
+  @property
+  def stem_widths(self) -> tuple[int, ...]:
+    """Channels after each convolution of the stem."""
+    stages = self.patch.bit_length() - 1
+    return tuple(self.width // 2 ** (stages - 1 - i) for i in range(stages))
+
+  @property
+  def frame_spec(self) -> vit.BlockSpec:
+    """Blocks of the frame encoder."""
+    return self._spec(self.width, self.depth, self.heads)
+
+  @property
+  def temporal_spec(self) -> vit.BlockSpec:
+    """Blocks of the temporal encoder."""
+    return self._spec(
+      self.temporal_width, self.temporal_depth, self.temporal_heads
+    )
+
+  def _spec(self, width: int, depth: int, heads: int) -> vit.BlockSpec:
+    numerics = self.norm_eps, self.dtype, self.remat, self.attention_kernel
+    return vit.BlockSpec(width, depth, heads, 4 * width, *numerics)
 
 
 def _linear(inner: int, outer: int, rngs: nnx.Rngs, dtype: str = "float32"):
@@ -57,7 +193,7 @@ class ConvStem(nnx.Module):
   Reference: Xiao et al., Early convolutions help transformers see better, 2021.
   """
 
-  def __init__(self, config: ClipConfig, rngs: nnx.Rngs):
+  def __init__(self, config: ClipEncoderConfig, rngs: nnx.Rngs):
     conv = functools.partial(
       nnx.Conv,
       padding=1,
@@ -72,14 +208,10 @@ class ConvStem(nnx.Module):
     self.convs = nnx.List(
       [conv(a, b) for a, b in zip(widths, widths[1:], strict=False)]
     )
-    self.norms = nnx.List(
-      [
-        nnx.GroupNorm(
-          width, num_groups=1, dtype=jnp.dtype(config.dtype), rngs=rngs
-        )
-        for width in config.stem_widths
-      ]
+    norm = functools.partial(
+      nnx.GroupNorm, num_groups=1, dtype=jnp.dtype(config.dtype), rngs=rngs
     )
+    self.norms = nnx.List([norm(width) for width in config.stem_widths])
     self.out = _linear(config.width, config.width, rngs, config.dtype)
 
   def __call__(self, pixels: Float[Array, "b h w c"]) -> Float[Array, "b n d"]:
@@ -93,7 +225,7 @@ class ConvStem(nnx.Module):
 class FrameEncoder(nnx.Module):
   """A ViT; one feature vector a frame."""
 
-  def __init__(self, config: ClipConfig, rngs: nnx.Rngs):
+  def __init__(self, config: ClipEncoderConfig, rngs: nnx.Rngs):
     self.stem = ConvStem(config, rngs)
     self.cls_token = _token(config.width, rngs)
     tokens = 1 + math.prod(config.grid)
@@ -115,25 +247,17 @@ class FrameEncoder(nnx.Module):
 
 
 class TemporalEncoder(nnx.Module):
-  """Transformer over the frames of a clip and a class token.
+  """Transformer over a class token and the frames of a clip; no final norm."""
 
-  There is no norm at its end.
-  """
-
-  def __init__(self, config: ClipConfig, rngs: nnx.Rngs):
+  def __init__(self, config: ClipEncoderConfig, rngs: nnx.Rngs):
     width = config.temporal_width
     if config.width != width:
       self.project = _linear(config.width, width, rngs)
     self.pos_embed = nnx.Param(jnp.zeros((config.frames, width)))
     self.cls_token = _token(width, rngs)
     if config.uses_time:
-      self.time = TimeEmbedding(
-        width,
-        config.time_shortest,
-        config.time_longest,
-        config.learns_time,
-        rngs,
-      )
+      periods = config.time_shortest, config.time_longest
+      self.time = TimeEmbedding(width, *periods, config.learns_time, rngs)
     self.blocks = vit.make_blocks(config.temporal_spec, rngs)
     self.config = config
 
@@ -181,9 +305,9 @@ def attention_mask(
 ) -> Bool[Array, "b n n"]:
   """Who sees whom among a class token and t frames.
 
-  The class token sees itself and all visible frames. Frames see the class token
-  and all visible frames; if causal, only themselves and earlier ones: through
-  the class token the next layer would see the future.
+  All see the class token and visible frames. If causal, frames see themselves
+  and earlier ones only: through the class token the next layer would see the
+  future.
 
   Args:
     visible: Frames that may be looked at.
@@ -231,24 +355,21 @@ class Navigation(nnx.Module):
 
     h + Q a(h, e(dt)),  Q orthonormal [d, k]
 
-  so that all that depends on time lies in k directions, and the rest of the
-  feature is the same at all times.
+  All that depends on time lies in k directions.
 
-  Deviation: dt has a sign; the reference takes its absolute value, and with it
-  a clip before and one after the first are the same.
+  Deviation: dt has a sign; the reference takes its absolute value.
 
   Reference: Yang et al., Self-supervised video representation learning via
   latent time navigation, AAAI 2023.
   """
 
-  def __init__(self, config: ClipConfig, rngs: nnx.Rngs):
+  def __init__(self, config: ClipEncoderConfig, rngs: nnx.Rngs):
     width, count = config.temporal_width, config.directions
     self.directions = nnx.Param(
       jax.random.normal(rngs.params(), (count, width))
     )
-    self.time = TimeEmbedding(
-      width, config.time_shortest, config.time_longest, True, rngs
-    )
+    periods = config.time_shortest, config.time_longest
+    self.time = TimeEmbedding(width, *periods, True, rngs)
     self.amount = Head(2 * width, config.projector_width, count, False, rngs)
 
   def basis(self) -> Float[Array, "d k"]:
@@ -263,26 +384,15 @@ class Navigation(nnx.Module):
     return clips + self.amount(told) @ self.basis().T
 
 
-class ClipModel(nnx.Module):
+class ClipEncoder(nnx.Module):
   """Frame encoder, temporal encoder and the heads of an objective.
 
   Args:
     config: Shape and numerics.
     rngs: Source of the initial parameters, stream `params`.
-
-  Example:
-    >>> config = ClipConfig(frames=2, image_px=(32, 32), width=16, depth=1,
-    ...   heads=2, temporal_width=16, temporal_depth=1, temporal_heads=2,
-    ...   projector_width=8, projection=4, directions=4)
-    >>> model = ClipModel(config, nnx.Rngs(0))
-    >>> frames = model.encode_frames(jnp.zeros((3, 2, 32, 32, 3)))
-    >>> clip, _ = model.temporal(
-    ...   frames, jnp.zeros((3, 2)), jnp.ones((3, 2), bool))
-    >>> frames.shape, model.projector(clip).shape
-    ((3, 2, 16), (3, 4))
   """
 
-  def __init__(self, config: ClipConfig, rngs: nnx.Rngs):
+  def __init__(self, config: ClipEncoderConfig, rngs: nnx.Rngs):
     self.frame = FrameEncoder(config, rngs)
     self.temporal = TemporalEncoder(config, rngs)
     width, hidden = config.temporal_width, config.projector_width
@@ -316,7 +426,7 @@ class ClipModel(nnx.Module):
     return self.frame(pixels.reshape(b * t, *wanted)).reshape(b, t, -1)
 
 
-def init_params(config: ClipConfig, key: Any) -> Any:
+def init_params(config: ClipEncoderConfig, key: Any) -> Any:
   """Fresh parameters, a nested dictionary."""
-  model = ClipModel(config, nnx.Rngs(params=key))
+  model = ClipEncoder(config, nnx.Rngs(params=key))
   return nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])

@@ -104,6 +104,69 @@ def _linear_weights(old: int, new: int) -> np.ndarray:
   return np.maximum(0.0, 1.0 - np.abs(centre[:, None] - np.arange(old)[None]))
 
 
+def resample_square(
+  table: Float[np.ndarray, "n d"], old: int, new: int, antialias: bool
+) -> Float[np.ndarray, "m d"]:
+  """Interpolates a position table from one square grid to another.
+
+  Bicubic along both axes with cell centres aligned, as PyTorch does it:
+
+  - with antialias (timm, Hugging Face's Dinov2WithRegisters) the cubic has
+    a = -1/2 and is widened where the grid shrinks; weights of cells outside
+    are shared among those inside;
+  - without (Hugging Face's ViT and Dinov2) it has a = -3/4, sees four cells,
+    and the edge goes on outside.
+
+  Deviation: the first DINOv2 release scales by (new + 0.1) / old, a remedy for
+  rounding that Hugging Face's port and the models with registers do without.
+
+  Args:
+    table: Positions by row and column, n = old².
+    old: Cells along each side.
+    new: Cells wanted along each side.
+    antialias: See above.
+
+  Returns:
+    The new table, float32; the same values if the grids are equal.
+
+  Raises:
+    ValueError: The table does not have old² rows.
+
+  Example:
+    >>> table = np.repeat(np.arange(4.0), 4)[:, None]  # grows downwards
+    >>> resampled = resample_square(table, 4, 2, antialias=True)
+    >>> [round(float(x), 3) for x in resampled[:, 0]]
+    [0.587, 0.587, 2.413, 2.413]
+  """
+  if len(table) != old**2:
+    raise ValueError(f"{len(table)} positions are no grid of {old} x {old}")
+  if old == new:
+    return table.astype(np.float32)
+  weights = _cubic_weights(old, new, antialias)
+  cells = table.astype(np.float64).reshape(old, old, -1)
+  cells = np.einsum("ih,jw,hwd->ijd", weights, weights, cells)
+  return cells.reshape(new**2, -1).astype(np.float32)
+
+
+def _cubic_weights(old: int, new: int, antialias: bool) -> np.ndarray:
+  """Weights `[new, old]` of cubic interpolation along one axis."""
+  a = -0.5 if antialias else -0.75
+  reach = max(old / new, 1.0) if antialias else 1.0
+  centre = (np.arange(new) + 0.5) * old / new
+  # Cells beyond the edges are there to be folded back or left out.
+  cell = np.arange(-2, old + 2)
+  x = np.abs(cell[None] + 0.5 - centre[:, None]) / reach
+  near = ((a + 2) * x - (a + 3)) * x**2 + 1
+  far = a * (((x - 5) * x + 8) * x - 4)
+  weight = np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+  inside = weight[:, 2:-2]
+  if antialias:
+    return inside / inside.sum(axis=1, keepdims=True)
+  inside[:, 0] += weight[:, :2].sum(axis=1)
+  inside[:, -1] += weight[:, -2:].sum(axis=1)
+  return inside
+
+
 @functools.lru_cache(maxsize=32)
 def position_table(
   grid: tuple[int, int, int],

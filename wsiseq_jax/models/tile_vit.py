@@ -5,17 +5,16 @@
 
 One model with switches serves them all (`ViTSpec`); `PRESETS` is the table of
 those with a name. They are timm's `VisionTransformer` and Hugging Face's `ViT`,
-`Dinov2` and `Dinov2WithRegisters`; `encoder_weights` reads the files of each.
+`Dinov2` and `Dinov2WithRegisters`; `weights.tile_encoders` reads
+the files of each.
 
-Blocks are those of `vit`, stacked and scanned, with other insides: one matrix
-for query, key and value (with a bias on all three, or none), LayerScale at the
-end of both branches, and SwiGLU in place of the GELU MLP:
-
-    down(silu(a) b),  a and b the halves of up(x)
+Blocks are those of `vit` with other insides: one matrix for query, key and
+value (a bias on all three, or none), LayerScale at the end of both branches,
+and SwiGLU, `down(silu(a) b)` with a and b the halves of `up(x)`.
 
 Libraries differ in what they add positions to. Here the class token and the
-registers are stored with their positions already added (`prefix`), so that all
-of them are one case: only patches have a position table.
+registers are stored with their positions already added (`prefix`): only patches
+have a position table.
 
 References: Dosovitskiy et al., ViT, 2021. Oquab et al., DINOv2, 2024. Darcet et
 al., Vision transformers need registers, 2024. Touvron et al., Going deeper with
@@ -28,7 +27,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
@@ -246,17 +244,6 @@ class TileBlock(vit.Block):
     self.mlp = Mlp(spec, rngs)
 
 
-def _make_blocks(spec: ViTSpec, rngs: nnx.Rngs) -> TileBlock:
-  """A block whose parameters have a leading layer axis, as `vit` has them."""
-  keys = jax.random.split(rngs.params(), spec.depth)
-
-  def make_params(key):
-    return nnx.state(TileBlock(spec, nnx.Rngs(params=key)), nnx.Param)
-
-  shape = nnx.eval_shape(lambda: TileBlock(spec, nnx.Rngs(0)))
-  return nnx.merge(nnx.graphdef(shape), jax.vmap(make_params)(keys))
-
-
 class TileViT(nnx.Module):
   """The encoder.
 
@@ -272,7 +259,7 @@ class TileViT(nnx.Module):
     self.patch = _linear(3 * spec.patch_px**2, spec.width, spec, rngs)
     self.prefix = table(1 + spec.registers)
     self.pos_embed = table(spec.grid**2)
-    self.blocks = _make_blocks(spec, rngs)
+    self.blocks = vit.make_blocks(spec, rngs, TileBlock)
     self.norm = vit.make_norm(spec.width, spec.norm_eps, "float32", rngs)
     self.spec = spec
 
@@ -335,66 +322,3 @@ def apply(
 ) -> Float[Array, "b e"]:
   """Features of normalised tiles; see `TileViT`."""
   return nnx.merge(_graphdef(spec), params)(pixels)[0]
-
-
-def resample_positions(
-  table: Float[np.ndarray, "n d"], old: int, new: int, antialias: bool
-) -> Float[np.ndarray, "m d"]:
-  """Interpolates a position table from one square grid to another.
-
-  Bicubic along both axes with cell centres aligned, as PyTorch does it:
-
-  - with antialias (timm, Hugging Face's Dinov2WithRegisters) the cubic has
-    a = -1/2 and is widened where the grid shrinks; weights of cells outside
-    are shared among those inside;
-  - without (Hugging Face's ViT and Dinov2) it has a = -3/4, sees four cells,
-    and the edge goes on outside.
-
-  Deviation: the first DINOv2 release scales by (new + 0.1) / old, a remedy for
-  rounding that Hugging Face's port and the models with registers do without.
-
-  Args:
-    table: Positions by row and column, n = old².
-    old: Cells along each side.
-    new: Cells wanted along each side.
-    antialias: See above.
-
-  Returns:
-    The new table, float32; the same values if the grids are equal.
-
-  Raises:
-    ValueError: The table does not have old² rows.
-
-  Example:
-    >>> table = np.repeat(np.arange(4.0), 4)[:, None]  # grows downwards
-    >>> resampled = resample_positions(table, 4, 2, antialias=True)
-    >>> [round(float(x), 3) for x in resampled[:, 0]]
-    [0.587, 0.587, 2.413, 2.413]
-  """
-  if len(table) != old**2:
-    raise ValueError(f"{len(table)} positions are no grid of {old} x {old}")
-  if old == new:
-    return table.astype(np.float32)
-  weights = _cubic_weights(old, new, antialias)
-  cells = table.astype(np.float64).reshape(old, old, -1)
-  cells = np.einsum("ih,jw,hwd->ijd", weights, weights, cells)
-  return cells.reshape(new**2, -1).astype(np.float32)
-
-
-def _cubic_weights(old: int, new: int, antialias: bool) -> np.ndarray:
-  """Weights `[new, old]` of cubic interpolation along one axis."""
-  a = -0.5 if antialias else -0.75
-  reach = max(old / new, 1.0) if antialias else 1.0
-  centre = (np.arange(new) + 0.5) * old / new
-  # Cells beyond the edges are there to be folded back or left out.
-  cell = np.arange(-2, old + 2)
-  x = np.abs(cell[None] + 0.5 - centre[:, None]) / reach
-  near = ((a + 2) * x - (a + 3)) * x**2 + 1
-  far = a * (((x - 5) * x + 8) * x - 4)
-  weight = np.where(x <= 1, near, np.where(x < 2, far, 0.0))
-  inside = weight[:, 2:-2]
-  if antialias:
-    return inside / inside.sum(axis=1, keepdims=True)
-  inside[:, 0] += weight[:, :2].sum(axis=1)
-  inside[:, -1] += weight[:, -2:].sum(axis=1)
-  return inside

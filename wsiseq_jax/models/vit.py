@@ -1,25 +1,19 @@
 """Pre-norm transformer blocks, stacked and scanned.
 
-What a newcomer must know:
-
-- A *stack* is one `Block` module whose parameters carry a leading layer axis
-  (`encoder/blocks/attention/query/kernel` has shape `[layers, d, d]`). It is
-  initialised by `jax.vmap` over keys and run by `lax.scan`, so that compile
-  time and parameter tables do not grow with depth. Per-layer biases and norm
-  scales are therefore 2-D arrays: tell weights from biases by their name
-  (`kernel`), never by their rank.
+- A *stack* is one `Block` whose parameters carry a leading layer axis
+  (`encoder/blocks/attention/query/kernel` is `[layers, d, d]`), run by
+  `lax.scan`: compile time does not grow with depth. Tell weights from biases
+  by their name (`kernel`), never by their rank.
 - Parameters, LayerNorm statistics and softmax are float32; matrix products and
-  the residual stream use the compute dtype of the `BlockSpec`.
+  the residual stream use the compute dtype of the `BlockSpec`. (Deviation: the
+  reference keeps a float32 stream under float16 autocast.)
 - Query and value have a bias, key has none, there is no LayerScale and no
   dropout: the VideoMAE block, which is BEiT's.
-
-Deviation: the reference code runs float16 with a float32 residual stream
-(autocast); here the stream is in the compute dtype, which halves its memory
-traffic under bfloat16 and changes nothing under float32.
 """
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,15 +75,9 @@ def make_norm(
 
 
 def as_rows(x: Float[Array, "b n d"]) -> Float[Array, "b*n d"]:
-  """Tokens of all samples as one matrix.
-
-  The gradient of a matrix product over two axes at once is compiled for CPUs
-  with transposed copies of the activations: the MLP takes twice the time.
-
-  Example:
-    >>> as_rows(jnp.zeros((2, 3, 4))).shape
-    (6, 4)
-  """
+  """Tokens of all samples as one matrix."""
+  # The gradient of a matrix product over two axes at once is compiled for CPUs
+  # with transposed copies of the activations: the MLP takes twice the time.
   return x.reshape(-1, x.shape[-1])
 
 
@@ -189,12 +177,15 @@ class Block(nnx.Module):
     return x + self.mlp(self.mlp_norm(x))
 
 
-def make_blocks(spec: BlockSpec, rngs: nnx.Rngs) -> Block:
-  """Makes a stack: one `Block` whose parameters have a leading layer axis.
+def make_blocks(
+  spec: Any, rngs: nnx.Rngs, block: type[nnx.Module] = Block
+) -> nnx.Module:
+  """Makes a stack: one block whose parameters have a leading layer axis.
 
   Args:
-    spec: Shape and numerics; `spec.depth` is the length of the layer axis.
+    spec: What `block` takes; `spec.depth` is the length of the layer axis.
     rngs: Source of the key from which each layer's key is split.
+    block: Class of the blocks.
 
   Returns:
     The stacked block; run it with `run_blocks`, do not call it.
@@ -202,21 +193,19 @@ def make_blocks(spec: BlockSpec, rngs: nnx.Rngs) -> Block:
   keys = jax.random.split(rngs.params(), spec.depth)
 
   def make_params(key):
-    return nnx.state(Block(spec, nnx.Rngs(params=key)), nnx.Param)
+    return nnx.state(block(spec, nnx.Rngs(params=key)), nnx.Param)
 
   # The graph definition does not depend on the key.
-  graphdef = nnx.graphdef(nnx.eval_shape(lambda: Block(spec, nnx.Rngs(0))))
+  graphdef = nnx.graphdef(nnx.eval_shape(lambda: block(spec, nnx.Rngs(0))))
   return nnx.merge(graphdef, jax.vmap(make_params)(keys))
 
 
 def _cast_kernels(params, dtype):
-  """Casts matrices to the compute dtype, once for all layers and the step.
+  """Casts matrices to the compute dtype, once for all layers and the step."""
 
-  Layers would cast their own, with the same values. Doing it here, devices that
-  keep parts of the weights exchange 16-bit numbers, and the loop collects
-  gradients in 16 bits, which is what the products give.
-  """
-
+  # Layers would cast their own, with the same values. Done here, devices that
+  # keep parts of the weights exchange 16-bit numbers, and the loop collects
+  # gradients in 16 bits, which is what the products give.
   def cast(path, leaf):
     is_kernel = "kernel" in jax.tree_util.keystr(path, simple=True)
     return leaf.astype(dtype) if is_kernel else leaf

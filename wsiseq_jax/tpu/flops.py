@@ -14,7 +14,7 @@ compares implementations: it can only rise by doing the same work faster.
 import math
 
 from wsiseq_jax.models import vit
-from wsiseq_jax.models.clip_config import ClipConfig
+from wsiseq_jax.models.clip_encoder import ClipEncoderConfig
 from wsiseq_jax.models.videomae import VideoMAEConfig
 
 
@@ -97,7 +97,7 @@ def videomae_step_flops(
   return 3 * videomae_forward_flops(config, visible, decoded) - embed
 
 
-def stem_flops(config: ClipConfig) -> list[int]:
+def stem_flops(config: ClipEncoderConfig) -> list[int]:
   """FLOPs of each convolution of a conv stem, forward, for one frame.
 
   From a to b channels, h x w places come out, with a window of 3 x 3 and a
@@ -110,7 +110,7 @@ def stem_flops(config: ClipConfig) -> list[int]:
     config: The network.
 
   Example:
-    >>> stem_flops(ClipConfig(image_px=(4, 4), patch=2, width=6))
+    >>> stem_flops(ClipEncoderConfig(image_px=(4, 4), patch=2, width=6))
     [900]
   """
   found, channels = [], config.channels
@@ -123,7 +123,7 @@ def stem_flops(config: ClipConfig) -> list[int]:
   return found
 
 
-def contrastive_step_flops(config: ClipConfig) -> int:
+def contrastive_step_flops(config: ClipEncoderConfig) -> int:
   """Model FLOPs of one contrastive training step, for one clip.
 
   Each of t frames passes the frame encoder. The clip passes the temporal
@@ -138,7 +138,7 @@ def contrastive_step_flops(config: ClipConfig) -> int:
     config: The network, with its objective.
 
   Example:
-    >>> small = ClipConfig(objective="masked_frames", uses_time=True)
+    >>> small = ClipEncoderConfig(objective="masked_frames", uses_time=True)
     >>> round(contrastive_step_flops(small) / 1e9, 1)  # GFLOP a clip
     75.2
   """

@@ -35,7 +35,7 @@ import safetensors
 from absl import logging
 from flax import traverse_util
 
-from wsiseq_jax.models import resnet, tile_vit
+from wsiseq_jax.models import posemb, resnet, tile_vit
 from wsiseq_jax.weights import torch_files
 
 # (name in the file, our path, layout, part). `{i}` is the layer. A part (k, n)
@@ -386,7 +386,7 @@ def vit_params(
       *(spec.trained_grid,) * 2,
       *(spec.grid,) * 2,
     )
-  flat["pos_embed"] = tile_vit.resample_positions(
+  flat["pos_embed"] = posemb.resample_square(
     positions[rows - patches :],
     spec.trained_grid,
     spec.grid,

@@ -18,7 +18,7 @@ from data_prep.series import prepare as data_series
 from data_prep.synthetic import series as synthetic_series
 from tests import small_run
 from wsiseq_jax.data import source as sources
-from wsiseq_jax.models import clip_config
+from wsiseq_jax.models import clip_encoder
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +74,7 @@ def test_the_demos_have_encoders_of_one_size():
   series = videomae_config.get_config("series,demo")
   other = contrastive_config.get_config("tvrl,demo")
   size = {name: series.model[name] for name in ("width", "depth", "heads")}
-  assert size == clip_config.SIZES[other.model.size]
+  assert size == clip_encoder.SIZES[other.model.size]
   assert series.data.image_px == other.data.image_px
   assert series.data.batch_size == other.data.batch_size
   assert series.optim.total_steps == other.optim.total_steps

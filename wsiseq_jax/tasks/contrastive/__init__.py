@@ -64,7 +64,7 @@ _EVAL_SEED = 20
 
 
 def predict_frames(
-  network: clip_encoder.ClipModel,
+  network: clip_encoder.ClipEncoder,
   objective: Objective,
   frames: Float[Array, "b t d"],
   time: Float[Array, "b t"],

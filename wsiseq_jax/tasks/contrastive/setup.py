@@ -16,7 +16,6 @@ from wsiseq_jax.data import clip_sampling, views
 from wsiseq_jax.data import source as sources
 from wsiseq_jax.models import (
   attention,
-  clip_config,
   clip_encoder,
   time_embedding,
   vit,
@@ -40,7 +39,7 @@ CHECKS: Mapping[str, checks.Check] = {
   "data.augment.contrast": checks.number(0, 1),
   "data.augment.blur_probability": checks.number(0, 1),
   "data.augment.blur_sigma_px": checks.numbers(0.01, 10.0, length=2),
-  "model.size": checks.one_of(*clip_config.SIZES),
+  "model.size": checks.one_of(*clip_encoder.SIZES),
   "model.patch": checks.one_of(2, 4, 8, 16, 32),
   "model.temporal_width": checks.integer(0),
   "model.temporal_depth": checks.integer(1),
@@ -52,11 +51,11 @@ CHECKS: Mapping[str, checks.Check] = {
   "model.relative_time": checks.flag(),
   "model.time_shortest": checks.number(0),
   "model.time_longest": checks.number(0),
-  "model.dtype": checks.one_of(*clip_config.DTYPES),
+  "model.dtype": checks.one_of(*clip_encoder.DTYPES),
   "model.remat": checks.one_of(*vit.REMAT),
   "model.attention_kernel": checks.one_of(*attention.KERNELS),
   "model.init_from": checks.text(),
-  "objective.kind": checks.one_of(*clip_config.OBJECTIVES),
+  "objective.kind": checks.one_of(*clip_encoder.OBJECTIVES),
   "objective.temperature": checks.number(1e-3, 10.0),
   "objective.standardise": checks.flag(),
   "objective.directions": checks.integer(1),
@@ -114,26 +113,28 @@ class Setup:
     dense_step: Stored frames between test clips; 0 for the middle clip alone.
   """
 
-  model: clip_config.ClipConfig
+  model: clip_encoder.ClipEncoderConfig
   graphdef: Any = dataclasses.field(repr=False)
   views: views.ViewSpec
   objective: Objective
   time_jitter: float
   dense_step: int
 
-  def merge(self, params: Any) -> clip_encoder.ClipModel:
+  def merge(self, params: Any) -> clip_encoder.ClipEncoder:
     """The network with parameters; used functionally, inside a traced call."""
     return nnx.merge(self.graphdef, params)
 
 
-def model_config(config: ConfigDict, time_unit: str) -> clip_config.ClipConfig:
+def model_config(
+  config: ConfigDict, time_unit: str
+) -> clip_encoder.ClipEncoderConfig:
   """The network that a config describes, for times of a unit."""
   model = config.model
-  size = clip_config.SIZES[model.size]
+  size = clip_encoder.SIZES[model.size]
   shortest, longest = time_embedding.periods(
     time_unit, model.time_shortest, model.time_longest
   )
-  return clip_config.ClipConfig(
+  return clip_encoder.ClipEncoderConfig(
     **size,
     frames=clip_sampling.parse_clip_name(config.data.clips).frames,
     image_px=tuple(config.data.image_px),
@@ -197,7 +198,7 @@ def make_setup(config: ConfigDict, spec: sources.DataSpec) -> Setup:
       for key, value in augment.items()
     },
   )
-  network = nnx.eval_shape(lambda: clip_encoder.ClipModel(model, nnx.Rngs(0)))
+  network = nnx.eval_shape(lambda: clip_encoder.ClipEncoder(model, nnx.Rngs(0)))
   graphdef, _ = nnx.split(network, nnx.Param)
   fields = {f.name for f in dataclasses.fields(Objective)}
   return Setup(
