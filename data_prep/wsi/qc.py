@@ -28,21 +28,53 @@ def caption_font(size: int) -> ImageFont.FreeTypeFont:
   return ImageFont.truetype(os.path.join(folder, "DejaVuSans.ttf"), size)
 
 
-def _bar_um(width_um: float) -> float:
-  """Returns a round length of about a fifth of the picture.
-
-  Args:
-    width_um: width of the picture, um.
-
-  Returns:
-    1, 2 or 5 times a power of ten, um.
+def scale(width_um: float | int) -> tuple[float, str]:
+  """A round length of at most a fifth of a picture, um, and how it is written.
 
   Example:
-    >>> _bar_um(5300.0)
-    1000.0
+    >>> scale(5300.0)
+    (1000.0, '1 mm')
   """
   ten = 10.0 ** np.floor(np.log10(width_um / 5))
-  return float(max(m * ten for m in (1, 2, 5) if m * ten <= width_um / 5))
+  um = float(max(m * ten for m in (1, 2, 5) if m * ten <= width_um / 5))
+  return um, f"{um / 1000:g} mm" if um >= 1000 else f"{um:g} µm"
+
+
+def text_line(pen, at, text: str, size: int, room, anchor="la") -> None:
+  """Writes one line, smaller if it is too long for its room."""
+  font = caption_font(size)
+  while pen.textlength(text, font) > room and font.size > 8:
+    font = caption_font(font.size - 1)
+  pen.text(at, text, fill=_INK, font=font, anchor=anchor)
+
+
+def scale_bar(
+  pen: ImageDraw.ImageDraw,
+  right: float | int,
+  y: float | int,
+  width_px: float | int,
+  um_per_px: float | int,
+  size: int,
+) -> float:
+  """Draws a scale bar and its label.
+
+  Args:
+    pen: of the picture.
+    right: where the bar ends, pixels.
+    y: of the bar and of the middle of its label.
+    width_px: of the picture that is measured.
+    um_per_px: of that picture.
+    size: of the letters.
+
+  Returns:
+    Where the label begins, pixels.
+  """
+  um, label = scale(width_px * um_per_px)
+  start, font = right - um / um_per_px, caption_font(size)
+  pen.line((start, y, right, y), fill=_INK, width=max(2, size // 5))
+  at = start - size / 2
+  pen.text((at, y), label, fill=_INK, font=font, anchor="rm")
+  return at - pen.textlength(label, font)
 
 
 def qc_picture(
@@ -114,22 +146,8 @@ def _caption(
   size = int(np.clip(width / 45, 11, 22))
   image = Image.new("RGB", (width, round(4.2 * size)), "white")
   draw = ImageDraw.Draw(image)
-  font = caption_font(size)
   # The bar sits at the right of the lower line; long facts are drawn smaller.
-  bar_um = _bar_um(width * mpp)
-  bar = bar_um / mpp
-  label = f"{bar_um / 1000:g} mm" if bar_um >= 1000 else f"{bar_um:g} µm"
-  right, y = width - size, round(3.1 * size)
-  room = right - bar - draw.textlength(label, font) - 3 * size
-  while draw.textlength(facts, font) > room and font.size > 8:
-    font = caption_font(font.size - 1)
-  draw.text((size, 2.3 * size), facts, fill=_INK, font=font)
-  font = caption_font(size)
-  draw.line((right - bar, y, right, y), fill=_INK, width=max(2, size // 5))
-  draw.text(
-    (right - bar - size / 2, y), label, fill=_INK, font=font, anchor="rm"
-  )
-  while draw.textlength(title, font) > width - 2 * size and font.size > 8:
-    font = caption_font(font.size - 1)
-  draw.text((size, 0.6 * size), title, fill=_INK, font=font)
+  left = scale_bar(draw, width - size, 3.1 * size, width, mpp, size)
+  text_line(draw, (size, 2.3 * size), facts, size, left - 2 * size)
+  text_line(draw, (size, 0.6 * size), title, size, width - 2 * size)
   return np.asarray(image)

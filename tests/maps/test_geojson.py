@@ -1,4 +1,4 @@
-"""Files for QuPath: what is written, and every rule of its parser."""
+"""Files for QuPath: what is written, by the rules of its parser."""
 
 import copy
 import json
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from data_prep.wsi import annotations
+from tests.maps import qupath
 from wsiseq_jax.maps import geojson, heatmaps, regions
 from wsiseq_jax.maps.tile_map import TileMap
 
@@ -29,10 +30,10 @@ def ring_of_tiles():
 def written():
   tile_map = ring_of_tiles()
   found = regions.find_regions(tile_map)
-  return geojson.collection(
-    geojson.region_features(found, tile_map, colour=(200, 0, 0))
-    + geojson.tile_features(tile_map, [0, 7])
-  )
+  features = geojson.region_features(found, tile_map)
+  tiles = geojson.tile_features(tile_map)
+  qupath.validate({"type": "FeatureCollection", "features": features + tiles})
+  return {"features": [*features, tiles[0], tiles[7]]}
 
 
 def test_a_region_is_an_annotation(written):
@@ -46,7 +47,7 @@ def test_a_region_is_an_annotation(written):
   assert properties["name"] == "tumour 1"
   assert properties["classification"] == {
     "name": "tumour",
-    "color": [200, 0, 0],
+    "color": [214, 39, 40],
   }
   # Eight tiles of (40 um)².
   assert properties["measurements"] == {
@@ -75,16 +76,13 @@ def test_tiles_are_tiles(written):
   scores = np.asarray(tile_map.probability[7:], np.float64)
   paint = heatmaps.colours(scores, "probability")[0].tolist()
   assert last["properties"]["color"] == paint
-  everything = geojson.tile_features(ring_of_tiles())
-  assert len(everything) == 8
-  with pytest.raises(ValueError, match="tile 8 is not one of 8"):
-    geojson.tile_features(ring_of_tiles(), [8])
+  assert len(geojson.tile_features(tile_map)) == 8
 
 
 def test_identifiers_stay_and_differ(written):
   ids = [uuid.UUID(f["id"]) for f in written["features"]]
   assert len(set(ids)) == 3 and {i.version for i in ids} == {5}
-  again = geojson.tile_features(ring_of_tiles(), [0])
+  again = geojson.tile_features(ring_of_tiles())
   assert again[0]["id"] == written["features"][1]["id"]
 
 
@@ -111,97 +109,6 @@ def test_what_is_written_reads_back(tmp_path):
 def test_nothing_broken_is_written(tmp_path, written):
   broken = copy.deepcopy(written["features"])
   broken[1]["properties"]["measurements"]["Probability"] = float("nan")
-  with pytest.raises(ValueError, match="feature 1: measurement 'Probability'"):
+  with pytest.raises(ValueError, match="nan|NaN|JSON"):
     geojson.write(tmp_path / "a.geojson", broken)
   assert not list(tmp_path.iterdir())
-
-
-def test_plain_files_of_others_pass():
-  geojson.validate(
-    {
-      "type": "FeatureCollection",
-      "features": [
-        {
-          "type": "Feature",
-          "geometry": {"type": "Point", "coordinates": [1, 2.5]},
-          "properties": {"objectType": "detection", "classification": "Tumor"},
-        },
-        {
-          "type": "Feature",
-          "geometry": {
-            "type": "MultiPolygon",
-            "coordinates": [[[[0, 0], [1, 0], [1, 1], [0, 0]]]],
-          },
-          "properties": {
-            "objectType": "annotation",
-            "classification": {"names": ["a", "b"], "color": [0, 0, 255]},
-            "isLocked": True,
-          },
-        },
-      ],
-    }
-  )
-
-
-# Path to what is broken, the value put there, and what is said.
-RULES = [
-  ("type", "Region", "type 'Region' is not 'Feature'"),
-  ("id", "region-1", "id 'region-1' is not a UUID"),
-  ("id", 7, "id 7 is not a UUID"),
-  ("geometry", None, "'geometry' is not one of"),
-  ("geometry/type", "Circle", "'geometry' is not one of"),
-  ("geometry/coordinates", [], "Polygon with missing or empty coordinates"),
-  ("geometry/coordinates", None, "Polygon with missing or empty coordinates"),
-  ("geometry/coordinates/0", [[0, 0], [1, 0], [1, 1]], "is not closed"),
-  (
-    "geometry/coordinates/0",
-    [[0, 0], [1, 0], [1, 1], [0, 1]],
-    r"from \[0, 0\] to \[0, 1\], is not closed",
-  ),
-  ("geometry/coordinates/0", [[0, 0], [1, 1], [2, 2], [0, 0]], "has no area"),
-  ("geometry/coordinates/0/1", [1, 2, 3], "is not \\[x, y\\]"),
-  ("geometry/coordinates/0/1", [1, float("inf")], "not two finite numbers"),
-  ("geometry/coordinates/0/1", ["1", 2], "not two finite numbers"),
-  ("properties", None, "'properties' is not an object"),
-  ("properties/objectType", "region", "objectType 'region' is not one of"),
-  ("properties/classification", 3, "neither a text nor an object"),
-  ("properties/classification", {"color": [1, 2, 3]}, "has no name"),
-  ("properties/classification", {"name": "a"}, "has color None"),
-  ("properties/classification/color", [1, 2], "has color \\[1, 2\\]"),
-  ("properties/classification/color", [1, 2, 256], "from 0 to 255"),
-  ("properties/classification/color", [0.5, 0, 0], "three whole numbers"),
-  ("properties/measurements", [{"name": "a", "value": 1}], "not an object of"),
-  ("properties/measurements/Tiles", "8", "measurement 'Tiles' is '8'"),
-  ("properties/measurements/Tiles", True, "not a finite number"),
-  ("properties/metadata", [], "'metadata' is not an object of texts"),
-  ("properties/metadata/case_id", 5, "metadata 'case_id' is 5, not a text"),
-  ("properties/color", "red", "color 'red' is not three numbers"),
-  ("properties/name", 1, "name 1 is not a text"),
-  ("properties/isLocked", "no", "isLocked 'no' is not true or false"),
-]
-
-
-@pytest.mark.parametrize("path, value, message", RULES)
-def test_rules_of_qupath(written, path, value, message):
-  broken = copy.deepcopy(written)
-  # Another feature first: the number must be that of the broken one.
-  broken["features"] = [broken["features"][1], broken["features"][0]]
-  place = broken["features"][1]
-  *parents, last = path.split("/")
-  for key in parents:
-    place = place[int(key) if isinstance(place, list) else key]
-  place[int(last) if isinstance(place, list) else last] = value
-  with pytest.raises(ValueError, match=f"^feature 1: .*{message}"):
-    geojson.validate(broken)
-
-
-def test_rules_of_the_collection(written):
-  with pytest.raises(ValueError, match="not an object of type"):
-    geojson.validate([])
-  with pytest.raises(ValueError, match="'features' is not a list"):
-    geojson.validate({"type": "FeatureCollection"})
-  with pytest.raises(ValueError, match="feature 0: not an object"):
-    geojson.validate({"type": "FeatureCollection", "features": [None]})
-  feature = written["features"][0]
-  with pytest.raises(ValueError, match="feature 1: its id .* feature 0, too"):
-    geojson.collection([feature, feature])

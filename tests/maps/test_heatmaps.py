@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from wsiseq_jax.maps import heatmap_figures, heatmaps
+from wsiseq_jax.maps import heatmaps
 from wsiseq_jax.maps.tile_map import TileMap
 
 NAN = np.nan
@@ -124,8 +124,6 @@ def test_percentiles_say_what_they_are():
   # However little there is, a percentile map spans it all.
   np.testing.assert_allclose(canvas.values[0, ::2], [1 / 6, 1 / 2, 5 / 6])
   assert "DISPLAY ONLY" in canvas.label and "rank of attention" in canvas.label
-  other = heatmaps.draw(many, "percentile", um_per_px=5.0, of="probability")
-  assert "rank of probability" in other.label
   assert "DISPLAY" not in heatmaps.draw(many, um_per_px=5.0).label
 
 
@@ -157,17 +155,17 @@ def test_colour_lies_on_tissue_alone():
   thumbnail = np.full((40, 60, 3), (200, 120, 160), np.uint8)
   tissue = np.zeros((8, 12), bool)
   tissue[:2] = True  # the upper quarter, over tiles and beyond
-  picture = heatmaps.overlay(thumbnail, canvas, tissue, alpha=0.25)
+  picture = heatmaps.overlay(thumbnail, canvas, tissue)
   assert picture.shape == (4, 6, 3)
   assert (picture[1:] == thumbnail[0, 0]).all()
   assert (picture[0, 4:] == thumbnail[0, 0]).all()
   grey = round(0.299 * 200 + 0.587 * 120 + 0.114 * 160)
-  # Half of the contrast of the grey, a quarter of the strength of the colour.
+  # Half of the contrast of the grey, 0.85 of the strength of the colour.
   pale = 1 - 0.5 * (1 - grey / 255)
   for column, value in ((0, 0.0), (2, 1.0)):
     paint = heatmaps.colours(np.array(value), "probability").astype(float)
     np.testing.assert_allclose(
-      picture[0, column], (255 - 0.25 * (255 - paint)) * pale, atol=1
+      picture[0, column], (255 - 0.85 * (255 - paint)) * pale, atol=1
     )
   everywhere = heatmaps.overlay(thumbnail, canvas)
   assert (everywhere[1, :4] != thumbnail[0, 0]).any()
@@ -177,13 +175,11 @@ def test_pictures_of_another_slide_are_refused():
   canvas = heatmaps.draw(
     tiles([[0, 0]], [0.5], size=(2000, 1000)), um_per_px=5.0
   )
-  with pytest.raises(ValueError, match="thumbnail of 100x100 px has not"):
+  with pytest.raises(ValueError, match="thumbnail of 100x100 px does not"):
     heatmaps.overlay(np.zeros((100, 100, 3), np.uint8), canvas)
   thumbnail = np.zeros((50, 100, 3), np.uint8)
   with pytest.raises(ValueError, match="tissue of 50x50 px"):
     heatmaps.overlay(thumbnail, canvas, np.ones((50, 50), bool))
-  with pytest.raises(ValueError, match="alpha=2"):
-    heatmaps.overlay(thumbnail, canvas, alpha=2)
 
 
 def test_figure_has_bar_title_and_both_pictures():
@@ -191,26 +187,36 @@ def test_figure_has_bar_title_and_both_pictures():
     tiles([[0, 0]], [1.0], side=600.0, size=(1200, 600)), um_per_px=1.0
   )
   thumbnail = np.full((300, 600, 3), (200, 120, 160), np.uint8)
-  alone = heatmap_figures.figure(thumbnail, canvas, "slide", beside=False)
-  both = heatmap_figures.figure(thumbnail, canvas, "slide")
-  # A wide slide has its map below.
-  assert both.shape[1] == alone.shape[1] == 600
-  assert both.shape[0] == alone.shape[0] + 300 + 6
+  plain = heatmaps.figure(thumbnail, canvas, "slide")
+  # A wide slide has its map below: 300 px each, 6 between, 2.4 and 7 letters.
+  assert plain.shape == (round(2.4 * 12) + 2 * 300 + 6 + 7 * 12, 600, 3)
   ring = np.array([[100.0, 100], [500, 100], [500, 500], [100, 100]])
-  drawn = heatmap_figures.figure(
-    thumbnail, canvas, "slide", outlines=[ring], beside=False
-  )
-  head = drawn.shape[0] - 300 - 7 * 12
-  changed = np.argwhere((drawn != alone).any(-1))
-  assert changed.min(0)[0] >= head + 50 - 3 and changed.min(0)[1] >= 50 - 3
+  drawn = heatmaps.figure(thumbnail, canvas, "slide", outlines=[ring])
+  top = round(2.4 * 12) + 306  # of the map
+  changed = np.argwhere((drawn != plain).any(-1))
+  assert changed.min(0)[0] >= top + 50 - 3 and changed.min(0)[1] >= 50 - 3
   # The bar is painted as the map is: its right end has the colour of 1.
-  foot = alone[head + 300 :].reshape(-1, 3).astype(int)
-  inside = alone[head + 150, 100].astype(int)
+  foot = plain[top + 300 :].reshape(-1, 3).astype(int)
+  inside = plain[top + 150, 100].astype(int)
   assert (np.abs(foot - inside).max(1) <= 2).any()
+  # A scale bar of 100 um at 1 um a pixel: the longest dark line.
+  dark = (plain[top + 300 :] < 30).all(-1)
+  assert dark.sum(axis=1).max() == pytest.approx(100, abs=25)
   # Another number, another bar.
   other = heatmaps.draw(
     tiles([[0, 0]], [1.0], side=600.0, size=(1200, 600)),
     "contribution", um_per_px=1.0, limit=3.0,
   )  # fmt: skip
-  text = heatmap_figures.figure(thumbnail, other, "slide", beside=False)
-  assert (text[head + 300 :] != alone[head + 300 :]).any()
+  text = heatmaps.figure(thumbnail, other, "slide")
+  assert (text[top + 300 :] != plain[top + 300 :]).any()
+
+
+def test_colour_bar():
+  assert heatmaps.ticks("probability", (0, 1)) == ["0", "0.25", "0.5", "0.75",
+                                                   "1"]  # fmt: skip
+  assert heatmaps.ticks("contribution", (-3, 3)) == [
+    "≤ \u22123", "\u22121.5", "0", "+1.5", "≥ +3",
+  ]  # fmt: skip
+  ends = heatmaps.ramp("probability", (0, 1), 255, 3)[[0, -1]]
+  colours = heatmaps.colours(np.array([0.0, 1.0]), "probability")
+  np.testing.assert_allclose(ends, 255 - 0.85 * (255.0 - colours), atol=0.5)

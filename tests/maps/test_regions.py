@@ -118,18 +118,6 @@ def test_gaps_between_tiles():
   assert regions.find_regions(grid([[None, None]])) == []
 
 
-def test_glass_is_no_region():
-  tissue = np.zeros((20, 40), bool)
-  tissue[:, :15] = True  # of four tiles, one and a half
-  (cut,) = regions.find_regions(grid([[0.9] * 4] * 2), tissue=tissue)
-  assert cut.rings[0].max(0).tolist() == [120, 160]
-  assert cut.area_mm2 == pytest.approx(0.0016 * (3 - 4 * CUT))
-  with pytest.raises(ValueError, match="tissue of 40x40 px has not the shape"):
-    regions.find_regions(
-      grid([[0.9] * 4] * 2), um_per_px=0.5, tissue=np.ones((40, 40), bool)
-    )
-
-
 def test_outlines_give_the_mask_back():
   rng = np.random.default_rng(0)
   mask = rng.random((40, 50)) < 0.6

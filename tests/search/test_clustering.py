@@ -80,28 +80,3 @@ def test_mutual_information_leaves_out_the_unknown():
   ) == pytest.approx(0)
   with pytest.raises(ValueError, match="none is known"):
     clustering.mutual_information(assignment, np.full(5, -1))
-
-
-def test_majority_needs_its_share():
-  labels = np.array([[1, 1, 1, 2], [1, 1, 2, 2], [1, -1, -1, -1]])
-  assert clustering.majority_label(labels, 0.75).tolist() == [1, -1, -1]
-
-
-def test_separability_is_measured_on_unseen_patients():
-  """A feature that names the patient, not the class, must not help."""
-  rng = np.random.default_rng(0)
-  patients = np.repeat(np.arange(4), 40)
-  labels = np.tile(np.arange(2), 80)
-  good = labels[:, None] * 3 + rng.normal(size=(160, 3))
-  score = clustering.linear_separability(good, labels, patients)
-  assert score.balanced_accuracy > 0.9
-  assert (score.chance, score.folds, score.classes) == (0.5, 4, (0, 1))
-  # Patients 0 and 1 are all class 0; a random split would score 1.0.
-  confounded = (patients >= 2).astype(int)
-  confounded[:4] = 1
-  confounded[-4:] = 0
-  batch = np.eye(4)[patients] + rng.normal(0, 0.01, (160, 4))
-  score = clustering.linear_separability(batch, confounded, patients)
-  assert score.balanced_accuracy < 0.6
-  with pytest.raises(ValueError, match="1 patients"):
-    clustering.linear_separability(good, labels, np.zeros(160))

@@ -8,14 +8,12 @@ disagree with it. Three kinds, which differ in what may be compared:
 - `contribution`: the signed share of each tile in the slide's output: red for
   the class, blue against it. One symmetric range for a whole cohort
   (`cohort_range`) makes slides comparable.
-- `percentile`: the rank of each tile among the tiles of its own slide. Half of
-  every slide is above 0.5, tumour or not: for looking at, never for deciding,
-  and its pictures say so.
+- `percentile`: the rank of each tile's attention among the tiles of its own
+  slide. Half of every slide is above 0.5, tumour or not: for display only.
 
 Colours lie on tissue alone, and are darkened by a pale grey copy of the slide:
-nuclei and glands stay visible, and the pink and purple of the stain do not mix
-into the colours. Tissue that no tile covers keeps its stain: there the model
-has not looked. `heatmap_figures` adds title, colour bar and scale bar.
+nuclei and glands stay visible, and the stain does not mix into the colours.
+Tissue that no tile covers keeps its stain: there the model has not looked.
 """
 
 import dataclasses
@@ -25,14 +23,17 @@ import cv2
 import matplotlib
 import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
+from PIL import Image, ImageDraw
 from scipy import stats
 
+from data_prep.wsi import qc
 from wsiseq_jax.maps import detections
 from wsiseq_jax.maps.tile_map import TileMap
 
 KINDS = ("probability", "contribution", "percentile")
 Number = int | float | np.integer | np.floating
 Picture = UInt8[np.ndarray, "h w 3"]
+Ring = Float[np.ndarray, "_ 2"]
 # Colour map, and the part of it that is used: the dark ends hide the tissue.
 # Probability has no blue, so that it is not taken for a contribution.
 _COLOURS = {
@@ -40,9 +41,11 @@ _COLOURS = {
   "contribution": ("RdBu_r", 0.08, 0.92),
   "percentile": ("viridis", 0.0, 1.0),
 }
-# Contrast of the grey tissue below the colours.
-_CONTRAST = 0.5
-ALPHA = 0.85
+# Contrast of the grey tissue below the colours, and their strength.
+_CONTRAST, ALPHA = 0.5, 0.85
+_INK, _SOFT = (20, 20, 20), (95, 95, 95)
+# Light lines with a dark rim: regions of a model are dark with a light one.
+ANNOTATION_INK = (0, 224, 240)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,12 +77,8 @@ def draw(
   um_per_px: Number,
   smooth_um: Number = 0.0,
   limit: Number | None = None,
-  of: str = "attention",
 ) -> Canvas:
   """Draws the map of a slide.
-
-  Every tile adds its score to the pixels whose centre it covers; the sum is
-  divided by the number of tiles there. So overlapping tiles give means.
 
   Args:
     tile_map: the map.
@@ -89,8 +88,6 @@ def draw(
       covered pixels alone into account; 0: none.
     limit: for 'contribution', the value of the strongest colour, from
       `cohort_range`.
-    of: for 'percentile', the scores that are ranked: 'attention',
-      'probability' or 'contribution'.
 
   Returns:
     The canvas, as large as the slide.
@@ -109,19 +106,17 @@ def draw(
       f"limit={limit} with kind={kind!r}: contribution maps need the range of "
       "their cohort (`cohort_range`), others have none"
     )
-  label, limits = f"probability of {tile_map.class_name} by tile", (0.0, 1.0)
-  scores = getattr(tile_map, kind if kind != "percentile" else of)
-  scores = np.asarray(scores, np.float64)
+  limits, label = (0.0, 1.0), f"probability of {tile_map.class_name} by tile"
+  if kind == "percentile":
+    scores = percentiles(np.asarray(tile_map.attention, np.float64))
+    label = "rank of attention in this slide · DISPLAY ONLY: all have 0–100 %"
+  else:
+    scores = np.asarray(getattr(tile_map, kind), np.float64)
   if kind == "contribution":
     if not limit > 0:
       raise ValueError(f"limit={limit}: must be positive")
     limits = (-float(limit), float(limit))
     label = f"contribution to {tile_map.class_name}: red for, blue against"
-  elif kind == "percentile":
-    scores = percentiles(scores)
-    label = (
-      f"rank of {of} in this slide · DISPLAY ONLY: all slides have 0–100 %"
-    )
   downsample = float(um_per_px / mpp)
   values = spread(tile_map, scores, downsample)
   if smooth_um:
@@ -164,9 +159,9 @@ def spread(
   right, bottom = np.clip(stop, 0, ends).astype(int).T
   # Corners of the tiles, summed up along both axes, fill their insides.
   grid = np.zeros((2, height + 1, width + 1))
-  for y, x, sign in (
-    (top, left, 1), (top, right, -1), (bottom, left, -1), (bottom, right, 1)
-  ):  # fmt: skip
+  corners = [(top, left, 1), (top, right, -1)]
+  corners += [(bottom, left, -1), (bottom, right, 1)]
+  for y, x, sign in corners:
     np.add.at(grid[0], (y, x), sign * np.asarray(scores, np.float64))
     np.add.at(grid[1], (y, x), sign)
   total, count = grid.cumsum(axis=1).cumsum(axis=2)[:, :-1, :-1]
@@ -249,7 +244,6 @@ def overlay(
   thumbnail: Picture,
   canvas: Canvas,
   tissue: Bool[np.ndarray, "h2 w2"] | None = None,
-  alpha: Number = ALPHA,
 ) -> UInt8[np.ndarray, "h3 w3 3"]:
   """Paints a map over the slide, on tissue alone.
 
@@ -257,50 +251,72 @@ def overlay(
     thumbnail: RGB picture of the whole slide, any size.
     canvas: the map.
     tissue: True in tissue, of any size; None: wherever a tile is.
-    alpha: strength of the colour, 0 (grey) to 1.
 
   Returns:
     RGB picture, as large as the canvas.
 
   Raises:
-    ValueError: pictures of other shapes than the slide's, or an odd alpha.
+    ValueError: pictures of other shapes than the slide's.
   """
-  if not 0 <= alpha <= 1:
-    raise ValueError(f"alpha={alpha}: choose 0 to 1")
   base = resized(thumbnail, canvas.values.shape, "thumbnail")
   colour = colours(canvas.values, canvas.kind, canvas.limits)
-  mixed = over_grey(colour, grey_of(base)[..., None], alpha)
+  mixed = over_grey(colour, grey_of(base)[..., None])
   return np.where(covered(canvas, tissue)[..., None], mixed, base)
 
 
 def over_grey(
-  colour: UInt8[np.ndarray, "*shape 3"],
-  grey: Shaped[np.ndarray, "*#shape 1"],
-  alpha: Number,
+  colour: UInt8[np.ndarray, "*shape 3"], grey: Shaped[np.ndarray, "*#shape 1"]
 ) -> UInt8[np.ndarray, "*shape 3"]:
-  """Colours of some strength, darkened by tissue of half its contrast.
+  """Colours darkened by tissue of half its contrast.
 
   `(255 - alpha (255 - colour)) (1 - (1 - grey / 255) / 2)`
 
   Args:
     colour: RGB.
     grey: grey level of the tissue, 0 to 255.
-    alpha: strength, 0 to 1.
 
   Returns:
     RGB.
 
   Example:
-    >>> over_grey(np.uint8([[200, 0, 0]]), np.array([[155]]), 1.0).tolist()
-    [[161, 0, 0]]
+    >>> over_grey(np.uint8([[155, 55, 55]]), np.array([[155]])).tolist()
+    [[137, 68, 68]]
   """
   pale = 1 - _CONTRAST * (1 - grey / 255)
-  return np.rint((255 - alpha * (255.0 - colour)) * pale).astype(np.uint8)
+  return np.rint((255 - ALPHA * (255.0 - colour)) * pale).astype(np.uint8)
 
 
 def grey_of(picture: Picture) -> UInt8[np.ndarray, "h w"]:
   """Grey levels of an RGB picture."""
   return cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+
+
+def tissue_grey(
+  base: Picture, canvas: Canvas, tissue: Bool[np.ndarray, "h2 w2"] | None
+) -> float:
+  """Median grey level below the colours of a map as large as `base`."""
+  grey = grey_of(base)[covered(canvas, tissue)]
+  return float(np.median(grey)) if len(grey) else 255.0
+
+
+def ramp(
+  kind: str, limits: tuple[Number, Number], grey: Number, steps: int
+) -> UInt8[np.ndarray, "n 3"]:
+  """The colours of a kind of map from end to end, on tissue of a grey level."""
+  shades = colours(np.linspace(*limits, steps), kind, limits)
+  return over_grey(shades, np.full((steps, 1), float(grey)))
+
+
+def ticks(kind: str, limits: tuple[Number, Number]) -> list[str]:
+  """Numbers at five places of the colour bar, from end to end."""
+  values = np.linspace(*limits, 5).tolist()
+  if kind == "percentile":
+    return [f"{100 * value:.0f} %" for value in values]
+  if kind == "probability":
+    return [f"{value:g}" for value in values]
+  # What is stronger than the cohort's range has the colour of the end.
+  texts = [f"{v:+.3g}".replace("-", "\u2212") if v else "0" for v in values]
+  return [f"≤ {texts[0]}", *texts[1:-1], f"≥ {texts[-1]}"]
 
 
 def covered(
@@ -317,26 +333,103 @@ def covered(
 def resized(
   picture: UInt8[np.ndarray, "h w *c"], shape: tuple[int, int], name: str
 ) -> UInt8[np.ndarray, "h2 w2 *c"]:
-  """A picture of the whole slide in another size.
-
-  Args:
-    picture: the picture.
-    shape: height, width wanted.
-    name: what it is, for the error.
-
-  Returns:
-    The picture, averaged where it shrinks.
+  """A picture of the whole slide in another size, averaged where it shrinks.
 
   Raises:
-    ValueError: it has not the shape of the slide.
+    ValueError: `name` does not have the shape of the slide.
   """
   height, width = shape
   slack = 1 + 0.01 * max(shape) + max(shape) / min(picture.shape[:2])
   if abs(picture.shape[1] * height / picture.shape[0] - width) > slack:
     raise ValueError(
-      f"{name} of {picture.shape[1]}x{picture.shape[0]} px has not the shape "
-      f"of the slide ({width}x{height} px as a map)"
+      f"{name} of {picture.shape[1]}x{picture.shape[0]} px does not have the "
+      f"shape of the slide ({width}x{height} px as a map)"
     )
   shrink = picture.shape[1] >= width
   how = cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
   return cv2.resize(picture, (width, height), interpolation=how)
+
+
+def figure(
+  thumbnail: Picture,
+  canvas: Canvas,
+  title: str,
+  *,
+  tissue: Bool[np.ndarray, "h2 w2"] | None = None,
+  outlines: Sequence[Ring] = (),
+  annotations: Sequence[Ring] = (),
+) -> UInt8[np.ndarray, "h3 w3 3"]:
+  """The slide beside (or above) its map, with title, scale bar and colour bar.
+
+  Args:
+    thumbnail: RGB picture of the whole slide, any size.
+    canvas: the map.
+    title: one line above the picture, e.g. slide, probability, label.
+    tissue: True in tissue.
+    outlines: rings of x, y in level-0 pixels on the map: regions.
+    annotations: rings that people drew, on the slide and on the map; a line
+      below says which is which.
+
+  Returns:
+    RGB picture.
+  """
+  picture = overlay(thumbnail, canvas, tissue)
+  base = resized(thumbnail, canvas.values.shape, "thumbnail")
+  shades = ramp(
+    canvas.kind, canvas.limits, tissue_grey(base, canvas, tissue), 256
+  )
+  _outline(picture, outlines, canvas, (255, 255, 255), _INK)
+  for one in (base, picture):
+    _outline(one, annotations, canvas, _INK, ANNOTATION_INK)
+  gap = max(4, max(base.shape) // 100)
+  tall = base.shape[0] >= base.shape[1]
+  shape = (base.shape[0], gap, 3) if tall else (gap, base.shape[1], 3)
+  both = np.concatenate(
+    [base, np.full(shape, 255, np.uint8), picture], axis=1 if tall else 0
+  )
+  key = ""
+  if annotations:
+    key = "Light outlines: annotations. Dark outlines: regions of the model."
+  return _framed(both, canvas, title, shades, base.shape[1], key)
+
+
+def _outline(picture, rings, canvas, rim, ink) -> None:
+  """Draws rings of level-0 pixels into a picture as large as the map."""
+  thick = max(1, round(max(canvas.values.shape) / 500))
+  for ring in rings:
+    points = np.asarray(ring, np.float64) / canvas.downsample
+    points = np.rint(points * 16).astype(np.int32)
+    for width, colour in ((thick + 2, rim), (thick, ink)):
+      cv2.polylines(picture, [points], True, colour, width, cv2.LINE_AA, 4)
+
+
+def _framed(picture, canvas, title, shades, slide_px, key) -> np.ndarray:
+  """A picture with a title above it, colour bar and scale bar below."""
+  width = max(picture.shape[1], 420)
+  size = int(np.clip(width / 48, 12, 24))
+  head, foot = round(2.4 * size), round((9 if key else 7) * size)
+  page = Image.new("RGB", (width, head + picture.shape[0] + foot), "white")
+  page.paste(Image.fromarray(picture), ((width - picture.shape[1]) // 2, head))
+  pen = ImageDraw.Draw(page)
+  room, middle = width - 2 * size, width / 2
+  qc.text_line(pen, (size, head / 2), title, size, room, "lm")
+  top = head + picture.shape[0] + size
+  length = min(width - 4 * size, 26 * size)
+  left = (width - length) // 2
+  bar = cv2.resize(shades[None], (length, size), interpolation=cv2.INTER_LINEAR)
+  page.paste(Image.fromarray(bar), (left, top))
+  pen.rectangle((left, top, left + length - 1, top + size), outline=_SOFT)
+  texts = ticks(canvas.kind, canvas.limits)
+  for share, text in zip(np.linspace(0, 1, 5).tolist(), texts, strict=True):
+    x = left + share * (length - 1)
+    pen.line((x, top + size, x, top + 1.25 * size), fill=_SOFT)
+    qc.text_line(pen, (x, top + 1.4 * size), text, size, room, "ma")
+  at = (middle, top + 3.4 * size)
+  qc.text_line(pen, at, canvas.label, size, room, "mm")
+  right = middle + slide_px / 8
+  qc.scale_bar(
+    pen, right, top + 5.1 * size, slide_px, canvas.um_per_px, size
+  )  # fmt: skip
+  if key:
+    qc.text_line(pen, (middle, top + 7 * size), key, size, room, "mm")
+  return np.asarray(page)

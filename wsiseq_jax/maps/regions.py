@@ -1,9 +1,9 @@
 """Regions of interest out of a map of tiles, and the tiles at its two ends.
 
-The map is drawn, cut at a threshold, cleaned (closing, opening, small pieces,
-small holes) and outlined by polygons with holes in level-0 pixels. Lengths are
-in um and areas in um², so that the same tumour gives the same region whatever
-the slide's resolution.
+The map is drawn at an eighth of a tile a pixel, cut at a threshold, cleaned
+(closing, opening, small pieces, small holes) and outlined by polygons with
+holes in level-0 pixels. Lengths are in um and areas in um², so that the same
+tumour gives the same region whatever the slide's resolution.
 """
 
 import csv
@@ -67,34 +67,29 @@ def find_regions(
   tile_map: TileMap,
   threshold: Number = 0.5,
   *,
-  um_per_px: Number | None = None,
   smooth_um: Number = 0.0,
   close_um: Number = 0.0,
   open_um: Number = 0.0,
   min_area_um2: Number = 0.0,
   max_hole_um2: Number = 0.0,
-  tissue: Bool[np.ndarray, "h w"] | None = None,
 ) -> list[Region]:
   """Outlines where the probability of a slide is above a threshold.
 
   Args:
     tile_map: the map; its `probability` is used.
     threshold: probabilities above it are in.
-    um_per_px: um per pixel of the map that is cut; None: an eighth of a tile.
     smooth_um: standard deviation of a Gaussian over the map first; 0: none.
     close_um: radius of a closing: gaps narrower than twice this are bridged.
     open_um: radius of an opening: bridges narrower than twice this are cut.
     min_area_um2: smaller regions are dropped.
     max_hole_um2: holes up to this size are filled, e.g. lumina.
-    tissue: mask of the whole slide, any size; what is not tissue is out, before
-      all cleaning. None: tiles are taken whole, with the glass at their edge.
 
   Returns:
     Regions, the largest first.
 
   Raises:
-    ValueError: a negative length or area, a slide without size or resolution,
-      or a tissue mask of another shape.
+    ValueError: a negative length or area, or a slide without size or
+      resolution.
   """
   settings = {
     "smooth_um": smooth_um,
@@ -107,11 +102,10 @@ def find_regions(
     if not value >= 0:
       raise ValueError(f"{name}={value}: must not be negative")
   mpp = detections.level0_mpp(tile_map)
-  if um_per_px is None:
-    um_per_px = tile_map.in_level0().tile_size * mpp / 8
+  um_per_px = tile_map.in_level0().tile_size * mpp / 8
   canvas = heatmaps.draw(tile_map, um_per_px=um_per_px, smooth_um=smooth_um)
   mask = clean(
-    (canvas.values > threshold) & heatmaps.covered(canvas, tissue),
+    canvas.values > threshold,
     close_px=close_um / um_per_px,
     open_px=open_um / um_per_px,
     min_area_px=min_area_um2 / um_per_px**2,

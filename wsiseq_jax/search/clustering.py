@@ -1,4 +1,4 @@
-"""Clusters of sequences, and whether features follow labels.
+"""Clusters of sequences, and whether they follow labels.
 
 A region is cut into several sequences (one per heading) that show much the same
 tissue. Left alone they would fill a cluster's ten nearest members eight times
@@ -10,13 +10,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Int
 from sklearn import cluster as sk_cluster
-from sklearn import (
-  linear_model,
-  metrics,
-  model_selection,
-  pipeline,
-  preprocessing,
-)
+from sklearn import metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,27 +33,6 @@ class Clusters:
   def sizes(self) -> Int[np.ndarray, " k"]:
     """Members of each cluster."""
     return np.bincount(self.assignment, minlength=len(self.centroids))
-
-
-@dataclasses.dataclass(frozen=True)
-class Separability:
-  """How well a linear classifier names the labels of unseen patients.
-
-  Attributes:
-    balanced_accuracy: mean recall over the classes.
-    accuracy: share of right answers.
-    chance: balanced accuracy of guessing.
-    recall: recall per class, in the order of `classes`.
-    classes: the labels.
-    folds: number of patient-grouped folds.
-  """
-
-  balanced_accuracy: float
-  accuracy: float
-  chance: float
-  recall: tuple[float, ...]
-  classes: tuple[int, ...]
-  folds: int
 
 
 def l2_normalise(features: Float[np.ndarray, "n d"]) -> np.ndarray:
@@ -215,83 +188,3 @@ def mutual_information(
     labels[known], np.asarray(assignment)[known]
   )
   return float(score)
-
-
-def majority_label(
-  frame_labels: Int[np.ndarray, "n t"], least_share: float = 0.5
-) -> Int[np.ndarray, " n"]:
-  """The label most frames of a sequence carry.
-
-  Args:
-    frame_labels: label of each frame; below 0 = unknown.
-    least_share: least share of all frames the label must hold.
-
-  Returns:
-    The label per sequence, −1 where none reaches the share.
-
-  Example:
-    >>> majority_label(np.array([[2, 2, 5], [1, 3, -1]])).tolist()
-    [2, -1]
-  """
-  result = np.full(len(frame_labels), -1, np.int64)
-  for i, row in enumerate(np.asarray(frame_labels)):
-    values, counts = np.unique(row[row >= 0], return_counts=True)
-    if len(values) and counts.max() >= least_share * len(row):
-      result[i] = values[counts.argmax()]
-  return result
-
-
-def linear_separability(
-  features: Float[np.ndarray, "n d"],
-  labels: Int[np.ndarray, " n"],
-  patients: np.ndarray,
-  folds: int = 5,
-) -> Separability:
-  """Logistic regression on standardised features, tested on unseen patients.
-
-  Sequences of one patient share stain and often the region: a random split
-  would test on near copies of what was trained on. All answers are pooled over
-  the folds before they are scored, because a fold may lack a class.
-
-  Args:
-    features: one row per sequence.
-    labels: class of each sequence; below 0 = unknown, left out.
-    patients: patient of each sequence.
-    folds: most folds; with fewer patients each patient is a fold.
-
-  Returns:
-    The scores.
-
-  Raises:
-    ValueError: with fewer than two classes or two patients.
-  """
-  known = np.asarray(labels) >= 0
-  x = np.asarray(features, np.float64)[known]
-  y, groups = np.asarray(labels)[known], np.asarray(patients)[known]
-  classes, count = np.unique(y), len(np.unique(groups))
-  if len(classes) < 2 or count < 2:
-    raise ValueError(
-      f"{len(classes)} classes and {count} patients with known labels: linear "
-      "separability needs at least two of each"
-    )
-  folds = min(folds, count)
-  answers = np.empty_like(y)
-  for train, test in model_selection.GroupKFold(folds).split(x, y, groups):
-    present = np.unique(y[train])
-    if len(present) == 1:
-      answers[test] = present[0]
-      continue
-    model = pipeline.make_pipeline(
-      preprocessing.StandardScaler(),
-      linear_model.LogisticRegression(max_iter=2000, class_weight="balanced"),
-    )
-    answers[test] = model.fit(x[train], y[train]).predict(x[test])
-  recall = [float((answers[y == c] == c).mean()) for c in classes]
-  return Separability(
-    balanced_accuracy=float(np.mean(recall)),
-    accuracy=float((answers == y).mean()),
-    chance=1 / len(classes),
-    recall=tuple(recall),
-    classes=tuple(int(c) for c in classes),
-    folds=folds,
-  )

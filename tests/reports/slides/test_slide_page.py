@@ -8,6 +8,7 @@ import urllib.parse
 import numpy as np
 
 from data_prep.wsi.slides import Slide
+from tests.maps import qupath
 from tests.reports.slides.report_pages import (
   FAILED,
   MISSING,
@@ -17,7 +18,6 @@ from tests.reports.slides.report_pages import (
   rows_of,
   slide_folder,
 )
-from wsiseq_jax.maps import geojson
 from wsiseq_jax.maps.tile_map import TileMap
 from wsiseq_jax.reports.slides import job
 
@@ -63,7 +63,7 @@ def test_pages_stand_alone(written):
 def test_geojson_is_what_the_page_lists(made, written):
   folder = slide_folder(written, "syn_00")
   found = json.loads((folder / "regions.geojson").read_text())
-  geojson.validate(found)
+  qupath.validate(found)
   assert found["features"]
   page = Page(folder / "index.html")
   for feature in found["features"]:
@@ -72,7 +72,7 @@ def test_geojson_is_what_the_page_lists(made, written):
     ring = np.array(feature["geometry"]["coordinates"][0])
     assert (ring >= 0).all() and (ring <= SIZE).all()
   tiles = json.loads((folder / "tiles.geojson").read_text())
-  geojson.validate(tiles)
+  qupath.validate(tiles)
   tile_map = TileMap.load(made / "maps" / "syn_00.npz")
   listed = rows_of(folder / "tiles.csv")
   assert len(tiles["features"]) == len(listed) == len(tile_map.xy)

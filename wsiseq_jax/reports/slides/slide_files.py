@@ -23,7 +23,6 @@ from wsiseq_jax.maps import (
   annotations,
   detections,
   geojson,
-  heatmap_figures,
   heatmaps,
   regions,
 )
@@ -291,7 +290,7 @@ def _maps(
       thumbnail = np.full((*canvas.values.shape, 3), 255, np.uint8)
     canvases[kind] = canvas
     overlays[kind] = heatmaps.overlay(thumbnail, canvas, mask)
-    picture = heatmap_figures.figure(
+    picture = heatmaps.figure(
       thumbnail, canvas, title, tissue=mask, outlines=outlines,
       annotations=people,
     )  # fmt: skip

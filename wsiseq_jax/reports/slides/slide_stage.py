@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from wsiseq_jax.maps import heatmaps
-from wsiseq_jax.maps.heatmap_figures import ANNOTATION_INK
+from wsiseq_jax.maps.heatmaps import ANNOTATION_INK
 from wsiseq_jax.reports import figures, page
 from wsiseq_jax.reports.slides.slide_files import Drawn
 
@@ -193,7 +193,6 @@ def colour_bar(
   colours = heatmaps.over_grey(
     heatmaps.colours(values, kind, limits),
     np.full((len(values), 1), float(grey)),
-    heatmaps.ALPHA,
   )
   stops = ",".join(f"rgb({r},{g},{b})" for r, g, b in colours.tolist())
   if kind == "percentile":
