@@ -29,7 +29,7 @@ from PIL import Image
 from sklearn import linear_model, metrics
 
 from wsiseq_jax import encoders
-from wsiseq_jax.data import feature_files
+from wsiseq_jax.data import tile_features
 from wsiseq_jax.data.bags import Bags
 from wsiseq_jax.mil import fit
 from wsiseq_jax.models.mil.config import MilConfig
@@ -91,9 +91,9 @@ def write_bags(folder, features, share):
       slide_id = f"{part}_{row}_{column}"
       inside = features[row : row + CROP, column : column + CROP]
       y, x = np.mgrid[:CROP, :CROP].reshape(2, -1) * float(TILE)
-      feature_files.write(
+      tile_features.write(
         folder / f"{slide_id}.h5",
-        feature_files.TileFeatures(
+        tile_features.TileFeatures(
           slide_id,
           inside.reshape(CROP * CROP, -1).astype(np.float32),
           np.stack([x, y], axis=1),
@@ -136,9 +136,9 @@ def one_direction(train, test, regions, features, seeds):
     ids, labels = write_bags(folder, scaled[train], shares[train])
     y, x = np.mgrid[: shares[test].shape[0], : shares[test].shape[1]]
     xy = np.stack([x.ravel(), y.ravel()], axis=1) * float(TILE)
-    feature_files.write(
+    tile_features.write(
       folder / "test.h5",
-      feature_files.TileFeatures("test", tested, xy, float(TILE)),
+      tile_features.TileFeatures("test", tested, xy, float(TILE)),
     )
     bags = Bags(str(folder), [*ids["train"], *ids["val"], "test"])
     for name in MODELS:

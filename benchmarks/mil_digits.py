@@ -37,7 +37,7 @@ import jax
 import numpy as np
 from sklearn import datasets, metrics
 
-from wsiseq_jax.data import feature_files
+from wsiseq_jax.data import tile_features
 from wsiseq_jax.data.bags import Bags
 from wsiseq_jax.mil import fit
 from wsiseq_jax.models.mil.config import MilConfig
@@ -84,8 +84,8 @@ def write_bags(folder, seed):
       rows = draw_bag(parts[name], labels, label > 0, rng)
       digits[slide_id] = labels[rows] == WANTED
       xy = np.stack([np.arange(len(rows)), 0 * rows], axis=1) * 8.0
-      tiles = feature_files.TileFeatures(slide_id, pictures[rows], xy, 8.0)
-      feature_files.write(folder / f"{slide_id}.h5", tiles)
+      tiles = tile_features.TileFeatures(slide_id, pictures[rows], xy, 8.0)
+      tile_features.write(folder / f"{slide_id}.h5", tiles)
   return ids, bag_labels, digits
 
 

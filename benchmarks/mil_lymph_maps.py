@@ -27,7 +27,7 @@ import numpy as np
 from scipy import stats
 from sklearn import metrics
 
-from wsiseq_jax.data import feature_files
+from wsiseq_jax.data import tile_features
 from wsiseq_jax.maps.tile_map import TileMap
 
 
@@ -70,9 +70,9 @@ def main():
   work = pathlib.Path(args.work)
   known, result = lymph.read_truth(work), {}
   for name in ("resnet50_trunc_random", "sequence"):
-    files = feature_files.find(work / "features" / name)
+    files = tile_features.find(work / "features" / name)
     tiles = {
-      slide: tiles_of(known, slide, feature_files.read(path))
+      slide: tiles_of(known, slide, tile_features.read(path))
       for slide, path in files.items()
     }
     length, kind = (

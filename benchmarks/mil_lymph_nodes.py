@@ -57,7 +57,7 @@ from configs import embed_tiles as embed_config
 from configs import mil as mil_config
 from data_prep.synthetic.lymph import nodes
 from wsiseq_jax import encoders
-from wsiseq_jax.data import feature_files
+from wsiseq_jax.data import tile_features
 from wsiseq_jax.encoders import embed_tiles
 from wsiseq_jax.maps.tile_map import TileMap
 from wsiseq_jax.mil import job, results, write_maps
@@ -108,18 +108,18 @@ def embed(work, name, mpp, encoder):
 
 def standardise(folder, target):
   """Copies of feature files whose channels have mean 0 and deviation 1."""
-  files = feature_files.find(folder)
-  if target.is_dir() and set(feature_files.find(target)) == set(files):
+  files = tile_features.find(folder)
+  if target.is_dir() and set(tile_features.find(target)) == set(files):
     return target
   target.mkdir(parents=True, exist_ok=True)
-  read = {name: feature_files.read(path) for name, path in files.items()}
+  read = {name: tile_features.read(path) for name, path in files.items()}
   everything = np.concatenate([tiles.features for tiles in read.values()])
   everything = everything.astype(np.float64)
   mean, std = everything.mean(0), everything.std(0)
   for name, tiles in read.items():
     # A channel that is the same everywhere stays 0.
     new = (tiles.features - mean) / np.maximum(std, 1e-6 + 1e-3 * abs(mean))
-    feature_files.write(
+    tile_features.write(
       target / f"{name}.h5",
       dataclasses.replace(tiles, features=new.astype(np.float32)),
     )
@@ -153,8 +153,8 @@ def experiment(args, work, known, name, features, preset):
   job.settings.validate(config)
   all_runs = job.prepare(config)
   for run in all_runs.runs:
-    stamp = job.stamp(all_runs, run)
-    if not results.is_done(folder / "models", run, stamp):
+    inputs = job.inputs(all_runs, run)
+    if not results.is_done(folder / "models", run, inputs):
       job.train(all_runs, run)
   found = [results.load(folder / "models", run) for run in all_runs.runs]
   scores = []
@@ -237,7 +237,7 @@ def main():
     "tile_um": TILE_UM,
     "detections_apart_um": lymph.RADIUS_UM,
     "tiles": sum(
-      feature_files.shape(p)[0] for p in feature_files.find(colour).values()
+      tile_features.header(p).tiles for p in tile_features.find(colour).values()
     ),
     "probe_auroc": lymph.probe_tiles(known, features, texture),
     "system": harness.system(),

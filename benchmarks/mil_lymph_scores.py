@@ -18,7 +18,7 @@ from sklearn import (
 from data_prep.synthetic import slides as synthetic
 from data_prep.synthetic.lymph import truth as truths
 from data_prep.wsi import annotations
-from wsiseq_jax.data import feature_files
+from wsiseq_jax.data import tile_features
 from wsiseq_jax.maps import detections
 from wsiseq_jax.maps.tile_map import TileMap
 from wsiseq_jax.metrics import froc
@@ -40,10 +40,10 @@ def describe_tiles(work, like):
   filters = np.random.default_rng(0).standard_normal((32, 7, 7))
   filters -= filters.mean((1, 2), keepdims=True)
   filters /= np.sqrt((filters**2).sum((1, 2), keepdims=True))
-  for name, path in feature_files.find(like).items():
+  for name, path in tile_features.find(like).items():
     if (texture / f"{name}.npy").exists():
       continue
-    tiles = feature_files.read(path)
+    tiles = tile_features.read(path)
     picture = tifffile.imread(work / "slides" / f"{name}.tiff", key=0)
     side = round(tiles.tile_size)
     means, found = [], []
@@ -51,7 +51,7 @@ def describe_tiles(work, like):
       tile = picture[y : y + side, x : x + side]
       means.append(tile.reshape(-1, 3).mean(0))
       found.append(_texture(tile, filters))
-    feature_files.write(
+    tile_features.write(
       colour / f"{name}.h5",
       dataclasses.replace(
         tiles, features=np.array(means, np.float32), encoder="mean colour"
@@ -120,8 +120,8 @@ def probe_tiles(known, folders, texture):
   for name, folder in folders.items():
     x, labels, patients = [], [], []
     described = []
-    for slide, path in feature_files.find(folder).items():
-      tiles = feature_files.read(path)
+    for slide, path in tile_features.find(folder).items():
+      tiles = tile_features.read(path)
       share = known[slide].share(tiles)
       use = (share == 0) | (share >= LEAST_TUMOUR)
       labels.append(share[use] > 0)
@@ -191,8 +191,8 @@ def score(known, probability, tile_maps):
 def oracle(known, like):
   """Scores of the truth about tiles, the most that can be had."""
   shares = {
-    slide: known[slide].share(feature_files.read(path))
-    for slide, path in feature_files.find(like).items()
+    slide: known[slide].share(tile_features.read(path))
+    for slide, path in tile_features.find(like).items()
   }
   best = {slide: float(share.max()) for slide, share in shares.items()}
   return score(known, best, _maps(known, like, shares))
@@ -202,8 +202,8 @@ def chance(known, like, seed):
   """Scores of one who draws a number for each tile."""
   rng = np.random.default_rng(seed)
   said = {
-    slide: rng.random(feature_files.shape(path)[0])
-    for slide, path in feature_files.find(like).items()
+    slide: rng.random(tile_features.header(path).tiles)
+    for slide, path in tile_features.find(like).items()
   }
   best = {slide: float(p.max()) for slide, p in said.items()}
   return score(known, best, _maps(known, like, said))
@@ -220,8 +220,8 @@ def told_every_tile(known, folder):
     folder: feature files.
   """
   slides, x, shares, patients = [], [], [], []
-  for slide, path in feature_files.find(folder).items():
-    tiles = feature_files.read(path)
+  for slide, path in tile_features.find(folder).items():
+    tiles = tile_features.read(path)
     slides += [slide] * len(tiles.features)
     x.append(tiles.features)
     shares.append(known[slide].share(tiles))
@@ -243,8 +243,8 @@ def told_every_tile(known, folder):
 def _maps(known, folder, said):
   """Maps of what is said of each tile, by slide."""
   found = {}
-  for slide, path in feature_files.find(folder).items():
-    tiles, values = feature_files.read(path), said[slide]
+  for slide, path in tile_features.find(folder).items():
+    tiles, values = tile_features.read(path), said[slide]
     found[slide] = TileMap(
       slide_id=slide,
       case_id=known[slide].row["case_id"],

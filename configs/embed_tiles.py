@@ -18,7 +18,7 @@ Written to the workdir, which belongs to one encoder:
 
   features/<slide_id>.h5     in the layout of CLAM and TRIDENT: `features` f32
                              [tiles, width], `coords` int64 [tiles, 2], level-0
-                             px, top-left; see wsiseq_jax/data/feature_files.py
+                             px, top-left; see wsiseq_jax/data/tile_features.py
   slides.csv                 every slide: case, label, state, tiles, scale,
                              seconds, share of these waiting for the slide
   errors.csv                 every slide or place in a slide that could not be

@@ -20,7 +20,7 @@ from data_prep.wsi import tiles
 from data_prep.wsi.slides import Slide
 from tests.data_prep.wsi import tiny_slides
 from wsiseq_jax import encoders
-from wsiseq_jax.data import background, feature_files
+from wsiseq_jax.data import background, tile_features
 from wsiseq_jax.encoders import embed_tiles
 from wsiseq_jax.encoders import settings as embed_config
 
@@ -106,7 +106,7 @@ def finished(cohort, tmp_path_factory):
 
 def test_features_are_those_of_the_pixels(cohort, finished):
   workdir = finished[0].workdir
-  tiles = feature_files.read(f"{workdir}/features/good.h5")
+  tiles = tile_features.read(f"{workdir}/features/good.h5")
   assert (tiles.tile_size, tiles.mpp, tiles.level0_mpp) == (64.0, 0.5, 0.5)
   assert (tiles.level0_size, tiles.encoder) == ((700, 500), "colour")
   x, y = np.meshgrid(range(128, 640, 64), range(128, 384, 64))
@@ -126,8 +126,8 @@ def test_one_program_for_all_slides(finished):
 
 def test_damaged_place_costs_its_tiles(finished):
   workdir = finished[0].workdir
-  good = feature_files.read(f"{workdir}/features/good.h5")
-  damaged = feature_files.read(f"{workdir}/features/damaged.h5")
+  good = tile_features.read(f"{workdir}/features/good.h5")
+  damaged = tile_features.read(f"{workdir}/features/damaged.h5")
   lost = [[x, y] for y in (256, 320) for x in (256, 320)]
   kept = [xy not in lost for xy in good.xy.tolist()]
   assert sum(kept) == 28
@@ -207,14 +207,14 @@ def test_slides_are_done_again_when_something_shaping_changed(
   path = tmp_path / "run" / "features" / "good.h5"
   path.write_bytes(path.read_bytes()[:500])
   embed_tiles.embed_slides(config, _encoder())
-  assert len(feature_files.read(path).xy) == 32
+  assert len(tile_features.read(path).xy) == 32
   assert _times(config)["blank"] == before["blank"]
   # So are other weights.
   doubled = _encoder(2.0, fingerprint="b")
-  first = feature_files.read(path).features
+  first = tile_features.read(path).features
   summary = embed_tiles.embed_slides(config, doubled)
   np.testing.assert_allclose(
-    feature_files.read(path).features, 2 * first, rtol=1e-6
+    tile_features.read(path).features, 2 * first, rtol=1e-6
   )
   assert not any(o.before for o in summary.outcomes.values())
   # And a slide that can no longer be read leaves no stale features.
@@ -272,8 +272,8 @@ def test_smoke_preset(tmp_path, capsys):
   config.workdir = str(tmp_path)
   embed_tiles.run(config)
   assert "3 slides done" in capsys.readouterr().out
-  files = feature_files.find(tmp_path / "features")
-  assert feature_files.common_width(files) == 1024
+  files = tile_features.find(tmp_path / "features")
+  assert tile_features.common_width(files) == 1024
   with h5py.File(files["syn_00"], "r") as file:
     assert file["features"].attrs["encoder"] == "resnet50_trunc"
     assert file.attrs["encoder_weights"] == "random, seed 0"
@@ -293,7 +293,7 @@ def test_window_around_a_tile(cohort, tmp_path):
   config = _config(cohort / "good.tiff", tmp_path)
   wide = _encoder(tile_px=64, window_px=128)
   embed_tiles.embed_slides(config, wide)
-  tiles = feature_files.read(tmp_path / "features" / "good.h5")
+  tiles = tile_features.read(tmp_path / "features" / "good.h5")
   assert tiles.tile_size == 64 and len(tiles.xy) == 32
   with Slide.open(cohort / "good.tiff") as slide:
     region = slide.read_region(tiles.xy[9] + 32, (128, 128), 0.5)

@@ -1,11 +1,14 @@
 """The job `mil` on small bags, for every head."""
 
 import json
+import shutil
 
+import h5py
 import numpy as np
 import pytest
 
 from configs import mil as mil_configs
+from data_prep.files import done
 from tests import small_run
 from tests.mil.small_job import folder_of, make, table
 from wsiseq_jax.maps.tile_map import TileMap
@@ -152,19 +155,47 @@ def test_only_what_is_missing_is_computed_and_nothing_changes(
   assert calls == [0]
 
 
-def test_what_a_model_depends_on_is_in_its_stamp(finished, data, tmp_path):
+def test_what_a_model_depends_on(finished, data, tmp_path):
+  def made_from(config, run=results.Run(0, 0, 0)):  # noqa: B008
+    return done.digest(job.inputs(job.prepare(config), run))
+
+  old = made_from(finished[0])
   config = make(tmp_path, data=data)
-  run = results.Run(0, 0, 0)
-  old = job.stamp(job.prepare(finished[0]), run)
-  prepared = job.prepare(config)
-  assert job.stamp(prepared, run) == old  # not on where it lies
-  assert job.stamp(prepared, results.Run(0, 0, 1)) != old
+  assert made_from(config) == old  # not on where it lies
+  assert made_from(config, results.Run(0, 0, 1)) != old
   for block, key, value in (
-    ("optim", "lr", 1e-4), ("model", "hidden", 16), ("data", "batch_size", 1),
-  ):  # fmt: skip
+    ("optim", "lr", 1e-4),
+    ("model", "hidden", 16),
+    ("data", "batch_size", 1),
+  ):
     config = make(tmp_path, data=data)
     config[block][key] = value
-    assert job.stamp(job.prepare(config), run) != old, key
+    assert made_from(config) != old, key
+
+
+def test_features_that_turn_out_unreadable_are_failures(data, tmp_path):
+  features = tmp_path / "features"
+  shutil.copytree(data[0], features)
+  with h5py.File(features / "slide05.h5", "r+") as file:
+    file["features"][1, 0] = np.nan
+  config = make(
+    tmp_path / "run",
+    "mean,smoke",
+    (features, data[1]),
+    seeds=(0,),
+    optim={"epochs": 2},
+  )
+  job.mil(config)
+  for _ in range(2):  # also where all models are done
+    rows = table(tmp_path / "run" / "errors.csv")
+    assert [r["slide_id"] for r in rows] == ["slide00", "slide05"]
+    assert "slide05.h5" in rows[1]["reason"] and "NaN" in rows[1]["reason"]
+    said = table(tmp_path / "run" / "predictions_slide.csv")
+    assert {r["slide_id"] for r in said if r["status"] != "ok"} == {
+      "slide00",
+      "slide05",
+    }
+    assert job.mil(config)
 
 
 def test_saved_models_come_back(finished):

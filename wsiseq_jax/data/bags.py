@@ -1,34 +1,42 @@
 """Bags: the tile features of a slide, padded to few lengths and batched.
 
-A slide has one tile or a hundred thousand. A compiled program has one shape, so
+A slide has one tile or a hundred thousand, a compiled program has one shape. So
 bags are padded to a *bucket*: the smallest b·2^i (b = `data.smallest_bucket`)
-that holds them. At most as many programs are compiled as there are buckets in
-use, and padding never more than doubles a bag. A batch holds bags of one
-bucket; bags left over at the end of a bucket go to the next larger one in use,
-so that an epoch has one incomplete batch at most.
+that holds them. As many programs are compiled as there are buckets in use, and
+padding never more than doubles a bag. A batch holds bags of one bucket; what is
+left over goes to the next larger one in use, so that an epoch has one
+incomplete batch at most.
 
-Every file is read once before anything is trained: what is wrong with a file is
-known after minutes and not in the middle of a night. A slide whose file is
-missing or unreadable (`error`), or holds no tile (`no_tissue`), is a failure:
-it is never trained on, gets the prior as its prediction, and is counted.
+Headers are read first: a slide whose file is missing or broken (`error`), or
+holds no tile (`no_tissue`), is a failure. It is never trained on, gets the
+prior as its prediction, and is counted. Features are read when they are needed.
+What is wrong with them (NaN, a damaged chunk) makes the slide a failure, too,
+and raises `UnreadableBag`: whoever reads leaves it out and starts again, so
+that results do not depend on when a failure was found.
 """
 
+import collections
 import concurrent.futures
+import contextlib
 import dataclasses
-import hashlib
+import itertools
 import math
 import pathlib
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from wsiseq_jax import launch
-from wsiseq_jax.data import feature_files
-from wsiseq_jax.data.feature_files import TileFeatures
+from wsiseq_jax.data import tile_features
+from wsiseq_jax.data.tile_features import TileFeatures
 
 OK, NO_TISSUE, ERROR = "ok", "no_tissue", "error"
+
+
+class UnreadableBag(ValueError):
+  """The features of a slide whose header was right cannot be read."""
 
 
 def bucket(tiles: int, smallest: int) -> int:
@@ -86,7 +94,7 @@ class Bags:
     tile_size: for files that do not say it; 0 = none.
     cache_gb: keep features in memory up to this; what does not fit is read
       again whenever it is needed.
-    threads: files read at once.
+    threads: files read at once, and slides read ahead of a batch at most.
     smallest_bucket: padded length of the smallest bags.
     known: slides that may have files and are not wanted: those without a label.
 
@@ -95,7 +103,7 @@ class Bags:
     status: OK, NO_TISSUE or ERROR of each wanted slide.
     reason: what is wrong, for slides that are not OK.
     tiles: number of tiles of each wanted slide.
-    digest: hash of features and positions of each wanted slide.
+    digest: `tile_features.Header.identity` of each wanted slide.
 
   Raises:
     ValueError: no folder, two files of one slide, files that nobody wants,
@@ -114,24 +122,43 @@ class Bags:
     known: Sequence[str] = (),
   ):
     try:
-      self._files = feature_files.find(pathlib.Path(folder).expanduser())
+      self._files = tile_features.find(pathlib.Path(folder).expanduser())
     except ValueError as error:
       raise ValueError(f"config.data.features = {folder!r}: {error}") from error
     self._check_names(ids, unlisted, known)
     self._tile_size = tile_size or None
     self._smallest = smallest_bucket
-    self._room = cache_gb * 2**30
+    self._room = int(cache_gb * 2**30)
+    self._threads = threads
     self._kept: dict[str, TileFeatures] = {}
+    self._lock = threading.Lock()
     self.status: dict[str, str] = {}
     self.reason: dict[str, str] = {}
     self.tiles: dict[str, int] = {}
     self.digest: dict[str, str] = {}
-    self.width = self._common_width(ids)
+    widths: dict[int, list[str]] = {}
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-      # In order, so that the same slides are kept in memory each time.
-      for slide_id, found in zip(ids, pool.map(self._try, ids), strict=True):
-        self._note(slide_id, found)
-    if not any(status == OK for status in self.status.values()):
+      for slide_id, found in zip(ids, pool.map(self._header, ids), strict=True):
+        if isinstance(found, str):
+          self.tiles[slide_id], self.digest[slide_id] = 0, ""
+          self.fail(slide_id, found)
+          continue
+        self.tiles[slide_id], width, self.digest[slide_id] = found
+        widths.setdefault(width, []).append(slide_id)
+        self.status[slide_id] = OK
+        if not found.tiles:
+          self.fail(slide_id, "it has no tile", NO_TISSUE)
+    if len(widths) > 1:
+      each = ", ".join(
+        f"{width} ({len(names)} files, such as {names[0]!r})"
+        for width, names in sorted(widths.items())
+      )
+      raise ValueError(
+        f"config.data.features: features of different widths: {each}; they are "
+        "of different encoders: name the folder of one"
+      )
+    self.width = next(iter(widths), 0)
+    if OK not in self.status.values():
       raise ValueError(
         f"config.data.features = {folder!r}: no slide can be used; "
         f"{ids[0]!r}: {self.reason[ids[0]]}"
@@ -156,65 +183,58 @@ class Bags:
     if more:
       launch.log(f"{len(more)} feature files are not in the table: ignored")
 
-  def _common_width(self, ids: Sequence[str]) -> int:
-    widths: dict[int, list[str]] = {}
-    for slide_id in ids:
-      try:
-        if slide_id in self._files:
-          width = feature_files.shape(self._files[slide_id])[1]
-          widths.setdefault(width, []).append(slide_id)
-      except ValueError:
-        pass  # Reading it says what is wrong, and for which slide.
-    if len(widths) > 1:
-      each = ", ".join(
-        f"{width} ({len(names)} files, such as {names[0]!r})"
-        for width, names in sorted(widths.items())
-      )
-      raise ValueError(
-        f"config.data.features: features of different widths: {each}; they are "
-        "of different encoders: name the folder of one"
-      )
-    return next(iter(widths), 0)
-
-  def _try(self, slide_id: str) -> TileFeatures | ValueError:
+  def _header(self, slide_id: str) -> tile_features.Header | str:
+    """A file's header, or what is wrong with it."""
     if slide_id not in self._files:
-      return ValueError("it has no feature file")
+      return "it has no feature file"
     try:
-      return feature_files.read(self._files[slide_id], self._tile_size)
+      return tile_features.header(self._files[slide_id])
     except ValueError as error:
-      return error
+      return str(error)
 
-  def _note(self, slide_id: str, found: TileFeatures | ValueError) -> None:
-    if isinstance(found, ValueError):
-      self.status[slide_id], self.reason[slide_id] = ERROR, str(found)
-      self.tiles[slide_id], self.digest[slide_id] = 0, ""
-      return
-    self.tiles[slide_id] = len(found.features)
-    self.status[slide_id] = OK
-    if not len(found.features):
-      self.status[slide_id] = NO_TISSUE
-      self.reason[slide_id] = "it has no tile"
-    digest = hashlib.blake2b(digest_size=16)
-    for array in (found.features, found.xy):
-      digest.update(np.ascontiguousarray(array))
-    self.digest[slide_id] = digest.hexdigest()
-    self._room -= found.features.nbytes
-    if self._room >= 0:
-      self._kept[slide_id] = found
+  def fail(self, slide_id: str, reason: str, status: str = ERROR) -> None:
+    """Notes a slide as a failure."""
+    self.status[slide_id], self.reason[slide_id] = status, reason
 
   def ok(self, slide_id: str) -> bool:
-    """Whether a slide can be trained on and predicted."""
+    """Whether a slide can be trained on and predicted, as far as is known."""
     return self.status[slide_id] == OK
 
   def read(self, slide_id: str) -> TileFeatures:
-    """The tiles of a slide that is `ok`."""
+    """The tiles of a slide that is `ok`.
+
+    Raises:
+      UnreadableBag: it is not: from now on it is a failure.
+    """
     if slide_id in self._kept:
       return self._kept[slide_id]
-    return feature_files.read(self._files[slide_id], self._tile_size)
+    try:
+      tiles = tile_features.read(self._files[slide_id], self._tile_size)
+    except ValueError as error:
+      self.fail(slide_id, str(error))
+      raise UnreadableBag(f"slide {slide_id!r}: {error}") from error
+    size = tiles.features.nbytes + tiles.xy.nbytes
+    with self._lock:
+      if size <= self._room and slide_id not in self._kept:
+        self._room -= size
+        self._kept[slide_id] = tiles
+    return tiles
 
-  def failures(self) -> Counter:
-    """How many slides are of each status but OK."""
-    return Counter(s for s in self.status.values() if s != OK)
+  def _read_ahead(self, ids: Iterable[str]) -> Iterator[TileFeatures]:
+    """Slides in order, at most `threads` of them read and not yet taken."""
+    ids = iter(ids)
+    with contextlib.ExitStack() as stack:
+      pool = concurrent.futures.ThreadPoolExecutor(self._threads)
+      stack.callback(pool.shutdown, cancel_futures=True)
+      waiting = collections.deque(
+        pool.submit(self.read, slide_id)
+        for slide_id in itertools.islice(ids, self._threads)
+      )
+      while waiting:
+        yield waiting.popleft().result()
+        for slide_id in ids:
+          waiting.append(pool.submit(self.read, slide_id))
+          break
 
   def batches(
     self,
@@ -232,42 +252,51 @@ class Bags:
       rng: draws the order, and the tiles of bags that are too large; None keeps
         bags by length and all their tiles.
       max_tiles: so many random tiles of a larger bag; 0 = all.
-      mixed: batch bags of any length, padded to the longest of the batch, as
-        losses want that compare slides with each other.
+      mixed: batch bags of any length, padded to the longest of the batch, for
+        losses that compare slides with each other.
 
     Yields:
       Batches; the last ones of a bucket are as long as the next bucket.
+
+    Raises:
+      UnreadableBag: a slide cannot be read.
     """
     counts = [self.tiles[slide_id] for slide_id in ids]
     if rng is not None and max_tiles:
       counts = [min(count, max_tiles) for count in counts]
     lengths = [bucket(count, self._smallest) for count in counts]
-    for rows in plan(lengths, size, rng, mixed):
-      length = max(lengths[row] for row in rows)
-      # Bags that fill up are the first one again, of no weight: a bag without
-      # any tile has no softmax.
-      filled = [*rows, *[rows[0]] * (size - len(rows))]
-      batch = Batch(
-        np.zeros((size, length, self.width), np.float32),
-        np.zeros((size, length), bool),
-        np.zeros((size, length, 2), np.float32),
-        np.array(filled),
-        (np.arange(size) < len(rows)).astype(np.float32),
-      )
-      for place, row in enumerate(rows):
-        tiles = self.read(ids[row])
-        grid, features = grid_positions(tiles), tiles.features
-        if len(features) > counts[row]:
-          chosen = rng.choice(len(features), counts[row], replace=False)
-          # In the order of the file, which TransMIL-like models see.
-          chosen.sort()
-          features, grid = features[chosen], grid[chosen]
-        batch.features[place, : len(features)] = features
-        batch.grid_xy[place, : len(features)] = grid
-        batch.mask[place, : len(features)] = True
-      for array in (batch.features, batch.mask, batch.grid_xy):
-        array[len(rows) :] = array[0]
-      yield batch
+    groups = plan(lengths, size, rng, mixed)
+    slides = self._read_ahead(ids[row] for rows in groups for row in rows)
+    with contextlib.closing(slides):
+      for rows in groups:
+        length = max(lengths[row] for row in rows)
+        # The first bag fills the batch up, with no weight: a bag without any
+        # tile has no softmax.
+        filled = [*rows, *[rows[0]] * (size - len(rows))]
+        batch = Batch(
+          np.zeros((size, length, self.width), np.float32),
+          np.zeros((size, length), bool),
+          np.zeros((size, length, 2), np.float32),
+          np.array(filled),
+          (np.arange(size) < len(rows)).astype(np.float32),
+        )
+        for place, row in enumerate(rows):
+          self._fill(batch, place, next(slides), counts[row], rng)
+        for array in (batch.features, batch.mask, batch.grid_xy):
+          array[len(rows) :] = array[0]
+        yield batch
+
+  def _fill(self, batch, place, tiles, count, rng) -> None:
+    """Puts a bag into a batch, `count` random tiles of it if it has more."""
+    grid, features = grid_positions(tiles), tiles.features
+    if len(features) > count:
+      chosen = rng.choice(len(features), count, replace=False)
+      # In the order of the file, which TransMIL-like models see.
+      chosen.sort()
+      features, grid = features[chosen], grid[chosen]
+    batch.features[place, : len(features)] = features
+    batch.grid_xy[place, : len(features)] = grid
+    batch.mask[place, : len(features)] = True
 
 
 def plan(

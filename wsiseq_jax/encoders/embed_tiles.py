@@ -34,7 +34,7 @@ from data_prep.synthetic import slides
 from data_prep.wsi import find, tile_stream, tiles
 from data_prep.wsi.find import SlideEntry
 from wsiseq_jax import encoders, parallel
-from wsiseq_jax.data import feature_files
+from wsiseq_jax.data import tile_features
 from wsiseq_jax.data.background import Background
 from wsiseq_jax.encoders import embed_tables
 from wsiseq_jax.encoders import settings as embed_config
@@ -305,9 +305,9 @@ class _Run:
 
   def _write(self, slide: _Open, info: Mapping[str, Any]) -> None:
     begin, grid = slide.begin, slide.begin.grid
-    feature_files.write(
+    tile_features.write(
       self.path(begin.entry),
-      feature_files.TileFeatures(
+      tile_features.TileFeatures(
         slide_id=begin.entry.slide_id,
         features=slide.features[slide.have],
         xy=grid.xy[slide.have].astype(np.float64),

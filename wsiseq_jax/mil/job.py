@@ -10,7 +10,6 @@ Several processes share out the models by number and meet before the tables.
 """
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from data_prep.files import atomic
 from wsiseq_jax import config as configs
 from wsiseq_jax import launch
 from wsiseq_jax.data import bags as bag_files
-from wsiseq_jax.data.bags import Bags
+from wsiseq_jax.data.bags import Bags, UnreadableBag
 from wsiseq_jax.mil import (
   class_weights,
   fit,
@@ -99,7 +98,7 @@ def mil(config: ConfigDict) -> list[dict[str, Any]]:
   todo = [
     run
     for run in runs[mine::count]
-    if not results.is_done(job.workdir / "models", run, stamp(job, run))
+    if not results.is_done(job.workdir / "models", run, inputs(job, run))
   ]
   launch.log(
     f"{len(runs)} models, {len(runs[mine::count]) - len(todo)} of them done"
@@ -118,10 +117,16 @@ def mil(config: ConfigDict) -> list[dict[str, Any]]:
     return []
   found = [results.load(job.workdir / "models", run) for run in runs]
   for result in found:
+    for slide_id, reason in result.failures.items():
+      if job.bags.ok(slide_id):
+        job.bags.fail(slide_id, reason)
     if not result.is_chosen:
       launch.log(
         f"{result.run.name}: validation has one class only; threshold 0.5"
       )
+  prediction_tables.write_errors(
+    job.workdir / "errors.csv", job.bags.status, job.bags.reason
+  )
   scored = config.scores
   summary = tables.write(
     job.workdir,
@@ -240,41 +245,44 @@ def _check_class_name(config: ConfigDict, cohort: Cohort) -> None:
     )
 
 
-def stamp(job: Job, run: Run) -> str:
-  """A hash of all that a model depends on."""
+def inputs(job: Job, run: Run) -> dict[str, Any]:
+  """All that a model depends on: see `done.digest`."""
   bags, cohort = job.bags, job.cohort
   parts = job.folds[run.repeat, run.fold]
-  config = configs.to_dict(job.config)
-  used = {
+  return {
     "version": _VERSION,
     "head": cohort.head,
     "classes": cohort.classes,
-    "model": dataclasses.asdict(job.trainer.model),
-    "training": dataclasses.asdict(job.trainer.settings),
-    "smallest_bucket": config["data"]["smallest_bucket"],
-    "run": dataclasses.astuple(run),
+    "model": job.trainer.model,
+    "training": job.trainer.settings,
+    "smallest_bucket": job.config.data.smallest_bucket,
+    "run": run,
     "slides": {
       split: [
-        [
-          cohort.slides[row].slide_id,
-          bags.digest[cohort.slides[row].slide_id],
-          cohort.slides[row].text,
-        ]
-        for row in rows
+        (slide.slide_id, bags.digest[slide.slide_id], slide.text)
+        for slide in (cohort.slides[row] for row in rows)
       ]
       for split, rows in parts.items()
     },
   }
-  text = json.dumps(used, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def train(job: Job, run: Run) -> Result:
   """Trains one model, predicts its validation and test slides, saves it.
 
+  Slides that turn out to be unreadable are left out, from the start again.
+
   Raises:
     ValueError: no training or no validation slide can be used.
   """
+  while True:
+    try:
+      return _train(job, run)
+    except UnreadableBag as error:
+      launch.log(f"  failure: {error}")
+
+
+def _train(job: Job, run: Run) -> Result:
   cohort, bags = job.cohort, job.bags
   parts = job.folds[run.repeat, run.fold]
   usable = {}
@@ -300,21 +308,33 @@ def train(job: Job, run: Run) -> Result:
   )
   predicted = {
     split: predict(
-      job.trainer, params, scale, prior, bags,
+      job.trainer,
+      params,
+      scale,
+      prior,
+      bags,
       [cohort.ids[row] for row in parts[split]],
     )
     for split in ("val", "test")
-  }  # fmt: skip
+  }
   val = predicted["val"]
   fine = np.array([status == bag_files.OK for status in val.status])
   threshold, is_chosen = thresholds(
     cohort.head, cohort.labels[parts["val"]][fine], val.values[fine]
   )
   result = Result(
-    run, fitted.epoch, tuple(fitted.history), scale, prior, threshold,
-    is_chosen, predicted,
-  )  # fmt: skip
-  results.save(job.workdir / "models", result, fitted.params, stamp(job, run))
+    run=run,
+    epoch=fitted.epoch,
+    history=tuple(fitted.history),
+    scale=scale,
+    prior=prior,
+    threshold=threshold,
+    is_chosen=is_chosen,
+    predicted=predicted,
+    failures=dict(bags.reason),
+  )
+  folder = job.workdir / "models"
+  results.save(folder, result, fitted.params, inputs(job, run))
   return result
 
 
@@ -365,12 +385,15 @@ def predict(
     bags: where the bags are.
     ids: the slides.
   """
-  fine = [slide_id for slide_id in ids if bags.ok(slide_id)]
   values = np.tile(prior, (len(ids), 1))
-  if fine:
-    logits = trainer.logits(params, bags, fine)
-    at = [i for i, slide_id in enumerate(ids) if bags.ok(slide_id)]
+  while at := [i for i, slide_id in enumerate(ids) if bags.ok(slide_id)]:
+    try:
+      logits = trainer.logits(params, bags, [ids[i] for i in at])
+    except UnreadableBag as error:
+      launch.log(f"  failure: {error}")
+      continue
     values[at] = fit.values_of(trainer.head, logits, scale)
+    break
   status = tuple(bags.status[slide_id] for slide_id in ids)
   return Predicted(tuple(ids), values, status)
 

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from wsiseq_jax import config as configs
 from wsiseq_jax import launch
-from wsiseq_jax.data import feature_files
+from wsiseq_jax.data import tile_features
 from wsiseq_jax.mil import cohort as cohorts
 from wsiseq_jax.mil import (
   fit,
@@ -116,7 +116,7 @@ def _cohort(config: ConfigDict, head: str, classes: tuple[str, ...]) -> Cohort:
       data.table, data.label, head, classes, is_training=False
     )
   try:
-    files = feature_files.find(pathlib.Path(data.features).expanduser())
+    files = tile_features.find(pathlib.Path(data.features).expanduser())
   except ValueError as error:
     raise ValueError(f"config.data.features: {error}") from error
   return cohorts.without_labels(list(files), head, classes)

@@ -1,8 +1,8 @@
-"""What a trained model left behind: parameters, and predictions of its slides.
+"""What a trained model leaves behind: parameters and predictions.
 
-Two files: `models/<name>.safetensors` has the parameters, `models/<name>.json`
-everything else, and a stamp of all that the model depends on. The JSON is
-written last: a model without it, or with another stamp, is trained again.
+`models/<name>.safetensors` has the parameters, `models/<name>.json` the rest.
+The JSON is the mark of `data_prep.files.done`: it is written last, and a model
+without it, or made from other inputs, is trained again.
 """
 
 import dataclasses
@@ -11,13 +11,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
+from flax import traverse_util
 from jaxtyping import Float
 from safetensors import numpy as safetensors
 
-from data_prep.files import atomic
-from wsiseq_jax import parallel
+from data_prep.files import atomic, done
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +56,14 @@ class Result:
     run: which one.
     epoch: the best one.
     history: (training loss, validation loss) of each epoch.
-    scale: mean and deviation that a learned number is turned back with; for
-      survival mean and deviation of the log risk of validation slides.
+    scale: mean and std of the numbers learned; for survival of the log risk of
+      validation slides.
     prior: what a failed slide is given, [y].
     threshold: of each column of predictions; NaN where there is none.
-    is_chosen: whether validation chose the thresholds; it cannot where it has
-      one class only, and 0.5 is taken.
+    is_chosen: whether validation chose the thresholds; where it has one class
+      only they are 0.5.
     predicted: by split, 'val' and 'test'.
+    failures: slides that could not be used, and why.
   """
 
   run: Run
@@ -74,32 +74,37 @@ class Result:
   threshold: Float[np.ndarray, " y"]
   is_chosen: bool
   predicted: Mapping[str, Predicted]
+  failures: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def _files(folder: pathlib.Path, run: Run) -> tuple[pathlib.Path, pathlib.Path]:
   return folder / f"{run.name}.safetensors", folder / f"{run.name}.json"
 
 
-def save(folder: pathlib.Path, result: Result, params: Any, stamp: str) -> None:
+def save(
+  folder: pathlib.Path, result: Result, params: Any, inputs: Any
+) -> None:
   """Writes both files.
 
   Args:
     folder: `models` of the workdir; made if it is missing.
     result: everything but the parameters.
     params: nested dict of arrays.
-    stamp: of what the model depends on.
+    inputs: all that the model depends on, see `done.digest`.
   """
   folder.mkdir(parents=True, exist_ok=True)
   weights, text = _files(folder, result.run)
-  text.unlink(missing_ok=True)
-  flat = {
-    parallel.path_name(path): np.ascontiguousarray(leaf)
-    for path, leaf in jax.tree.leaves_with_path(params)
-  }
+  mark = done.Done(text, inputs)
+  mark.clear()
+  flat = traverse_util.flatten_dict(params, sep="/")
+  flat = {name: np.ascontiguousarray(leaf) for name, leaf in flat.items()}
   with atomic.replacing(weights) as draft:
     safetensors.save_file(flat, draft)
-  values = {
-    "stamp": stamp,
+  mark.write(_plain(result), [weights])
+
+
+def _plain(result: Result) -> dict[str, Any]:
+  return {
     **dataclasses.asdict(result.run),
     "epoch": result.epoch,
     "history": result.history,
@@ -107,6 +112,7 @@ def save(folder: pathlib.Path, result: Result, params: Any, stamp: str) -> None:
     "prior": result.prior.tolist(),
     "threshold": result.threshold.tolist(),
     "is_chosen": result.is_chosen,
+    "failures": dict(result.failures),
     "predicted": {
       split: {
         "ids": one.ids,
@@ -116,15 +122,11 @@ def save(folder: pathlib.Path, result: Result, params: Any, stamp: str) -> None:
       for split, one in result.predicted.items()
     },
   }
-  atomic.write_atomic(text, json.dumps(values) + "\n")
 
 
-def is_done(folder: pathlib.Path, run: Run, stamp: str) -> bool:
-  """Whether a model with this stamp is there."""
-  weights, text = _files(folder, run)
-  if not (weights.is_file() and text.is_file()):
-    return False
-  return json.loads(text.read_text())["stamp"] == stamp
+def is_done(folder: pathlib.Path, run: Run, inputs: Any) -> bool:
+  """Whether there is a model that was made from these inputs."""
+  return done.Done(_files(folder, run)[1], inputs).read() is not None
 
 
 def load(folder: pathlib.Path, run: Run) -> Result:
@@ -154,24 +156,19 @@ def load(folder: pathlib.Path, run: Run) -> Result:
     threshold=np.array(values["threshold"], np.float64),
     is_chosen=values["is_chosen"],
     predicted=predicted,
+    failures=values["failures"],
   )
 
 
-def stamp_of(folder: pathlib.Path, run: Run) -> str:
-  """The stamp of a finished model."""
-  return json.loads(_files(folder, run)[1].read_text())["stamp"]
+def inputs_of(folder: pathlib.Path, run: Run) -> str:
+  """The hash of what a finished model was made from."""
+  return json.loads(_files(folder, run)[1].read_text())["inputs"]
 
 
 def load_params(folder: pathlib.Path, run: Run) -> dict[str, Any]:
   """The parameters as a nested dict."""
-  nested: dict[str, Any] = {}
-  for name, array in safetensors.load_file(_files(folder, run)[0]).items():
-    *parents, last = name.split("/")
-    node = nested
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[last] = array
-  return nested
+  flat = safetensors.load_file(_files(folder, run)[0])
+  return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def find(folder: pathlib.Path) -> list[Run]:

@@ -9,14 +9,14 @@ import pathlib
 
 import numpy as np
 
-from wsiseq_jax.data import feature_files
+from wsiseq_jax.data import tile_features
 
 WIDTH, TILE = 8, 256.0
 
 
 def make_tiles(
   slide_id: str, is_positive: bool, rng: np.random.Generator, tiles: int
-) -> feature_files.TileFeatures:
+) -> tile_features.TileFeatures:
   """A slide: tiles on a square grid, the first third of them telling."""
   features = rng.standard_normal((tiles, WIDTH)).astype(np.float32)
   if is_positive:
@@ -24,7 +24,7 @@ def make_tiles(
   side = int(np.ceil(np.sqrt(max(tiles, 1))))
   number = np.arange(tiles)
   xy = np.stack([number % side, number // side], axis=1) * TILE
-  return feature_files.TileFeatures(
+  return tile_features.TileFeatures(
     slide_id, features, xy.astype(np.float64), TILE, mpp=0.5, level0_mpp=0.5,
     level0_size=(int(side * TILE), int(side * TILE)), encoder="synthetic",
   )  # fmt: skip
@@ -53,7 +53,7 @@ def write(
     positive = case % 2 == 1
     count = int(rng.integers(3, 40)) if number else 0
     tiles = make_tiles(slide_id, positive, rng, count)
-    feature_files.write(features / f"{slide_id}.h5", tiles)
+    tile_features.write(features / f"{slide_id}.h5", tiles)
     rows.append(
       {
         "slide_id": slide_id,

@@ -13,14 +13,14 @@ The class is `config.maps.class_name`, by default the positive one of two, of
 several the one that the ensemble predicts, of labels the most probable one.
 """
 
-import hashlib
+import dataclasses
 import json
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
-from data_prep.files import atomic
+from data_prep.files import atomic, done
 from wsiseq_jax import launch
 from wsiseq_jax.data.bags import Bags
 from wsiseq_jax.maps.tile_map import TileMap
@@ -58,7 +58,7 @@ def write(
   for result in found:
     for slide_id in result.predicted["test"].ids:
       testers.setdefault(slide_id, []).append(result)
-  stamp_of = {r.run: results.stamp_of(models, r.run) for r in found}
+  made_from = {r.run: results.inputs_of(models, r.run) for r in found}
   old = _read_stamps(folder / _STAMPS)
   new, todo = {}, []
   for place, row in enumerate(whole.rows):
@@ -68,11 +68,14 @@ def write(
       continue
     mine = testers[slide.slide_id]
     chosen = _class_number(cohort, whole.values[place], class_name)
-    used = [
-      bags.digest[slide.slide_id], slide.case_id, slide.text, chosen,
-      *sorted(stamp_of[r.run] for r in mine),
-    ]  # fmt: skip
-    key = hashlib.sha256(json.dumps(used).encode()).hexdigest()
+    key = done.digest(
+      [
+        bags.digest[slide.slide_id],
+        dataclasses.astuple(slide),
+        chosen,
+        sorted(made_from[r.run] for r in mine),
+      ]
+    )
     new[slide.slide_id] = key
     is_there = (folder / f"{slide.slide_id}.npz").is_file()
     if old.get(slide.slide_id) != key or not is_there:

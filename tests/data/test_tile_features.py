@@ -7,8 +7,8 @@ import h5py
 import numpy as np
 import pytest
 
-from wsiseq_jax.data import feature_files
-from wsiseq_jax.data.feature_files import TileFeatures
+from wsiseq_jax.data import tile_features
+from wsiseq_jax.data.tile_features import TileFeatures
 
 
 def _tiles(count: int = 5, width: int = 4, **changes) -> TileFeatures:
@@ -47,20 +47,20 @@ def _grid(columns: int, rows: int, step: int, start=(0, 0)) -> np.ndarray:
 def test_what_is_written_is_read(tmp_path):
   path = tmp_path / "S1.h5"
   tiles = _tiles()
-  feature_files.write(path, tiles, {"config_hash": "abc"}, overlap_px=32)
-  again = feature_files.read(path)
+  tile_features.write(path, tiles, {"config_hash": "abc"}, overlap_px=32)
+  again = tile_features.read(path)
   for field in dataclasses.fields(TileFeatures):
     np.testing.assert_array_equal(
       getattr(again, field.name), getattr(tiles, field.name)
     )
-  assert feature_files.shape(path) == (5, 4)
+  assert tile_features.header(path)[:2] == (5, 4)
   assert os.listdir(tmp_path) == ["S1.h5"]  # no draft is left
 
 
 def test_layout_is_that_of_clam_and_trident(tmp_path):
   """Read with plain h5py, under the names their readers use."""
   path = tmp_path / "S1.h5"
-  feature_files.write(path, _tiles(), {"config_hash": "abc"}, overlap_px=32)
+  tile_features.write(path, _tiles(), {"config_hash": "abc"}, overlap_px=32)
   with h5py.File(path, "r") as file:
     assert sorted(file) == ["coords", "features"]
     features, coords = file["features"], file["coords"]
@@ -97,8 +97,8 @@ def test_layout_is_that_of_clam_and_trident(tmp_path):
 
 def test_slide_without_tissue_has_a_file(tmp_path):
   path = tmp_path / "S1.h5"
-  feature_files.write(path, _tiles(0, 4))
-  again = feature_files.read(path)
+  tile_features.write(path, _tiles(0, 4))
+  again = tile_features.read(path)
   assert again.features.shape == (0, 4) and again.xy.shape == (0, 2)
   assert again.tile_size == pytest.approx(443.0379747)
 
@@ -117,7 +117,7 @@ def test_trident(tmp_path):
   )
   with h5py.File(path, "a") as file:
     file["features"].attrs["encoder"] = "uni_v1"
-  tiles = feature_files.read(path)
+  tiles = tile_features.read(path)
   assert (tiles.tile_size, tiles.unit, tiles.encoder) == (
     512.0, "level0_px", "uni_v1",
   )  # fmt: skip
@@ -134,14 +134,14 @@ def test_clam_tile_side_from_attributes_or_spacing(tmp_path):
   )
   features = np.ones((18, 1024), np.float32)
   data = {"features": features, "coords": coords}
-  assert feature_files.read(_file(tmp_path / "a.h5", **data)).tile_size == 256
+  assert tile_features.read(_file(tmp_path / "a.h5", **data)).tile_size == 256
   # Patches of 256 px of level 1, a level with a downsample of 4.
   on_coords = {"patch_size": 256, "patch_level": 1, "downsample": (4.0, 4.0)}
   path = _file(tmp_path / "b.h5", on_coords=on_coords, **data)
-  assert feature_files.read(path).tile_size == 1024
+  assert tile_features.read(path).tile_size == 1024
   on_coords["custom_downsample"] = 2
   path = _file(tmp_path / "c.h5", on_coords=on_coords, **data)
-  assert feature_files.read(path).tile_size == 2048
+  assert tile_features.read(path).tile_size == 2048
 
 
 def test_clam_tile_side_that_cannot_be_known(tmp_path):
@@ -151,8 +151,8 @@ def test_clam_tile_side_that_cannot_be_known(tmp_path):
     coords=np.array([[5, 7]]),
   )
   with pytest.raises(ValueError, match=r"one\.h5 does not say .* tile_size"):
-    feature_files.read(one)
-  assert feature_files.read(one, tile_size=256).tile_size == 256.0
+    tile_features.read(one)
+  assert tile_features.read(one, tile_size=256).tile_size == 256.0
   # Places without any order: distances in a row differ.
   ragged = _file(
     tmp_path / "ragged.h5",
@@ -160,13 +160,13 @@ def test_clam_tile_side_that_cannot_be_known(tmp_path):
     coords=np.array([[0, 0], [10, 0], [31, 0], [77, 0]]),
   )
   with pytest.raises(ValueError, match="spacing"):
-    feature_files.read(ragged)
+    tile_features.read(ragged)
   empty = _file(
     tmp_path / "empty.h5",
     features=np.ones((0, 8), np.float32),
     coords=np.zeros((0, 2), np.int64),
   )
-  assert np.isnan(feature_files.read(empty).tile_size)
+  assert np.isnan(tile_features.read(empty).tile_size)
 
 
 def test_stamp_is_in_micrometres(tmp_path):
@@ -179,7 +179,7 @@ def test_stamp_is_in_micrometres(tmp_path):
     feats=np.full((2, 768), 0.5, np.float16),
     coords=np.array([[0.0, 0.0], [256.0, 512.0]]),
   )  # fmt: skip
-  tiles = feature_files.read(path)
+  tiles = tile_features.read(path)
   assert tiles.features.dtype == np.float32 and tiles.features[0, 0] == 0.5
   assert (tiles.unit, tiles.tile_size, tiles.encoder) == (
     "um", 256.0, "ctranspath",
@@ -190,7 +190,7 @@ def test_stamp_is_in_micrometres(tmp_path):
   with pytest.raises(ValueError, match="um per level-0 pixel"):
     tiles.level0_xy()
   with pytest.raises(ValueError, match="'um' cannot be written"):
-    feature_files.write(tmp_path / "out.h5", tiles)
+    tile_features.write(tmp_path / "out.h5", tiles)
 
 
 _GOOD = {
@@ -211,7 +211,7 @@ _NAN[1, 2] = np.nan
     ({"coords": np.array([[0.0, np.nan], [8, 0], [16, 0]])}, "coords of 1 of"),
     ({"coords": _GOOD["coords"][:2]}, "3 rows of features but 2 coordinates"),
     ({"features": np.ones(4, np.float32)}, r"features is float32 \(4,\)"),
-    ({"features": np.ones((1, 3, 4), np.float32)}, r"\(1, 3, 4\)"),
+    ({"features": np.ones((2, 3, 4), np.float32)}, r"\(2, 3, 4\)"),
     ({"features": np.ones((3, 4), np.int64)}, "features is int64"),
     ({"features": np.ones((3, 0), np.float32)}, "no columns"),
     ({"coords": np.zeros((3, 3), np.int64)}, r"want \(tiles, 2\)"),
@@ -225,30 +225,30 @@ def test_bad_files_are_named(tmp_path, changes, words):
   data = {k: v for k, v in {**_GOOD, **changes}.items() if v is not None}
   path = _file(tmp_path / "bad.h5", **data)
   with pytest.raises(ValueError, match=words) as caught:
-    feature_files.read(path)
+    tile_features.read(path)
   assert "bad.h5" in str(caught.value)
 
 
 def test_files_that_are_no_files(tmp_path):
   with pytest.raises(ValueError, match="no such feature file: .*none.h5"):
-    feature_files.read(tmp_path / "none.h5")
+    tile_features.read(tmp_path / "none.h5")
   (tmp_path / "cut.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(20))
   with pytest.raises(
     ValueError, match=r"cannot read the feature file .*cut\.h5"
   ):
-    feature_files.read(tmp_path / "cut.h5")
+    tile_features.read(tmp_path / "cut.h5")
 
 
 def test_nan_is_not_written_and_the_old_file_stays(tmp_path):
   path = tmp_path / "S1.h5"
-  feature_files.write(path, _tiles())
+  tile_features.write(path, _tiles())
   bad = _tiles()
   bad.features[4, 0] = np.inf
   with pytest.raises(ValueError, match="row 4"):
-    feature_files.write(path, bad)
+    tile_features.write(path, bad)
   with pytest.raises(TypeError):  # in the middle of writing
-    feature_files.write(path, _tiles(3), {"no such thing": object()})
-  assert feature_files.shape(path) == (5, 4)
+    tile_features.write(path, _tiles(3), {"no such thing": object()})
+  assert tile_features.header(path)[:2] == (5, 4)
   assert os.listdir(tmp_path) == ["S1.h5"]
 
 
@@ -257,16 +257,16 @@ def test_find(tmp_path):
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"")
-  found = feature_files.find(tmp_path)
+  found = tile_features.find(tmp_path)
   assert list(found) == ["a", "b", "c"]
   assert found["c"] == tmp_path / "site" / "c.hdf5"
   (tmp_path / "site" / "a.h5").write_bytes(b"")
   with pytest.raises(ValueError, match="two feature files of the slide 'a'"):
-    feature_files.find(tmp_path)
+    tile_features.find(tmp_path)
   with pytest.raises(ValueError, match="no feature file"):
-    feature_files.find(_empty(tmp_path))
+    tile_features.find(_empty(tmp_path))
   with pytest.raises(ValueError, match="no such folder"):
-    feature_files.find(tmp_path / "nowhere")
+    tile_features.find(tmp_path / "nowhere")
 
 
 def _empty(tmp_path):
@@ -275,11 +275,51 @@ def _empty(tmp_path):
   return folder
 
 
-def test_widths_of_two_encoders_are_not_mixed(tmp_path):
-  for name, width in (("a", 4), ("b", 4), ("c", 6)):
-    feature_files.write(tmp_path / f"{name}.h5", _tiles(2, width))
-  files = feature_files.find(tmp_path)
-  with pytest.raises(ValueError, match=r"2 of width 4 .*a\.h5.*1 of width 6"):
-    feature_files.common_width(files)
-  del files["c"]
-  assert feature_files.common_width(files) == 4
+def test_one_bag_a_batch_as_slide_encoders_want(tmp_path):
+  for name, coords in (("a", _GOOD["coords"]), ("b", _GOOD["coords"][None])):
+    path = _file(
+      tmp_path / f"{name}.h5",
+      features=np.arange(12, dtype=np.float32).reshape(1, 3, 4),
+      coords=coords,
+    )
+    tiles = tile_features.read(path)
+    assert tiles.features.tolist() == np.arange(12).reshape(3, 4).tolist()
+    assert tiles.xy.tolist() == _GOOD["coords"].tolist()
+    assert tile_features.header(path)[:2] == (3, 4)
+
+
+def test_slide_ids_of_files(tmp_path):
+  for name in ("S00.svs.h5", "S01.h5", "S02.ome.tif.hdf5", "S-1.2.h5"):
+    (tmp_path / name).write_bytes(b"")
+  found = tile_features.find(tmp_path)
+  assert list(found) == ["S-1.2", "S00", "S01", "S02"]
+
+
+def test_damaged_chunk_is_an_error_that_names_the_file(tmp_path):
+  path = tmp_path / "cut.h5"
+  with h5py.File(path, "w") as file:
+    file.create_dataset(
+      "features", data=np.ones((64, 8), np.float32), compression="gzip"
+    )
+    file["coords"] = np.zeros((64, 2), np.int64)
+    offset = file["features"].id.get_chunk_info(0).byte_offset
+  with open(path, "r+b") as file:
+    file.seek(offset)
+    file.write(b"\xff" * 16)
+  for reading in (tile_features.header, tile_features.read):
+    with pytest.raises(ValueError, match=r"cannot read .*cut\.h5"):
+      reading(path)
+
+
+def test_identity_tells_content_and_not_place(tmp_path):
+  def of(name, tiles):
+    (tmp_path / name).mkdir()
+    tile_features.write(tmp_path / name / "S1.h5", tiles)
+    return tile_features.header(tmp_path / name / "S1.h5").identity
+
+  tiles = _tiles(40)
+  first = of("a", tiles)
+  assert of("b", tiles) == first
+  other = dataclasses.replace(tiles, features=tiles.features + 1e-3)
+  moved = dataclasses.replace(tiles, xy=tiles.xy + 1)
+  assert len({first, of("c", other), of("d", moved)}) == 3
