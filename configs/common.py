@@ -4,10 +4,11 @@
 may then be overridden on the command line: `--config.optim.lr_per_256=6e-4`.
 """
 
-import difflib
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
+
+from data_prep.files.schema import did_you_mean
 
 
 def choose(arg: str, presets: Sequence[str]) -> str:
@@ -27,8 +28,7 @@ def choose(arg: str, presets: Sequence[str]) -> str:
   if not arg:
     return presets[0]
   if arg not in presets:
-    near = difflib.get_close_matches(arg, presets, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(arg, presets)
     raise ValueError(f"preset {arg!r}: must be one of {list(presets)}{hint}")
   return arg
 

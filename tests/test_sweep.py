@@ -123,7 +123,10 @@ def test_random_draws(tmp_path, repo_root):
 @pytest.mark.parametrize(
   "change, words",
   [
-    ({"grid": (("optim.lr_256", (1.0,)),)}, "'optim.lr_256'; did you mean opt"),
+    (
+      {"grid": (("optim.lr_256", (1.0,)),)},
+      "'optim.lr_256'; did you mean 'opt",
+    ),
     ({"grid": (("mask.ratio", (0.5, 2.0)),)}, "mask.ratio = 2.0: must be a"),
     ({"grid": (("seed", ("a",)),)}, "seed = 'a'"),
     ({"grid": (("seed", 3),)}, r"config.grid = .*a tuple of \(key, \(value"),

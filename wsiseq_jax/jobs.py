@@ -1,11 +1,12 @@
 """What `config.job` can be, and which config each job takes."""
 
-import difflib
 import importlib
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from data_prep.files.schema import did_you_mean
 
 # Where each job is; imported when it is needed.
 JOBS: Mapping[str, tuple[str, str]] = {
@@ -44,9 +45,8 @@ def check(config: ConfigDict, job: str = "") -> None:
   """
   job = job or config.job
   if job not in JOBS:
-    near = difflib.get_close_matches(str(job), JOBS, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
     known = ", ".join(map(repr, JOBS))
+    hint = did_you_mean(job, JOBS)
     raise ValueError(f"config.job = {job!r}: must be one of {known}{hint}")
   file, block = OWN_CONFIGS.get(job, ("", "task"))
   is_pretraining = "task" in config

@@ -6,7 +6,6 @@ never meets the checkpoint of another.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import itertools
 import json
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from data_prep.files.schema import did_you_mean
 from wsiseq_jax import config as configs
 from wsiseq_jax import tasks
 from wsiseq_jax.probe import settings as probe_config
@@ -239,8 +239,7 @@ def set_values(
   known = configs.flatten(config)
   for key, value in pairs:
     if key not in known:
-      near = difflib.get_close_matches(key, known, n=3)
-      hint = f"; did you mean {' or '.join(near)}?" if near else ""
+      hint = did_you_mean(key, known)
       raise ValueError(f"config.{where}: unknown key {key!r}{hint}")
     *parents, name = key.split(".")
     block = config

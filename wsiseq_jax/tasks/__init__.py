@@ -5,9 +5,9 @@ A task is a module with `CHECKS` (its config keys, see `config.py`),
 `make_task(config, spec)`, which returns a `base.Task`.
 """
 
-import difflib
 from types import ModuleType
 
+from data_prep.files.schema import did_you_mean
 from wsiseq_jax.tasks import contrastive, videomae
 
 TASKS: dict[str, ModuleType] = {
@@ -27,9 +27,8 @@ def get(name: str) -> ModuleType:
     'wsiseq_jax.tasks.videomae'
   """
   if name not in TASKS:
-    near = difflib.get_close_matches(name, TASKS, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(
-      f"config.task = {name!r}: must be one of {sorted(TASKS)}{hint}"
+      f"config.task = {name!r}: must be one of {sorted(TASKS)}"
+      f"{did_you_mean(name, TASKS)}"
     )
   return TASKS[name]
