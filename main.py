@@ -51,7 +51,7 @@ def main(_: list[str]) -> None:
     # Libraries log each file they write; --verbosity=0 brings that back.
     logging.set_verbosity(logging.WARNING)
   config = _CONFIG.value
-  launch.start(saves_on_sigterm=config.job == "train")
+  launch.start(saves_on_sigterm=config.job in ("train", "probe"))
   with launch.ending_together():
     try:
       jobs.check(config)

@@ -31,7 +31,7 @@ from sklearn import linear_model, metrics
 from wsiseq_jax import encoders
 from wsiseq_jax.data import tile_features
 from wsiseq_jax.data.bags import Bags
-from wsiseq_jax.mil import fit
+from wsiseq_jax.mil.trainer import BagFitSettings, BagTrainer
 from wsiseq_jax.models.mil.config import MilConfig
 
 REGIONS = ("1008", "1015")
@@ -143,7 +143,7 @@ def one_direction(train, test, regions, features, seeds):
     bags = Bags(str(folder), [*ids["train"], *ids["val"], "test"])
     for name in MODELS:
       model = MilConfig(name=name, width=width, hidden=64, attention_width=32)
-      trainer = fit.Trainer(model, "binary", fit.Settings(lr=1e-3, epochs=40))
+      trainer = BagTrainer(model, "binary", BagFitSettings(lr=1e-3, epochs=40))
       for seed in range(seeds):
         fitted = trainer.fit(
           bags, ids["train"], labels["train"], ids["val"], labels["val"], seed

@@ -39,7 +39,7 @@ from sklearn import datasets, metrics
 
 from wsiseq_jax.data import tile_features
 from wsiseq_jax.data.bags import Bags
-from wsiseq_jax.mil import fit
+from wsiseq_jax.mil.trainer import BagFitSettings, BagTrainer
 from wsiseq_jax.models.mil.config import MilConfig
 
 PARTS = {"train": 200, "val": 100, "test": 200}
@@ -97,8 +97,8 @@ def run_seed(name, rate, data, seed, epochs):
   """Trains one model; returns it with its lowest validation loss."""
   bags, ids, labels, _ = data
   model = MilConfig(name=name, width=bags.width)
-  settings = fit.Settings(lr=rate, epochs=epochs)
-  trainer = fit.Trainer(model, "binary", settings)
+  settings = BagFitSettings(lr=rate, epochs=epochs)
+  trainer = BagTrainer(model, "binary", settings)
   fitted = trainer.fit(
     bags, ids["train"], labels["train"], ids["val"], labels["val"], seed
   )

@@ -64,7 +64,8 @@ Written to the workdir:
 
   splits.csv             repeat, fold, slide_id, case_id, split
   errors.csv             slide_id, status, reason of every failure
-  models/                parameters, losses and predictions of every model
+  models/                parameters, losses and predictions of every model; a
+                         folder for each with metrics.jsonl and tensorboard/
   predictions.csv        every model's predictions of its val and test slides
   predictions_slide.csv  a row a slide: mean of the models that tested it
   metrics.csv            repeat, fold, seed, class, metric, value
@@ -183,6 +184,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "write": True,
         "class_name": "",  # '' is the positive, or the predicted class
       },
+      "wandb": {"project": "", "entity": "", "group": ""},  # '' is off
       # For the job mil_predict: workdir of a finished job mil.
       "predict": {"models": ""},
     }

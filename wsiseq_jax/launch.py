@@ -129,7 +129,7 @@ def ending_together() -> Iterator[None]:
   try:
     yield
   except BaseException as error:
-    if not jax.distributed.is_initialized():
+    if not jax.distributed.is_initialized() or isinstance(error, Stopped):
       raise
     if isinstance(error, SystemExit):
       print(error.code, file=sys.stderr)
@@ -192,6 +192,17 @@ def git_revision() -> str:
   return result.stdout.strip() if result.returncode == 0 else ""
 
 
+class Stopped(SystemExit):
+  """Ends a job that saved and stopped before its end, as it was told to.
+
+  The exit status is EX_TEMPFAIL of sysexits.h: the same command goes on.
+  """
+
+  def __init__(self, message: str):
+    log(message)
+    super().__init__(75)
+
+
 class Preemption:
   """Says when to stop; a context manager that owns SIGTERM and SIGINT.
 
@@ -203,10 +214,14 @@ class Preemption:
     self._ticks = 0
     self._is_asked = False
     self._previous = {}
+    # Processes that have no step in common stop each by itself.
+    self._is_shared = (
+      jax.process_count() > 1 and jax.config.jax_enable_preemption_service
+    )
 
   def __enter__(self):
-    # With several processes JAX's own handler must see SIGTERM.
-    if jax.process_count() == 1:
+    # JAX's own handler, if `start` asked for it, must see SIGTERM.
+    if not self._is_shared:
       for number in (signal.SIGTERM, signal.SIGINT):
         self._previous[number] = signal.signal(number, self._on_signal)
     return self
@@ -229,7 +244,7 @@ class Preemption:
   def tick(self) -> bool:
     """Counts on by one and says whether to stop, on all processes alike."""
     self._ticks += 1
-    if jax.process_count() == 1:
+    if not self._is_shared:
       return self._is_asked
     # The answer is True at one number only.
     self._is_asked |= multihost_utils.reached_preemption_sync_point(self._ticks)

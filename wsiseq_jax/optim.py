@@ -110,9 +110,14 @@ def make_schedule(
 
 
 def make_optimizer(
-  config, schedule: optax.Schedule
+  config, schedule: optax.Schedule | None = None
 ) -> optax.GradientTransformation:
   """AdamW with decoupled decay (multiplied by the rate), clipping before it.
+
+  Args:
+    config: `clip_norm` (0 = none), `b1`, `b2`, `eps` and `weight_decay`.
+    schedule: step → learning rate; None leaves it to the caller to multiply
+      the updates by minus the learning rate.
 
   Reference: Loshchilov and Hutter, "Decoupled Weight Decay Regularization",
   ICLR 2019.
@@ -123,6 +128,7 @@ def make_optimizer(
   parts += [
     optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
     optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
-    optax.scale_by_learning_rate(schedule),
   ]
+  if schedule is not None:
+    parts.append(optax.scale_by_learning_rate(schedule))
   return optax.chain(*parts)

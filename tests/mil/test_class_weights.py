@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wsiseq_jax.mil import class_weights, job, steps
+from wsiseq_jax.mil import class_weights, job, trainer
 from wsiseq_jax.mil.cohort import Cohort
 
 LOG2, LOG3 = np.log(2.0), np.log(3.0)
@@ -49,7 +49,7 @@ def test_loss_of_two_classes():
   weights = column(2, 2 / 3)
 
   def loss(rows, weight=None):
-    return steps.bag_loss(
+    return trainer.bag_loss(
       "binary", logits[rows], labels[rows], weight, weights[rows]
     )
 
@@ -64,13 +64,13 @@ def test_loss_of_two_classes():
 
 def test_loss_of_several_classes_and_labels():
   logits = np.zeros((2, 3))
-  found = steps.bag_loss(
+  found = trainer.bag_loss(
     "multiclass", logits, column(0, 2), None, column(0.5, 2)
   )
   assert float(found) == pytest.approx(1.25 * LOG3)
   labels = np.array([[1, np.nan], [0, 1]])
   weights = np.array([[1.5, 9], [0.75, 1]])
-  found = steps.bag_loss("multilabel", logits[:, :2], labels, None, weights)
+  found = trainer.bag_loss("multilabel", logits[:, :2], labels, None, weights)
   # A slide's loss is the mean over its known labels.
   assert float(found) == pytest.approx((1.5 + (0.75 + 1) / 2) / 2 * LOG2)
 

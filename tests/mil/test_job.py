@@ -12,7 +12,8 @@ from data_prep.files import done
 from tests import small_run
 from tests.mil.small_job import folder_of, make, table
 from wsiseq_jax.maps.tile_map import TileMap
-from wsiseq_jax.mil import fit, job, results, settings, synthetic
+from wsiseq_jax.mil import job, results, settings, synthetic
+from wsiseq_jax.mil.trainer import BagTrainer
 from wsiseq_jax.models.mil import config as mil_config
 
 
@@ -140,13 +141,13 @@ def test_only_what_is_missing_is_computed_and_nothing_changes(
   # As if the run had been killed before the JSON of a model was written.
   (folder / "models" / "repeat0_fold1_seed0.json").unlink()
   calls = []
-  plain = fit.Trainer.fit
+  plain = BagTrainer.fit
 
   def counted(self, *args, **kwargs):
-    calls.append(args[-1])
+    calls.append(args[5])
     return plain(self, *args, **kwargs)
 
-  monkeypatch.setattr(fit.Trainer, "fit", counted)
+  monkeypatch.setattr(BagTrainer, "fit", counted)
   job.mil(config)
   assert calls == [0]
   assert before == {name: (folder / name).read_bytes() for name in names}

@@ -21,14 +21,13 @@ from jax.experimental import multihost_utils
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from data_prep.files import atomic
+from data_prep.files import atomic, done
 from wsiseq_jax import config as configs
-from wsiseq_jax import launch
+from wsiseq_jax import fit, launch
 from wsiseq_jax.data import bags as bag_files
 from wsiseq_jax.data.bags import Bags, UnreadableBag
 from wsiseq_jax.mil import (
   class_weights,
-  fit,
   folds,
   prediction_tables,
   results,
@@ -41,9 +40,10 @@ from wsiseq_jax.mil import (
 from wsiseq_jax.mil import cohort as cohorts
 from wsiseq_jax.mil.cohort import Cohort
 from wsiseq_jax.mil.results import Predicted, Result, Run
+from wsiseq_jax.mil.trainer import BagFitSettings, BagTrainer, values_of
 
 # Changes when models of an older version must be trained again.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class Job:
   cohort: Cohort
   bags: Bags
   folds: folds.Folds
-  trainer: fit.Trainer
+  trainer: BagTrainer
 
   @property
   def workdir(self) -> pathlib.Path:
@@ -104,8 +104,9 @@ def mil(config: ConfigDict) -> list[dict[str, Any]]:
     f"{len(runs)} models, {len(runs[mine::count]) - len(todo)} of them done"
     + (f", {count} processes share them" if count > 1 else "")
   )
+  preemption = launch.Preemption()
   for number, run in enumerate(todo, start=1):
-    result = train(job, run)
+    result = train(job, run, preemption)
     launch.log(
       f"[{number}/{len(todo)}] repeat {run.repeat} fold {run.fold} seed "
       f"{run.seed}: best epoch {result.epoch} of {len(result.history)}, "
@@ -176,7 +177,7 @@ def prepare(config: ConfigDict) -> Job:
     parts = folds.obtain(workdir / "splits.csv", cohort, config.folds.to_dict())
   outputs = settings.outputs_of(config.head, cohort.classes)
   model = settings.model_config(config, bags.width, outputs)
-  trainer = fit.Trainer(model, config.head, training_settings(config))
+  trainer = BagTrainer(model, config.head, training_settings(config))
   devices = trainer.mesh.size
   if devices < jax.local_device_count():
     launch.log(
@@ -228,9 +229,9 @@ def open_bags(
   return bags
 
 
-def training_settings(config: ConfigDict) -> fit.Settings:
+def training_settings(config: ConfigDict) -> BagFitSettings:
   """How to train, from the blocks `optim` and `data`."""
-  return fit.Settings(
+  return BagFitSettings(
     **config.optim.to_dict(),
     batch_size=config.data.batch_size,
     max_tiles=config.data.max_tiles,
@@ -267,22 +268,25 @@ def inputs(job: Job, run: Run) -> dict[str, Any]:
   }
 
 
-def train(job: Job, run: Run) -> Result:
+def train(
+  job: Job, run: Run, preemption: launch.Preemption | None = None
+) -> Result:
   """Trains one model, predicts its validation and test slides, saves it.
 
   Slides that turn out to be unreadable are left out, from the start again.
 
   Raises:
+    launch.Stopped: it was told to stop; the same command goes on.
     ValueError: no training or no validation slide can be used.
   """
   while True:
     try:
-      return _train(job, run)
+      return _train(job, run, preemption or launch.Preemption())
     except UnreadableBag as error:
       launch.log(f"  failure: {error}")
 
 
-def _train(job: Job, run: Run) -> Result:
+def _train(job: Job, run: Run, preemption: launch.Preemption) -> Result:
   cohort, bags = job.cohort, job.bags
   parts = job.folds[run.repeat, run.fold]
   usable = {}
@@ -295,8 +299,20 @@ def _train(job: Job, run: Run) -> Result:
       )
   ids = {split: [cohort.ids[row] for row in usable[split]] for split in usable}
   labels = {split: cohort.labels[usable[split]] for split in usable}
+  models = job.workdir / "models"
+  # Slides may be missing that the inputs of the run name, if they are broken.
+  state_inputs = done.digest([inputs(job, run), ids])
+  folder = fit.FitFolder(
+    models / run.name, state_inputs, preemption, job.config
+  )
   fitted = job.trainer.fit(
-    bags, ids["train"], labels["train"], ids["val"], labels["val"], run.seed
+    bags,
+    ids["train"],
+    labels["train"],
+    ids["val"],
+    labels["val"],
+    run.seed,
+    folder,
   )
   scale = fitted.scale
   params = job.trainer.put(fitted.params)
@@ -333,8 +349,8 @@ def _train(job: Job, run: Run) -> Result:
     predicted=predicted,
     failures=dict(bags.reason),
   )
-  folder = job.workdir / "models"
-  results.save(folder, result, fitted.params, inputs(job, run))
+  results.save(models, result, fitted.params, inputs(job, run))
+  folder.clear()
   return result
 
 
@@ -368,7 +384,7 @@ def prior_of(
 
 
 def predict(
-  trainer: fit.Trainer,
+  trainer: BagTrainer,
   params: Any,
   scale: tuple[float, float],
   prior: Float[np.ndarray, " y"],
@@ -392,7 +408,7 @@ def predict(
     except UnreadableBag as error:
       launch.log(f"  failure: {error}")
       continue
-    values[at] = fit.values_of(trainer.head, logits, scale)
+    values[at] = values_of(trainer.head, logits, scale)
     break
   status = tuple(bags.status[slide_id] for slide_id in ids)
   return Predicted(tuple(ids), values, status)

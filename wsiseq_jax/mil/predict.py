@@ -23,12 +23,12 @@ from wsiseq_jax import launch
 from wsiseq_jax.data import tile_features
 from wsiseq_jax.mil import cohort as cohorts
 from wsiseq_jax.mil import (
-  fit,
   job,
   prediction_tables,
   results,
   settings,
   tables,
+  trainer,
   write_maps,
 )
 from wsiseq_jax.mil.cohort import Cohort
@@ -70,13 +70,13 @@ def mil_predict(config: ConfigDict) -> list[dict[str, Any]]:
   outputs = settings.outputs_of(cohort.head, classes)
   model = settings.model_config(trained, width, outputs)
   training = job.training_settings(trained)
-  trainer = fit.Trainer(model, cohort.head, training)
+  fitter = trainer.BagTrainer(model, cohort.head, training)
   found = []
   for number, run in enumerate(runs, start=1):
     known = results.load(source / "models", run)
-    params = trainer.put(results.load_params(source / "models", run))
+    params = fitter.put(results.load_params(source / "models", run))
     test = job.predict(
-      trainer, params, known.scale, known.prior, bags, cohort.ids
+      fitter, params, known.scale, known.prior, bags, cohort.ids
     )
     found.append(_applied(known, test))
     launch.log(f"[{number}/{len(runs)}] {run.name}")
@@ -90,7 +90,7 @@ def mil_predict(config: ConfigDict) -> list[dict[str, Any]]:
   )  # fmt: skip
   if config.maps.write:
     write_maps.write(
-      workdir, cohort, bags, trainer, found, source / "models",
+      workdir, cohort, bags, fitter, found, source / "models",
       config.maps.class_name,
     )  # fmt: skip
   return summary

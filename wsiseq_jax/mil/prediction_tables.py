@@ -1,7 +1,7 @@
 """Tables written as they are: predictions of models and of slides, errors.
 
 Columns of predictions: `p_<class>` for classes and labels, `value` for a number
-or a risk (in deviations of the validation slides, see `fit.values_of`).
+or a risk (in deviations of the validation slides, see `trainer.values_of`).
 
 Every slide has its rows. `status` is 'ok', or why the training prior stands
 there; `scored` is 1 where the row counts in metrics.csv and summary.csv, which

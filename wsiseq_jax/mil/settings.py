@@ -30,6 +30,11 @@ def _share_or_paper(value: Any) -> str | None:
 
 
 CHECKS: Mapping[str, configs.Check] = {
+  **{
+    key: check
+    for key, check in configs.COMMON.items()
+    if key.startswith("wandb.")
+  },
   "job": configs.one_of(*JOBS),
   "workdir": configs.text(),
   "head": configs.one_of(*cohort.HEADS),

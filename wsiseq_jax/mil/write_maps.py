@@ -24,9 +24,10 @@ from data_prep.files import atomic, done
 from wsiseq_jax import launch
 from wsiseq_jax.data.bags import Bags
 from wsiseq_jax.maps.tile_map import TileMap
-from wsiseq_jax.mil import fit, results, tables
+from wsiseq_jax.mil import results, tables
 from wsiseq_jax.mil.cohort import Cohort
 from wsiseq_jax.mil.results import Result
+from wsiseq_jax.mil.trainer import BagTrainer, values_of
 
 _STAMPS = "stamps.json"
 
@@ -35,7 +36,7 @@ def write(
   workdir: pathlib.Path,
   cohort: Cohort,
   bags: Bags,
-  trainer: fit.Trainer,
+  trainer: BagTrainer,
   found: Sequence[Result],
   models: pathlib.Path,
   class_name: str,
@@ -123,9 +124,9 @@ def _map(
     contribution.append(sign * output.contribution[:, column])
     logits = output.instance_logits.astype(np.float64)
     if cohort.head == "multiclass":
-      probability.append(fit.values_of("multiclass", logits)[:, column])
+      probability.append(values_of("multiclass", logits)[:, column])
     else:
-      probability.append(fit.values_of("multilabel", sign * logits)[:, column])
+      probability.append(values_of("multilabel", sign * logits)[:, column])
   tiles = bags.read(slide.slide_id)
   has_threshold = cohort.head in ("binary", "multilabel")
   return TileMap(

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from wsiseq_jax.data.bags import Bags
-from wsiseq_jax.mil import cohort, fit, synthetic
+from wsiseq_jax.mil import cohort, synthetic
+from wsiseq_jax.mil.trainer import (
+  BagFitSettings,
+  BagTrainer,
+  check_model,
+  local_mesh,
+)
 from wsiseq_jax.models.mil.config import MilConfig
 
 MODEL = MilConfig(
@@ -16,7 +22,7 @@ MODEL = MilConfig(
 # Compiles fastest.
 MEAN = dataclasses.replace(MODEL, name="mean")
 # Of eight devices one divides three bags.
-SETTINGS = fit.Settings(
+SETTINGS = BagFitSettings(
   lr=3e-2, warmup_epochs=0, epochs=30, patience=5, batch_size=3
 )
 
@@ -36,7 +42,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trainer():
-  return fit.Trainer(MODEL, "binary", SETTINGS)
+  return BagTrainer(MODEL, "binary", SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +98,7 @@ def test_bags_that_fill_a_batch_teach_nothing(data, trainer):
     settings = dataclasses.replace(small, batch_size=size)
     # No mesh of two: 2 of 8 devices would divide it.
     mesh = trainer.mesh
-    found.append(fit.Trainer(MEAN, "binary", settings, mesh).fit(*two, seed=0))
+    found.append(BagTrainer(MEAN, "binary", settings, mesh).fit(*two, seed=0))
   for a, b in zip(*(jax.tree.leaves(one.params) for one in found), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-5)
   # The mean over a batch of 4, two of weight 0.
@@ -109,7 +115,7 @@ def test_class_weights_are_those_of_training(data, trainer):
   settings = dataclasses.replace(
     PLAIN, epochs=1, lr=0.0, class_weights="balanced"
   )
-  one = fit.Trainer(MEAN, "binary", settings, trainer.mesh)
+  one = BagTrainer(MEAN, "binary", settings, trainer.mesh)
   split = [([ids[i] for i in rows], labels[rows]) for rows in (train, val)]
   fitted = one.fit(bags, *split[0], *split[1], seed=0)
   # 8 / (2 · 6) and 8 / (2 · 2), of the validation slides too.
@@ -125,10 +131,10 @@ def test_several_devices_change_nothing(data):
   bags, ids, labels = data
   settings = dataclasses.replace(PLAIN, epochs=2)
   parts = (bags, ids[:13], labels[:13], ids[13:], labels[13:])
-  assert fit.local_mesh(4).size == 4 and fit.local_mesh(3).size == 1
+  assert local_mesh(4).size == 4 and local_mesh(3).size == 1
   found = [
-    fit.Trainer(MEAN, "binary", settings, mesh).fit(*parts, seed=0)
-    for mesh in (fit.local_mesh(4), fit.local_mesh(1))
+    BagTrainer(MEAN, "binary", settings, mesh).fit(*parts, seed=0)
+    for mesh in (local_mesh(4), local_mesh(1))
   ]
   a, b = (np.array(one.history) for one in found)
   np.testing.assert_allclose(a, b, rtol=1e-4)
@@ -137,23 +143,15 @@ def test_several_devices_change_nothing(data):
 def test_what_does_not_go_together():
   clam = dataclasses.replace(MODEL, name="clam_sb")
   with pytest.raises(ValueError, match="'clam_sb'.*'regression'.*auxiliary_we"):
-    fit.Trainer(clam, "regression", SETTINGS)
-  fit.check_model(dataclasses.replace(clam, auxiliary_weight=0.0), "survival")
+    BagTrainer(clam, "regression", SETTINGS)
+  check_model(dataclasses.replace(clam, auxiliary_weight=0.0), "survival")
 
 
 def test_divergence_is_said(data, trainer):
   bags, ids, labels = data
   nowhere = labels[13:] * np.nan
   settings = dataclasses.replace(SETTINGS, epochs=1)
-  wild = fit.Trainer(MODEL, "binary", settings, trainer.mesh)
+  wild = BagTrainer(MODEL, "binary", settings, trainer.mesh)
   wild.loss = lambda *_: float("nan")
-  with pytest.raises(ValueError, match="no validation loss is finite"):
+  with pytest.raises(ValueError, match="no validation score is finite"):
     wild.fit(bags, ids[:13], labels[:13], ids[13:], nowhere, seed=0)
-
-
-def test_rates():
-  settings = dataclasses.replace(SETTINGS, lr=1.0, warmup_epochs=1, epochs=3)
-  rates = fit._rates(settings, per_epoch=2)
-  # Two steps up, then half a cosine to 0 over four.
-  wanted = [0.5, 1.0, 0.8536, 0.5, 0.1464, 0.0]
-  np.testing.assert_allclose(rates, wanted, atol=1e-4)

@@ -1,0 +1,374 @@
+"""Fits bag models (`wsiseq_jax/fit.py`) and predicts slides with them.
+
+The score of an epoch is the mean loss of all validation bags, by the class
+weights of training; the lowest is the best. The loss of a step is the head's
+loss of its bags (`models/mil/heads.py`) and the model's auxiliary loss (the
+tiles of CLAM, the critical tile of DSMIL), weighted as the model's config says.
+Class weights are of the head's loss alone. Each bag counts alike, also in an
+incomplete batch.
+
+The Cox loss compares bags with each other: the batch is the risk set, hence
+batches are drawn across bag lengths there, and 8 bags are few; validation
+compares all its bags at once.
+
+Numbers are learned standardised by the training labels. One program is compiled
+for each bag length in use.
+
+Deviation from the papers of CLAM, TransMIL, DSMIL, Chowder: AdamW (decay apart
+from the gradient, and of matrices alone) in place of Adam with L2 or Lookahead;
+batches of several bags.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import scipy.special
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from wsiseq_jax import parallel
+from wsiseq_jax.data.background import Background
+from wsiseq_jax.data.bags import Bags, Batch
+from wsiseq_jax.fit import Batch as DeviceBatch
+from wsiseq_jax.fit import (
+  Data,
+  FitFolder,
+  FitSettings,
+  Model,
+  Trainer,
+  standardisation,
+)
+from wsiseq_jax.mil import class_weights
+from wsiseq_jax.models import mil
+from wsiseq_jax.models.mil import heads
+from wsiseq_jax.models.mil.config import MilConfig
+
+NUMERIC = ("regression",)
+
+
+@dataclasses.dataclass(frozen=True)
+class BagFitSettings(FitSettings):
+  """How to train; see `configs/mil.py`, `optim` and `data`.
+
+  Attributes:
+    class_weights: one of `class_weights.NAMES`.
+    batch_size: bags in a step.
+    max_tiles: random tiles of a training bag; 0 = all.
+  """
+
+  class_weights: str = "none"
+  batch_size: int = 8
+  max_tiles: int = 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FittedBags:
+  """A trained model.
+
+  Attributes:
+    params: nested dict of f32 arrays, of the best epoch.
+    scale: (mean, std) of training labels where a number is learned, else
+      (0, 1).
+    epoch: the best one, counted from 1.
+    history: (training loss, validation loss) of each epoch.
+  """
+
+  params: Any
+  scale: tuple[float, float]
+  epoch: int
+  history: list[tuple[float, float]]
+
+
+def local_mesh(batch_size: int) -> Mesh:
+  """As many devices of this process as divide a batch."""
+  devices = jax.local_devices()
+  return parallel.make_mesh(1, devices[: math.gcd(batch_size, len(devices))])
+
+
+def check_model(model: MilConfig, head: str) -> None:
+  """Raises if the model's auxiliary loss makes no sense for the head."""
+  if model.loss_weights[1] and head not in class_weights.HEADS:
+    raise ValueError(
+      f"config.model.name = {model.name!r}, config.head = {head!r}: its "
+      "auxiliary loss needs classes; set config.model.auxiliary_weight = 0.0, "
+      "or take another model"
+    )
+
+
+def bag_loss(
+  head: str,
+  logits: Any,
+  labels: Any,
+  weight: Any = None,
+  label_weights: Any = None,
+) -> Float[Array, ""]:
+  """Mean loss of bags; numbers standardised.
+
+  Args:
+    head: one of `cohort.HEADS`.
+    logits: [b y].
+    labels: [b k], as in `cohort.Cohort`.
+    weight: 0 for bags that only fill the batch, [b]; all 1 by default.
+    label_weights: of labels, [b k]; all 1 by default. Survival has none.
+
+  Example:
+    >>> round(float(bag_loss("binary", np.zeros((1, 1)), np.ones((1, 1)))), 3)
+    0.693
+  """
+  kind = heads.HEADS[head](outputs=logits.shape[1])
+  more = () if head == "survival" else (label_weights,)
+  logits = jax.numpy.asarray(logits)
+  return kind.loss(logits, _shaped(head, labels), weight, *more)
+
+
+def _shaped(head: str, labels: Any) -> Any:
+  """Labels [b k] as the head wants them."""
+  return labels[:, 0] if head == "multiclass" else labels
+
+
+@functools.lru_cache(maxsize=32)
+def bag_model(config: MilConfig, head: str) -> Model:
+  """A shape as the trainer wants it, the same one whenever asked for."""
+  weights = config.loss_weights
+
+  def init(key, frozen, example):
+    del frozen, example
+    return mil.init(key, config)
+
+  def loss(params, frozen, batch, key):
+    del frozen
+    bags, weight, labels = _bags(batch), batch["mask"], batch["label"]
+    keys = jax.random.split(key, len(weight))
+    output = jax.vmap(lambda bag, key: mil.apply(params, config, bag, key))(
+      bags, keys
+    )
+    total = weights[0] * bag_loss(
+      head, output.logits, labels, weight, batch["label_weight"]
+    )
+    if weights[1]:
+      kind = heads.HEADS[head](outputs=config.outputs)
+      each = jax.vmap(
+        lambda bag, output, label: mil.auxiliary_loss(
+          params, config, bag, output, label
+        )
+      )(bags, output, kind.onehot(_shaped(head, labels)))
+      total += weights[1] * (each * weight).sum() / weight.sum()
+    if head == "survival":  # a mean over events, not over bags
+      return total
+    return total * weight.sum() / len(weight)
+
+  def apply(params, frozen, batch):
+    del frozen
+    return jax.vmap(lambda bag: mil.apply(params, config, bag).logits)(
+      _bags(batch)
+    )
+
+  return Model(init, loss, apply)
+
+
+def _bags(batch: DeviceBatch) -> mil.Bag:
+  return mil.Bag(batch["features"], batch["tile_mask"], batch["grid_xy"])
+
+
+@functools.lru_cache(maxsize=32)
+def _explain(config: MilConfig) -> Callable[..., mil.MilOutput]:
+  return jax.jit(lambda params, bag: mil.apply(params, config, bag))
+
+
+class BagTrainer:
+  """Fits models of one shape.
+
+  Args:
+    model: the shape.
+    head: one of `cohort.HEADS`.
+    settings: how to train.
+    mesh: the devices; by default `local_mesh`.
+
+  Raises:
+    ValueError: model and head do not go together.
+  """
+
+  def __init__(
+    self,
+    model: MilConfig,
+    head: str,
+    settings: BagFitSettings,
+    mesh: Mesh | None = None,
+  ):
+    check_model(model, head)
+    self.model, self.head, self.settings = model, head, settings
+    self.mesh = local_mesh(settings.batch_size) if mesh is None else mesh
+    self._trainer = Trainer(bag_model(model, head), settings, self.mesh)
+
+  def fit(
+    self,
+    bags: Bags,
+    train: Sequence[str],
+    train_labels: Float[np.ndarray, "n k"],
+    val: Sequence[str],
+    val_labels: Float[np.ndarray, "v k"],
+    seed: int,
+    folder: FitFolder | None = None,
+  ) -> FittedBags:
+    """Trains and keeps the epoch with the lowest validation loss.
+
+    Args:
+      bags: where the bags are.
+      train: slides to learn from, all `ok`.
+      train_labels: theirs, as in `cohort.Cohort`.
+      val: slides to choose the epoch by, all `ok`.
+      val_labels: theirs.
+      seed: of the first parameters, the order of bags, and dropout.
+      folder: for metrics and state; None writes nothing.
+
+    Raises:
+      ValueError: no epoch had a finite validation loss.
+      launch.Stopped: it was told to stop; the state is saved.
+    """
+    settings, scale = self.settings, (0.0, 1.0)
+    if self.head in NUMERIC:
+      scale = standardisation(train_labels)
+      train_labels = (train_labels - scale[0]) / scale[1]
+      val_labels = (val_labels - scale[0]) / scale[1]
+    of_classes = None
+    if settings.class_weights == "balanced":
+      of_classes = class_weights.balanced(train_labels, self.head)
+    train_weights, val_weights = (
+      class_weights.of_labels(of_classes, labels).astype(np.float32)
+      for labels in (train_labels, val_labels)
+    )
+    train_labels = train_labels.astype(np.float32)
+    per_epoch = math.ceil(len(train) / settings.batch_size)
+
+    def host_batches(step: int) -> Iterator[Batch]:
+      for epoch in itertools.count(step // per_epoch):
+        batches = bags.batches(
+          train,
+          settings.batch_size,
+          np.random.default_rng([seed, 1, epoch]),
+          settings.max_tiles,
+          mixed=self.head == "survival",
+        )
+        # In the middle of an epoch only the first time.
+        first = max(step - epoch * per_epoch, 0)
+        yield from itertools.islice(batches, first, None)
+
+    def train_batches(step: int) -> Iterator[DeviceBatch]:
+      with _ahead(host_batches(step)) as batches:
+        for batch in batches:
+          yield self._put(
+            batch,
+            label=train_labels[batch.rows],
+            label_weight=train_weights[batch.rows],
+          )
+
+    def validate(logits):
+      loss = self.loss(logits, val_labels, val_weights)
+      return (-loss,), {"val/loss": loss}
+
+    data = Data(per_epoch, train_batches, lambda: self._in_order(bags, val))
+    found = self._trainer.fit(data, validate, seed, folder)
+    history = [(row["train/loss"], row["val/loss"]) for row in found.history]
+    return FittedBags(parallel.fetch(found.params), scale, found.epoch, history)
+
+  def logits(
+    self, params: Any, bags: Bags, ids: Sequence[str]
+  ) -> Float[np.ndarray, "n y"]:
+    """Logits of slides that are all `ok`, in their order."""
+    return self._trainer.predict(params, self._in_order(bags, ids))
+
+  def loss(
+    self,
+    logits: Float[np.ndarray, "n y"],
+    labels: Float[np.ndarray, "n k"],
+    label_weights: Float[np.ndarray, "n k"] | None = None,
+  ) -> float:
+    """Mean loss of all these slides; labels standardised if numbers."""
+    logits, labels = logits.astype(np.float32), labels.astype(np.float32)
+    return float(bag_loss(self.head, logits, labels, None, label_weights))
+
+  def explain(self, params: Any, bags: Bags, slide_id: str) -> mil.MilOutput:
+    """What a model says of the tiles of a slide that is `ok`.
+
+    Returns:
+      NumPy arrays of the real tiles, in the order of the file.
+    """
+    batch = next(bags.batches([slide_id], 1))
+    count = bags.tiles[slide_id]
+    bag = mil.Bag(batch.features[0], batch.mask[0], batch.grid_xy[0])
+    output = _explain(self.model)(params, bag)
+    return mil.MilOutput(
+      logits=np.asarray(output.logits),
+      attention=np.asarray(output.attention)[:count],
+      contribution=np.asarray(output.contribution)[:count],
+      instance_logits=np.asarray(output.instance_logits)[:count],
+      aux={},
+    )
+
+  def put(self, params: Any) -> Any:
+    """Parameters on all devices, for several uses."""
+    return jax.device_put(params, parallel.replicated(self.mesh))
+
+  def _in_order(self, bags: Bags, ids: Sequence[str]) -> Iterator[DeviceBatch]:
+    with _ahead(bags.batches(ids, self.settings.batch_size)) as batches:
+      for batch in batches:
+        yield self._put(batch)
+
+  def _put(self, batch: Batch, **labels: np.ndarray) -> DeviceBatch:
+    """A batch on the devices, its bags shared out among them."""
+    arrays = {
+      "features": batch.features,
+      "tile_mask": batch.mask,
+      "grid_xy": batch.grid_xy,
+      "mask": batch.weight,
+      "index": batch.rows,
+      **labels,
+    }
+    return jax.device_put(arrays, parallel.batch_sharding(self.mesh))
+
+
+def _ahead(batches: Iterator[Batch]) -> contextlib.closing:
+  """The same batches, the next one being read while one is worked upon."""
+  return contextlib.closing(Background(batches, ahead=1))
+
+
+def values_of(
+  head: str,
+  logits: Float[np.ndarray, "n y"],
+  scale: tuple[float, float] = (0.0, 1.0),
+) -> Float[np.ndarray, "n c"]:
+  """What logits say: probabilities of all classes or labels, or a number.
+
+  Args:
+    head: one of `cohort.HEADS`.
+    logits: of slides, or of tiles.
+    scale: mean and std of the labels of a regression; of the validation slides'
+      log risk for survival, which models give on scales of their own.
+
+  Returns:
+    Two columns for one logit of a binary head.
+
+  Example:
+    >>> values_of("binary", np.array([[0.0]])).tolist()
+    [[0.5, 0.5]]
+    >>> values_of("regression", np.array([[1.0]]), (5.0, 2.0)).tolist()
+    [[7.0]]
+    >>> values_of("survival", np.array([[3.0]]), (1.0, 2.0)).tolist()
+    [[1.0]]
+  """
+  logits = np.asarray(logits, np.float64)
+  if head == "regression":
+    return logits * scale[1] + scale[0]
+  if head == "survival":
+    return (logits - scale[0]) / scale[1]
+  if head == "multiclass":
+    return scipy.special.softmax(logits, axis=1)
+  each = scipy.special.expit(logits)
+  return np.concatenate([1 - each, each], axis=1) if head == "binary" else each
