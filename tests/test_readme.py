@@ -1,5 +1,6 @@
-"""The commands of the README, run as they stand but at smoke size."""
+"""The commands of the README and the scripts of examples/, at smoke size."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -16,14 +17,16 @@ _SMOKE = {
   "configs/embed_tiles.py:resnet50_trunc": "configs/embed_tiles.py:smoke",
   "configs/mil.py": "configs/mil.py:smoke",
 }
+_RANDOM_ENCODER = (
+  "--config.encoder.random_weights=True",
+  "--config.encoder.tile_px=64",
+)
 # What else makes them small, by what a word is in the README.
 _SMALL = {
   "--slides=60": ("--slides=12", "--mpp=2", "--size_px", "800", "800"),
-  "--config.encoder.weights=WEIGHTS": (
-    "--config.encoder.random_weights=True", "--config.encoder.tile_px=64",
-  ),
+  "--config.encoder.weights=WEIGHTS": _RANDOM_ENCODER,
   "--config.tiles.mpp=0.6": ("--config.tiles.mpp=2.0",),
-}  # fmt: skip
+}
 # Folders and the like that the README writes in capitals.
 _PLACES = (
   *("SLIDES", "DATA", "RUN", "SERIES", "VISITS", "TVRL", "PROBE", "SWEEP"),
@@ -31,21 +34,25 @@ _PLACES = (
 )
 
 
-def blocks(readme, language=""):
-  return re.findall(rf"^```{language}\n(.*?)^```", readme, re.S | re.M)
-
-
 def job_commands(readme):
-  """Python commands of the README, one list of words each."""
-  commands = []
-  for block in blocks(readme):
-    lines = block.replace("\\\n", " ").splitlines()
-    commands += [shlex.split(x) for x in lines if x.startswith("python ")]
-  # Pictures are needed first; the README tells of them last.
+  """Python commands of the README's table, one list of words each."""
+  commands = [shlex.split(x) for x in re.findall(r"`(python -?\w.*?)`", readme)]
+  # Data is needed first; the README names it last.
   return sorted(
-    commands,
-    key=lambda words: not words[2].startswith("data_prep.synthetic.slides"),
+    commands, key=lambda words: not words[2].startswith("data_prep.synthetic")
   )
+
+
+def call(words, repo_root, **environ):
+  done = subprocess.run(
+    words,
+    cwd=repo_root,
+    capture_output=True,
+    text=True,
+    timeout=600,
+    env={**os.environ, **environ},
+  )
+  assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
 
 
 @pytest.mark.slow
@@ -60,21 +67,15 @@ def test_every_command_of_the_readme_runs(repo_root, tmp_path):
       words = [re.sub(rf"={short}$", f"={smoke}", word) for word in words]
     for name, folder in folders.items():
       words = [re.sub(rf"\b{name}\b", str(folder), word) for word in words]
-    done = subprocess.run(
-      [sys.executable, *words[1:]],
-      cwd=repo_root,
-      capture_output=True,
-      text=True,
-      timeout=600,
-    )
-    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+    call([sys.executable, *words[1:]], repo_root)
   page = (folders["RUN"] / "report" / "index.html").read_text()
   for word in ("Reconstructions", "Nearest neighbours", "syn_00"):
     assert word in page
   for name in ("index.html", "slides/lymph_000/regions.geojson"):
     assert (folders["MIL"] / "report" / name).is_file()
   assert (folders["SCORES"] / "predictions_slide.csv").is_file()
-  snippet = blocks(readme, "python")[0].replace("DATA", str(folders["DATA"]))
+  snippet = re.search(r"```python\n(.*?)```", readme, re.S).group(1)
+  snippet = snippet.replace("DATA", str(folders["DATA"]))
   check = "import sys; assert len(source) > 0 and 'panels' in source[0]"
   check += "; assert 'tensorflow' not in sys.modules"
   check += "; assert 'data_prep' not in sys.modules"
@@ -83,14 +84,92 @@ def test_every_command_of_the_readme_runs(repo_root, tmp_path):
   )
 
 
-def test_every_file_the_readme_names_exists(repo_root):
-  readme = (repo_root / "README.md").read_text()
-  names = re.findall(
-    r"`((?:wsiseq_jax|data_prep|configs|benchmarks)/[\w/.]*)`", readme
+@pytest.mark.slow
+def test_tcga_sequences(repo_root, tmp_path):
+  slides, out = tmp_path / "slides", tmp_path / "out"
+  synthetic = "data_prep.synthetic.slides"
+  call([sys.executable, "-m", synthetic, f"--out={slides}"], repo_root)
+  for number, path in enumerate(sorted(slides.glob("*.tiff"))):
+    # Two slides of each patient, each in a folder as gdc-client leaves it.
+    name = f"TCGA-A1-A0S{number // 2}-01Z-00-DX{number}"
+    folder = slides / f"file_{number}"
+    folder.mkdir()
+    path.rename(folder / f"{name}.0aB1.tiff")
+  call(
+    ["examples/tcga_sequences.sh", str(slides), str(out)],
+    repo_root,
+    PYTHON=sys.executable,
+    PREP="configs/prep_wsi.py:smoke",
+    MODEL="configs/videomae.py:smoke",
   )
+  assert "TCGA-A1-A0S0," in (out / "data" / "slides.csv").read_text()
+  assert "TCGA-A1-A0S" in (out / "report" / "index.html").read_text()
+
+
+@pytest.mark.slow
+def test_camelyon16(repo_root, tmp_path):
+  slides, out = tmp_path / "slides", tmp_path / "out"
+  command = [sys.executable, "-m", "data_prep.synthetic.lymph.nodes"]
+  command += [f"--out={slides}", "--slides=12", "--mpp=2"]
+  call([*command, "--size_px", "800", "800"], repo_root)
+  files, reference = sorted(slides.rglob("lymph_*.tiff")), []
+  for number, path in enumerate(files):
+    kind = ("normal", "tumor")[number % 2]
+    name = f"{kind}_{number:03d}"
+    if number >= 8:
+      name = f"test_{number:03d}"
+      reference.append(f"{name}.tif,{kind.title()},IDC,None\n")
+    path.rename(path.with_name(f"{name}.tif"))
+  (tmp_path / "reference.csv").write_text("".join(reference))
+  call(
+    [
+      "examples/camelyon16.sh",
+      str(slides),
+      str(tmp_path / "reference.csv"),
+      "",
+      str(out),
+    ],
+    repo_root,
+    PYTHON=sys.executable,
+    ENCODER="configs/embed_tiles.py:smoke",
+    MODEL="configs/mil.py:gated,smoke",
+    TILES=" ".join((*_RANDOM_ENCODER, "--config.tiles.mpp=2.0")),
+  )
+  scores = (out / "mil" / "predictions_slide.csv").read_text()
+  assert "test_008" in scores and "normal_000" not in scores
+  assert (out / "mil" / "report" / "index.html").is_file()
+
+
+@pytest.mark.slow
+def test_series(repo_root, tmp_path):
+  series, out = tmp_path / "series", tmp_path / "out"
+  command = [sys.executable, "-m", "data_prep.synthetic.series"]
+  call([*command, f"--out={series}", "--subjects=60"], repo_root)
+  call(
+    ["examples/series.sh", str(series / "series.csv"), str(out)],
+    repo_root,
+    PYTHON=sys.executable,
+    SIZE=",smoke",
+    PREP="configs/prep_series.py:smoke",
+    PROBE="configs/probe.py:quick",
+    METHODS="tvrl mae",
+  )
+  table = (out / "methods.csv").read_text()
+  assert "tvrl" in table and "mae" in table
+
+
+def test_every_file_the_readme_names_exists(repo_root):
+  names = set()
+  for page in (repo_root / "README.md", *(repo_root / "docs").glob("*.md")):
+    names |= set(
+      re.findall(
+        r"`((?:wsiseq_jax|data_prep|configs|benchmarks|examples|docs)"
+        r"/[\w/.]*)",
+        page.read_text(),
+      )
+    )
   assert len(names) > 10
-  missing = [name for name in names if not (repo_root / name).exists()]
-  assert not missing
+  assert [name for name in names if not (repo_root / name).exists()] == []
 
 
 def test_make_targets_of_the_readme_exist(repo_root):
