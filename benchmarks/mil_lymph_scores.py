@@ -125,7 +125,7 @@ def probe_tiles(known, folders, texture):
       share = known[slide].share(tiles)
       use = (share == 0) | (share >= LEAST_TUMOUR)
       labels.append(share[use] > 0)
-      patients += [known[slide].row["case_id"]] * int(use.sum())
+      patients += [known[slide].row["patient_id"]] * int(use.sum())
       x.append(tiles.features[use])
       if name == "mean colour":
         described.append(np.load(texture / f"{slide}.npy")[use])
@@ -177,7 +177,7 @@ def score(known, probability, tile_maps):
       points, xy = found_points.probability, found_points.xy
       shares.append(known[name].share(one.in_level0()))
       said.append(one.probability)
-    case = known[name].row["case_id"]
+    case = known[name].row["patient_id"]
     hits.append(froc.hits(name, case, points, xy, known[name].lesions))
   curve = froc.froc(hits)
   found["froc"] = curve.score
@@ -225,7 +225,7 @@ def told_every_tile(known, folder):
     slides += [slide] * len(tiles.features)
     x.append(tiles.features)
     shares.append(known[slide].share(tiles))
-    patients += [known[slide].row["case_id"]] * len(tiles.features)
+    patients += [known[slide].row["patient_id"]] * len(tiles.features)
   slides, x = np.array(slides), np.concatenate(x).astype(np.float64)
   shares = np.concatenate(shares)
   clear = (shares == 0) | (shares >= LEAST_TUMOUR)
@@ -247,7 +247,7 @@ def _maps(known, folder, said):
     tiles, values = tile_features.read(path), said[slide]
     found[slide] = TileMap(
       slide_id=slide,
-      case_id=known[slide].row["case_id"],
+      patient_id=known[slide].row["patient_id"],
       xy=tiles.xy,
       tile_size=tiles.tile_size,
       unit=tiles.unit,

@@ -119,7 +119,7 @@ def score(name, seed, features, tokens, arrays, table):
   """A row of the result."""
   slide = arrays["slide_id"].astype(str)
   organ = np.array([table[s]["organ"] for s in slide])
-  case = np.array([table[s]["case_id"] for s in slide])
+  case = np.array([table[s]["patient_id"] for s in slide])
   row = {"features": name, "seed": seed, "sequences": len(slide)}
   stated = ~np.isin(organ, ("not stated", "none"))
   # One organ has several cases. It is told from all others.

@@ -23,8 +23,9 @@ Presets are models (wsiseq_jax/models/mil); the first is the default:
   <name>,smoke  the same, tiny, on synthetic bags that are made on the fly: no
                 data needed, seconds. `smoke` is `additive,smoke`.
 
-Heads (`config.head`): binary, multiclass, multilabel (data.label='er,pr,her2',
-each 0, 1 or empty), regression, survival (data.label='time,event'; Cox).
+Target types (`config.target_type`): binary, multiclass, multilabel
+(data.label='er,pr,her2', each 0, 1 or empty), regression, survival
+(data.label='time,event'; Cox).
 
 How it is kept honest. Cases, not slides, are split: `folds.k` folds, validation
 (`folds.val_share`) inside the training part of each, drawn once and kept in
@@ -117,7 +118,7 @@ def get_config(arg: str = "") -> ConfigDict:
       "job": "mil",
       "workdir": "",
       # binary, multiclass, multilabel, regression or survival.
-      "head": "binary",
+      "target_type": "binary",
       "data": {
         "features": "",  # folder of feature files; 'synthetic' makes some
         "table": "",  # CSV of slides, cases and labels

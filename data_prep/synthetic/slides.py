@@ -317,7 +317,7 @@ def make_cohort(
     {
       "slide_id": f"syn_{i:02d}",
       "filename": f"syn_{i:02d}.tiff",
-      "case_id": f"patient_{i % patients:02d}",
+      "patient_id": f"patient_{i % patients:02d}",
       "label": LABELS[i % 3],
     }
     for i in range(slides)

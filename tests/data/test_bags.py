@@ -40,7 +40,7 @@ def test_names_of_columns_and_slides(tmp_path):
   )
   found = cohort.read(path, "Grade", "binary")
   assert found.ids == ["a", "b", "c"]
-  assert found.cases.tolist() == ["p1", "p2", "c"]
+  assert found.patients.tolist() == ["p1", "p2", "c"]
   assert found.classes == ("no", "yes") and found.positive == "yes"
   assert found.labels.tolist() == [[0.0], [1.0], [0.0]]
 
@@ -109,7 +109,11 @@ ROWS = "slide_id,case_id,label,split\na,p,0,train\nb,p,1,train\nc,q,1,test\n"
   "text, change, words",
   [
     (ROWS + "b,p,1,train\n", {}, "slide 'b' is in rows 3 and 5"),
-    (ROWS.replace("b,p,1,train", "b,p,1,test"), {}, "case 'p' is in two split"),
+    (
+      ROWS.replace("b,p,1,train", "b,p,1,test"),
+      {},
+      "patient 'p' is in two split",
+    ),
     (ROWS.replace("q,1,test", "q,1,tset"), {}, "'c' has 'tset'"),
     (ROWS.replace("slide_id", "name"), {}, "expected one of"),
     (ROWS, {"label": "grade"}, "no column 'grade'"),
@@ -118,12 +122,16 @@ ROWS = "slide_id,case_id,label,split\na,p,0,train\nb,p,1,train\nc,q,1,test\n"
     (ROWS.replace(",1,", ",0,"), {}, "wants two classes.*has 1"),
     (ROWS, {"classes": ("0", "2")}, r"also has \['1'\]"),
     (ROWS, {"classes": ("0", "1", "2")}, r"no slide is of class \['2'\]"),
-    (ROWS, {"head": "survival"}, "two columns, time and event"),
-    (ROWS, {"head": "survival", "label": "label,label"}, "times must be above"),
-    (ROWS.replace("q,1", "q,x"), {"head": "regression"}, "'c' has 'x'"),
+    (ROWS, {"target_type": "survival"}, "two columns, time and event"),
+    (
+      ROWS,
+      {"target_type": "survival", "label": "label,label"},
+      "times must be above",
+    ),
+    (ROWS.replace("q,1", "q,x"), {"target_type": "regression"}, "'c' has 'x'"),
     (
       ROWS.replace("q,1", "q,7"),
-      {"head": "multilabel"},
+      {"target_type": "multilabel"},
       "label = 7: must be 0",
     ),
     (ROWS + ",p,1,train\n", {}, "row 5 .* names no slide"),
@@ -131,7 +139,11 @@ ROWS = "slide_id,case_id,label,split\na,p,0,train\nb,p,1,train\nc,q,1,test\n"
   ],
 )
 def test_bad_tables(tmp_path, text, change, words):
-  arguments = {"label": "label", "head": "binary", "split_column": "split"}
+  arguments = {
+    "label": "label",
+    "target_type": "binary",
+    "split_column": "split",
+  }
   with pytest.raises(ValueError, match=words):
     cohort.read(table(tmp_path, text), **{**arguments, **change})
 

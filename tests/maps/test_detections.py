@@ -15,7 +15,7 @@ def row_of_tiles(probability, unit="level0_px", mpp=0.5):
     [np.arange(len(probability)) * side, np.full(len(probability), 3 * side)], 1
   )
   return TileMap(
-    slide_id="s", case_id="c", xy=xy, tile_size=side, unit=unit,
+    slide_id="s", patient_id="c", xy=xy, tile_size=side, unit=unit,
     level0_mpp=mpp, level0_size=(4000, 2000), attention=probability,
     probability=probability, contribution=probability, class_name="tumour",
     slide_probability=0.5, threshold=0.5, label=None,

@@ -18,8 +18,8 @@ def ring_of_tiles():
   cells = [(1, 1), (2, 1), (3, 1), (1, 2), (3, 2), (1, 3), (2, 3), (3, 3)]
   probability = np.linspace(0.6, 0.95, 8).astype(np.float32)
   return TileMap(
-    slide_id="slide ü", case_id="c", xy=np.array(cells) * 80.0, tile_size=80.0,
-    unit="level0_px", level0_mpp=0.5, level0_size=(400, 320),
+    slide_id="slide ü", patient_id="c", xy=np.array(cells) * 80.0,
+    tile_size=80.0, unit="level0_px", level0_mpp=0.5, level0_size=(400, 320),
     attention=np.full(8, 0.125, np.float32), probability=probability,
     contribution=probability - 0.7, class_name="tumour",
     slide_probability=0.875, threshold=0.5, label=None,

@@ -12,7 +12,7 @@ NAN = np.nan
 def tiles(xy, probability, side=20.0, size=(60, 40), mpp=0.5, **other):
   probability = np.asarray(probability, np.float32)
   values = dict(
-    slide_id="s", case_id="c", xy=np.array(xy, np.float64).reshape(-1, 2),
+    slide_id="s", patient_id="c", xy=np.array(xy, np.float64).reshape(-1, 2),
     tile_size=side, unit="level0_px", level0_mpp=mpp, level0_size=size,
     attention=probability / max(probability.sum(), 1e-6),
     probability=probability, contribution=probability - np.float32(0.5),

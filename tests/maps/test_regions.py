@@ -22,7 +22,7 @@ def grid(rows, side=80.0, mpp=0.5, **other):
   table = np.array(cells, np.float64).reshape(-1, 3)
   probability = table[:, 2].astype(np.float32)
   values = dict(
-    slide_id="s", case_id="c", xy=table[:, :2], tile_size=side,
+    slide_id="s", patient_id="c", xy=table[:, :2], tile_size=side,
     unit="level0_px", level0_mpp=mpp,
     level0_size=(int(len(rows[0]) * side), int(len(rows) * side)),
     attention=probability / max(probability.sum(), 1e-6),

@@ -24,7 +24,7 @@ def cohort(cases=24, slides=2, head="binary", given=None, labels=None):
 
 
 def cases_of(one, rows):
-  return {one.slides[row].case_id for row in rows}
+  return {one.slides[row].patient_id for row in rows}
 
 
 def test_cases_stay_together_and_every_slide_is_tested_once_a_repeat():
@@ -52,11 +52,76 @@ def test_same_seed_same_splits_and_another_seed_others():
   assert a[0, 1]["test"].tolist() != c[0, 1]["test"].tolist()
 
 
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.25, 0.3, 0.4, 0.45, 0.5])
+def test_val_share_is_honoured(share):
+  one = cohort(cases=80)
+  parts = folds.draw(one, **{**DRAW, "repeats": 1, "val_share": share})
+  for part in parts.values():
+    count = {name: len(rows) for name, rows in part.items()}
+    found = count["val"] / (count["train"] + count["val"])
+    assert found == pytest.approx(share, abs=0.02)
+    for name in ("train", "val"):
+      positive = one.labels[part[name], 0].mean()
+      assert positive == pytest.approx(0.25, abs=1 / len(part[name]) + 0.02)
+
+
+def test_val_share_where_patients_have_many_slides():
+  sizes = np.random.default_rng(0).integers(1, 9, 60)
+  slides = tuple(
+    Slide(f"s{i}", f"p{patient}")
+    for i, patient in enumerate(np.repeat(np.arange(60), sizes))
+  )
+  labels = (np.repeat(np.arange(60), sizes) % 3 == 0)[:, None].astype(float)
+  one = Cohort(slides, labels, "binary", ("no", "yes"))
+  for part in folds.draw(one, **{**DRAW, "val_share": 0.4}).values():
+    count = {name: len(rows) for name, rows in part.items()}
+    assert count["val"] / (count["train"] + count["val"]) == pytest.approx(
+      0.4, abs=0.03
+    )
+    assert count["test"] / len(slides) == pytest.approx(1 / 3, abs=0.03)
+
+
+@pytest.mark.parametrize(
+  "cases, positive, k, slides",
+  [
+    (12, 3, 3, 1),
+    (12, 3, 2, 1),
+    (20, 4, 4, 1),
+    (40, 5, 5, 1),
+    (60, 3, 3, 1),
+    (60, 3, 2, 1),
+    (30, 3, 3, 2),
+  ],
+)
+def test_few_patients_of_a_class(cases, positive, k, slides):
+  """Every class is in every part where there are enough patients of it."""
+  labels = np.zeros((cases * slides, 1))
+  labels[-positive * slides :] = 1
+  one = cohort(cases=cases, slides=slides, labels=labels)
+  for seed in range(20):
+    found = folds.draw(one, k, 1, 0.2, True, seed)
+    for part in found.values():
+      has = {n: one.labels[rows, 0].any() for n, rows in part.items()}
+      tested = len(
+        cases_of(one, part["test"][one.labels[part["test"], 0] == 1])
+      )
+      assert has["train"] and has["test"]
+      assert has["val"] == (positive - tested > 1)
+
+
+def test_no_training_slide_of_a_class_names_the_remedy():
+  labels = np.zeros((12, 1))
+  labels[0] = 1
+  one = cohort(cases=12, slides=1, labels=labels)
+  with pytest.raises(ValueError, match=r"'yes'\].*config.folds.k.*folds.seed"):
+    folds.draw(one, **{**DRAW, "stratify": False})
+
+
 def test_written_and_read_back(tmp_path):
   one, path = cohort(), tmp_path / "splits.csv"
   found = folds.obtain(path, one, DRAW)
   lines = path.read_text().splitlines()
-  assert lines[0] == "repeat,fold,slide_id,case_id,split"
+  assert lines[0] == "repeat,fold,slide_id,patient_id,split"
   assert len(lines) == 1 + 6 * 48
   again = folds.obtain(path, one, {**DRAW, "seed": 99})
   for key, parts in found.items():
@@ -88,10 +153,10 @@ def test_given_splits(tmp_path):
 
 
 def test_too_few_cases():
-  with pytest.raises(ValueError, match="folds.k = 3: 5 cases are too few"):
+  with pytest.raises(ValueError, match="folds.k = 3: 5 patients are too few"):
     folds.draw(cohort(cases=5), **DRAW)
   # 8 cases, of which 0 and 4 are positive.
-  with pytest.raises(ValueError, match="only 2 cases are of class 'yes'"):
+  with pytest.raises(ValueError, match="only 2 patients are of class 'yes'"):
     folds.draw(cohort(cases=8), **DRAW)
 
 
@@ -140,5 +205,5 @@ def test_a_case_in_two_splits_of_the_file(tmp_path):
     return [lines[0], f"{first[0]},{other}", *lines[2:]]
 
   path = edited(tmp_path, change)
-  with pytest.raises(ValueError, match="fold 0: case 'c00' is in"):
+  with pytest.raises(ValueError, match="fold 0: patient 'c00' is in"):
     folds.obtain(path, cohort(), DRAW)

@@ -24,10 +24,10 @@ def test_scores_and_tables(finished):
   assert of["model", "auroc"]["predictions"] == 2  # seeds
   row = of["ensemble", "accuracy"]
   assert row["low"] <= row["mean"] <= row["high"]
-  assert (row["slides"], row["cases"], row["failures"]) == (32, 16, 1)
+  assert (row["slides"], row["patients"], row["failures"]) == (32, 16, 1)
   lines = table(folder / "predictions.csv")
   assert list(lines[0]) == [
-    "slide_id", "case_id", "repeat", "fold", "seed", "split", "label",
+    "slide_id", "patient_id", "repeat", "fold", "seed", "split", "label",
     "status", "scored", "threshold", "p_normal", "p_tumour",
   ]  # fmt: skip
   # Every slide is tested once by each seed, and validates in some models.
@@ -105,7 +105,7 @@ def test_maps_are_the_predictions_taken_apart(finished):
   folder = folder_of(finished)
   assert len(list((folder / "maps").glob("*.npz"))) == 31
   one = TileMap.load(folder / "maps" / "slide07.npz")
-  assert (one.case_id, one.label, one.class_name) == (
+  assert (one.patient_id, one.label, one.class_name) == (
     "case03", "tumour", "tumour",
   )  # fmt: skip
   assert one.attention.sum() == pytest.approx(1, abs=1e-5)
@@ -222,7 +222,7 @@ def test_other_heads(head, data, tmp_path):
   label, metric, least = HEADS[head]
   # The smallest model compiles fastest.
   preset = "smoke" if head == "multiclass" else "mean,smoke"
-  config = make(tmp_path, preset, data, head=head, seeds=(0,))
+  config = make(tmp_path, preset, data, target_type=head, seeds=(0,))
   config.data.label = label
   if head == "survival":
     config.data.batch_size = 5
@@ -289,7 +289,7 @@ def test_class_weights_want_classes():
   config = mil_configs.get_config("smoke")
   config.workdir, config.optim.class_weights = "w", "balanced"
   settings.validate(config)
-  config.head = "survival"
+  config.target_type = "survival"
   with pytest.raises(ValueError, match="'balanced'.*'survival' has no classes"):
     settings.validate(config)
 

@@ -121,7 +121,7 @@ def _ring(ring, bounds_xy) -> list[list[float]]:
 def _feature(tile_map, kind, key, rings, properties) -> dict[str, Any]:
   metadata = {
     "slide_id": str(tile_map.slide_id),
-    "case_id": str(tile_map.case_id),
+    "patient_id": str(tile_map.patient_id),
     "class": str(tile_map.class_name),
     "slide_probability": f"{tile_map.slide_probability:.6g}",
     "made_by": "wsiseq_jax",

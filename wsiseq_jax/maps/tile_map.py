@@ -22,7 +22,7 @@ class TileMap:
 
   Attributes:
     slide_id: the slide.
-    case_id: its patient.
+    patient_id: its patient.
     xy: top-left corners of the tiles, in `unit`.
     tile_size: side of a tile's footprint, in `unit`.
     unit: 'level0_px' or 'um'.
@@ -41,7 +41,7 @@ class TileMap:
   """
 
   slide_id: str
-  case_id: str
+  patient_id: str
   xy: Float[np.ndarray, "m 2"]
   tile_size: float
   unit: str
@@ -84,7 +84,7 @@ class TileMap:
       np.savez_compressed(
         file,
         slide_id=np.array(self.slide_id),
-        case_id=np.array(self.case_id),
+        patient_id=np.array(self.patient_id),
         xy=np.asarray(self.xy, np.float64),
         tile_size=np.float64(self.tile_size),
         unit=np.array(self.unit),
@@ -113,7 +113,7 @@ class TileMap:
       size = tuple(int(v) for v in values["level0_size"])
       found = cls(
         slide_id=str(values["slide_id"]),
-        case_id=str(values["case_id"]),
+        patient_id=str(values["patient_id"]),
         xy=values["xy"],
         tile_size=float(values["tile_size"]),
         unit=str(values["unit"]),

@@ -24,28 +24,28 @@ HEADS = ("binary", "multiclass", "multilabel")
 
 
 def balanced(
-  labels: Shaped[np.ndarray, "n k"], head: str
+  labels: Shaped[np.ndarray, "n k"], target_type: str
 ) -> Float[np.ndarray, "k c"]:
   """Weights by column of the labels and class.
 
   Args:
     labels: of training slides, as in `cohort.Cohort`; NaN = unknown.
-    head: one of `HEADS`.
+    target_type: one of `HEADS`.
 
   Returns:
     Weights; 1 for a class that no training slide has.
 
   Raises:
-    ValueError: the head has no classes.
+    ValueError: the target type has no classes.
 
   Example:
     >>> balanced(np.array([[0.0], [0.0], [0.0], [1.0]]), "binary").round(3)
     array([[0.667, 2.   ]])
   """
-  if head not in HEADS:
+  if target_type not in HEADS:
     raise ValueError(
-      f"config.optim.class_weights = 'balanced', config.head = {head!r}: has "
-      f"no classes; of use for {HEADS}"
+      "config.optim.class_weights = 'balanced', config.target_type = "
+      f"{target_type!r}: has no classes; of use for {HEADS}"
     )
   count = int(np.nanmax(labels, initial=1)) + 1
   weights = np.ones((labels.shape[1], count))

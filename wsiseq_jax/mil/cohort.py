@@ -1,12 +1,12 @@
-"""The table of a cohort: which slide is of which case, and what its label is.
+"""The table of a cohort: patient and label of each slide.
 
 A CSV with a heading. Columns are found by the names that preparation knows
 (`data_prep.wsi.find.ALIASES`): `slide_id` (or slide, image_id, or a file name,
-whose extension is left off), `case_id` (or patient, patient_id, case). Without
-a case column a TCGA barcode tells the case, else each slide is a case of its
-own, which is said in the log. The label is in the column `data.label`.
+whose extension is left off), `patient_id` (or patient, case, …). Without a
+patient column a TCGA barcode tells the patient, else each slide is a patient of
+its own. The label is in the column `data.label`.
 
-Labels by `config.head`:
+Labels by `config.target_type`:
 
 - `binary`, `multiclass`: class names in one column. Classes in the order of
   `data.classes`, by default sorted (as numbers where all are numbers); of two
@@ -34,7 +34,7 @@ from data_prep import splits
 from data_prep.wsi import find
 from wsiseq_jax.mil import labels as slide_labels
 
-HEADS = ("binary", "multiclass", "multilabel", "regression", "survival")
+TARGET_TYPES = ("binary", "multiclass", "multilabel", "regression", "survival")
 CAMELYON16 = "camelyon16"
 _CAMELYON_NAME = re.compile(r"(normal|tumor|test)_\d+$", re.IGNORECASE)
 _UNKNOWN = ("", "nan", "na")
@@ -47,13 +47,13 @@ class Slide:
 
   Attributes:
     slide_id: its name, without extension.
-    case_id: its patient.
+    patient_id: its patient.
     text: the label as it is written; several with ';' between; '' = unknown.
     split: 'train', 'val' or 'test' where splits are given, else ''.
   """
 
   slide_id: str
-  case_id: str
+  patient_id: str
   text: str = ""
   split: str = ""
 
@@ -66,14 +66,14 @@ class Cohort:
     slides: sorted by slide id.
     labels: f64 [n, k]: class number (k = 1), 0/1/NaN for each label, a number
       (k = 1), or time and event (k = 2).
-    head: one of `HEADS`.
+    target_type: one of `TARGET_TYPES`.
     classes: names of classes or labels; for a number the column's name.
     unlabelled: slides of the table that were left out.
   """
 
   slides: tuple[Slide, ...]
   labels: Float[np.ndarray, "n k"]
-  head: str
+  target_type: str
   classes: tuple[str, ...]
   unlabelled: tuple[str, ...] = ()
 
@@ -83,9 +83,9 @@ class Cohort:
     return [slide.slide_id for slide in self.slides]
 
   @property
-  def cases(self) -> np.ndarray:
+  def patients(self) -> np.ndarray:
     """Case of each slide."""
-    return np.array([slide.case_id for slide in self.slides])
+    return np.array([slide.patient_id for slide in self.slides])
 
   @property
   def is_labelled(self) -> np.ndarray:
@@ -95,13 +95,13 @@ class Cohort:
   @property
   def positive(self) -> str:
     """The class whose score a map shows where nothing else was asked for."""
-    return self.classes[-1] if self.head == "binary" else self.classes[0]
+    return self.classes[-1] if self.target_type == "binary" else self.classes[0]
 
 
 def read(
   table: str,
   label: str,
-  head: str,
+  target_type: str,
   classes: Sequence[str] = (),
   split_column: str = "",
   is_training: bool = True,
@@ -111,7 +111,7 @@ def read(
   Args:
     table: the CSV.
     label: column of the label; several with commas, see the module's docstring.
-    head: one of `HEADS`.
+    target_type: one of `TARGET_TYPES`.
     classes: class names in order; () takes those that are found.
     split_column: a column with 'train', 'val' and 'test', 'camelyon16' for that
       challenge's official split by slide name, or '' for none.
@@ -124,21 +124,20 @@ def read(
 
   Raises:
     ValueError: no such file or column, a slide in two rows, a label that is
-      none, a number of classes that does not fit the head, or a case in two
-      splits.
+      none, a number of classes that does not fit, or a patient in two splits.
   """
   heading, rows = _lines(table)
   slide_of, case_of = _identity(table, heading)
   names = [name.strip() for name in label.split(",")]
   if not label and not is_training:
     names = []
-  wanted = {"survival": 2, "multilabel": None}.get(head, 1)
+  wanted = {"survival": 2, "multilabel": None}.get(target_type, 1)
   wanted = wanted if names else 0
   if "" in names or wanted not in (None, len(names)):
     what = {2: "two columns, time and event,", None: "column names"}
     raise ValueError(
-      f"config.data.label = {label!r}: config.head = {head!r} wants "
-      f"{what.get(wanted, 'the name of one column')} of {table}"
+      f"config.data.label = {label!r}: config.target_type = {target_type!r} "
+      f"wants {what.get(wanted, 'the name of one column')} of {table}"
     )
   columns = [_column(heading, name, table, "data.label") for name in names]
   split_key = split_column
@@ -157,22 +156,24 @@ def read(
         f"config.data.table: slide {slide_id!r} is in rows "
         f"{found[slide_id][0]} and {number} of {table}"
       )
-    case = row[case_of] if case_of else ""
+    patient = row[case_of] if case_of else ""
     cells = [row[column] for column in columns]
     known = [cell.lower() not in _UNKNOWN for cell in cells]
     slide = Slide(
       slide_id,
-      case or find.patient_id_of(slide_id),
+      patient or find.patient_id_of(slide_id),
       ";".join(cell if k else "" for cell, k in zip(cells, known, strict=True)),
       _given_split(slide_id, row, split_key) if split_key else "",
     )
     found[slide_id] = (number, slide)
-    if not (any(known) if head == "multilabel" else known and all(known)):
+    if not (
+      any(known) if target_type == "multilabel" else known and all(known)
+    ):
       unknown.append(slide_id)
   _check_splits([slide for _, slide in found.values()])
   slides = sorted((s for _, s in found.values()), key=lambda s: s.slide_id)
   if not is_training:
-    return _to_predict(slides, set(unknown), head, names, tuple(classes))
+    return _to_predict(slides, set(unknown), target_type, names, tuple(classes))
   left_out = set(unknown)
   slides = [slide for slide in slides if slide.slide_id not in left_out]
   if not slides:
@@ -180,12 +181,16 @@ def read(
       f"config.data.table: {table} has no slide with a label in {label!r}"
     )
   texts = {slide.slide_id: slide.text for slide in slides}
-  values, named = slide_labels.to_learn(texts, head, names, tuple(classes))
-  return Cohort(tuple(slides), values, head, named, tuple(sorted(unknown)))
+  values, named = slide_labels.to_learn(
+    texts, target_type, names, tuple(classes)
+  )
+  return Cohort(
+    tuple(slides), values, target_type, named, tuple(sorted(unknown))
+  )
 
 
 def without_labels(
-  ids: Sequence[str], head: str, classes: tuple[str, ...]
+  ids: Sequence[str], target_type: str, classes: tuple[str, ...]
 ) -> Cohort:
   """A cohort of which only slide ids are known.
 
@@ -195,23 +200,23 @@ def without_labels(
     (['a', 'b'], [[nan], [nan]])
   """
   slides = [Slide(name, find.patient_id_of(name)) for name in sorted(ids)]
-  return _to_predict(slides, set(ids), head, [], classes)
+  return _to_predict(slides, set(ids), target_type, [], classes)
 
 
-def _to_predict(slides, unknown, head, names, classes) -> Cohort:
+def _to_predict(slides, unknown, target_type, names, classes) -> Cohort:
   """All slides, NaN for labels that are not known."""
-  width = {"multilabel": len(classes), "survival": 2}.get(head, 1)
+  width = {"multilabel": len(classes), "survival": 2}.get(target_type, 1)
   values = np.full((len(slides), width), np.nan)
   known = [i for i, s in enumerate(slides) if s.slide_id not in unknown]
   if known:
     texts = {slides[i].slide_id: slides[i].text for i in known}
-    values[known] = slide_labels.to_score(texts, head, names, classes)
+    values[known] = slide_labels.to_score(texts, target_type, names, classes)
   # Without a label nothing is written of one, not even of some.
   slides = [
     dataclasses.replace(s, text="") if s.slide_id in unknown else s
     for s in slides
   ]
-  return Cohort(tuple(slides), values, head, classes)
+  return Cohort(tuple(slides), values, target_type, classes)
 
 
 def _lines(table: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
@@ -236,7 +241,7 @@ def _lines(table: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
 
 
 def _identity(table: str, heading: Sequence[str]) -> tuple[str, str]:
-  """The columns of slide and case; '' if no column tells the case."""
+  """The columns of slide and patient; '' if no column tells the patient."""
 
   def first(*keys: str) -> str:
     for key in keys:
@@ -300,10 +305,10 @@ def _given_split(slide_id: str, row: Mapping[str, str], column: str) -> str:
 def _check_splits(slides: Sequence[Slide]) -> None:
   first: dict[str, Slide] = {}
   for slide in slides:
-    other = first.setdefault(slide.case_id, slide)
+    other = first.setdefault(slide.patient_id, slide)
     if other.split != slide.split:
       raise ValueError(
-        f"config.data.split_column: case {slide.case_id!r} is in two splits: "
-        f"slide {other.slide_id!r} in {other.split!r}, slide "
+        f"config.data.split_column: patient {slide.patient_id!r} is in two "
+        f"splits: slide {other.slide_id!r} in {other.split!r}, slide "
         f"{slide.slide_id!r} in {slide.split!r}"
       )

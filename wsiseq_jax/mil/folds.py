@@ -1,51 +1,51 @@
-"""Splits of a cohort by case: k folds, repeats, validation inside training.
+"""Splits of a cohort by patient: k folds, repeats, validation inside training.
 
-A case is never in two splits: two slides of one patient are near duplicates,
-and a model that was trained on one has seen the other. Where the table gives
-splits there is one fold, the given one; validation is drawn from its training
-slides if none is given.
+A patient is never in two splits: two slides of one patient are near duplicates.
+Where the table gives splits there is one fold, the given one; validation is
+drawn from its training slides if none is given.
 
 Splits are drawn once and kept in `splits.csv`. A second start reads them, so
-they may also be written by hand or brought from another project; what is read
-is checked as strictly as what was drawn.
+they may be written by hand or brought from another project; what is read is
+checked as strictly as what was drawn.
 """
 
 import csv
-import io
 import pathlib
-import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int
-from sklearn import model_selection
 
 from data_prep import splits
-from data_prep.files import atomic
+from data_prep.files import csv_files
 from wsiseq_jax.mil.cohort import Cohort
 
-COLUMNS = ("repeat", "fold", "slide_id", "case_id", "split")
-# Numbers and times are stratified by so many equal parts.
+COLUMNS = ("repeat", "fold", "slide_id", "patient_id", "split")
+# Numbers are stratified by quarters.
 _PARTS = 4
+_REMEDY = (
+  "take fewer folds (config.folds.k), another config.folds.seed, or "
+  "config.folds.stratify = True"
+)
 
 # (repeat, fold) → {'train', 'val', 'test'} → rows of the cohort.
 Folds = Mapping[tuple[int, int], Mapping[str, Int[np.ndarray, " n"]]]
 
 
-def strata(cohort: Cohort) -> np.ndarray:
-  """What each slide is stratified by: a class, labels together, a quarter.
+def strata(cohort: Cohort) -> Int[np.ndarray, " n"]:
+  """What each slide is stratified by.
 
   Returns:
     One number a slide: its class; all its labels as one; the quarter its number
     lies in; for survival the half of times, apart for events.
   """
   values = cohort.labels
-  if cohort.head in ("binary", "multiclass"):
+  if cohort.target_type in ("binary", "multiclass"):
     return values[:, 0].astype(int)
-  if cohort.head == "multilabel":
+  if cohort.target_type == "multilabel":
     known = np.nan_to_num(values, nan=2.0)
     return np.unique(known, axis=0, return_inverse=True)[1].reshape(-1)
-  if cohort.head == "survival":
+  if cohort.target_type == "survival":
     late = values[:, 0] > np.median(values[:, 0])
     return (2 * values[:, 1] + late).astype(int)
   cuts = np.quantile(values[:, 0], np.arange(1, _PARTS) / _PARTS)
@@ -67,7 +67,7 @@ def draw(
     k: folds; each slide is in the test split of one. Of no use where splits are
       given.
     repeats: how often everything is drawn anew.
-    val_share: share of the training slides that validates, up to 1/2.
+    val_share: share of the slides that are not tested which validates.
     stratify: keep the shares of classes (or quarters) alike in all splits.
     seed: of the draw.
 
@@ -75,140 +75,167 @@ def draw(
     Rows of each split by (repeat, fold).
 
   Raises:
-    ValueError: fewer cases than folds, in all or of a class; given splits
+    ValueError: fewer patients than folds, in all or of a class; given splits
       without training or test slides, or with nothing left to draw anew.
   """
-  given = [slide.split for slide in cohort.slides]
-  parts = max(2, round(1 / val_share))
-  everything = np.arange(len(given))
+  given = np.array([slide.split for slide in cohort.slides])
   found = {}
-  if any(given):
-    place = np.array(given)
+  if given.any():
     empty = [name for name in ("train", "test") if name not in given]
     if empty:
       raise ValueError(f"config.data.split_column: no slide is in {empty}")
-    rows = {name: np.flatnonzero(place == name) for name in splits.NAMES}
+    rows = {name: np.flatnonzero(given == name) for name in splits.NAMES}
     if len(rows["val"]) and repeats > 1:
       raise ValueError(
         f"config.folds.repeats = {repeats}: all splits are given, there is "
         "nothing to draw anew; set it to 1"
       )
-    for repeat in range(repeats):
-      found[repeat, 0] = rows
-      if not len(rows["val"]):
-        key = np.random.SeedSequence([seed, repeat]).generate_state(1)[0]
-        train, val = _parts(cohort, rows["train"], parts, stratify, key)[0]
-        found[repeat, 0] = {"train": train, "val": val, "test": rows["test"]}
-    check(cohort, found)
-    return found
-  _check_counts(cohort, k, stratify)
+  else:
+    _check_counts(cohort, k, stratify)
   for repeat in range(repeats):
-    keys = np.random.SeedSequence([seed, repeat]).generate_state(k + 1)
-    halves = _parts(cohort, everything, k, stratify, keys[k])
-    for fold, (rest, test) in enumerate(halves):
-      train, val = _parts(cohort, rest, parts, stratify, keys[fold])[0]
+    rng = np.random.default_rng([seed, repeat])
+    if given.any():
+      tests = [rows["test"]]
+    else:
+      tests = _cut(cohort, np.arange(len(given)), [1 / k] * k, stratify, rng)
+    for fold, test in enumerate(tests):
+      rest = np.setdiff1d(np.arange(len(given)), test)
+      if given.any():
+        rest = rows["train"]
+      if given.any() and len(rows["val"]):
+        train, val = rest, rows["val"]
+      else:
+        shares = [1 - val_share, val_share]
+        train, val = _cut(cohort, rest, shares, stratify, rng)
       found[repeat, fold] = {"train": train, "val": val, "test": test}
   check(cohort, found)
   return found
 
 
 def _check_counts(cohort: Cohort, k: int, stratify: bool) -> None:
-  cases = len(set(cohort.cases.tolist()))
-  if cases < 2 * k:
+  patients = len(set(cohort.patients.tolist()))
+  if patients < 2 * k:
     raise ValueError(
-      f"config.folds.k = {k}: {cases} cases are too few, need two a fold or "
-      "more"
+      f"config.folds.k = {k}: {patients} patients are too few, need two a fold "
+      "or more"
     )
-  if not stratify or cohort.head not in ("binary", "multiclass"):
+  if not stratify or cohort.target_type not in ("binary", "multiclass"):
     return
   for number, name in enumerate(cohort.classes):
-    mine = len(set(cohort.cases[cohort.labels[:, 0] == number].tolist()))
+    mine = len(set(cohort.patients[cohort.labels[:, 0] == number].tolist()))
     if mine < k:
       raise ValueError(
-        f"config.folds.k = {k}: only {mine} cases are of class {name!r}; take "
-        "fewer folds, or switch config.folds.stratify off"
+        f"config.folds.k = {k}: only {mine} patients are of class {name!r}; "
+        "take fewer folds, or switch config.folds.stratify off"
       )
 
 
-def _parts(cohort, rows, parts, stratify, seed) -> list[tuple]:
-  """Cuts rows into parts by case: (all others, the part) of each."""
-  cases = cohort.cases[rows]
-  if len(set(cases.tolist())) < parts:
-    parts = len(set(cases.tolist()))
-  if parts < 2:
+def _cut(
+  cohort: Cohort,
+  rows: Int[np.ndarray, " n"],
+  shares: Sequence[float],
+  stratify: bool,
+  rng: np.random.Generator,
+) -> list[Int[np.ndarray, " m"]]:
+  """Cuts rows into parts of given shares, by patient.
+
+  Iterative stratification (Sechidis et al., ECML 2011): patients of the rarest
+  stratum first, each to the part that lacks most of that stratum. Before that,
+  every part gets a patient of every class while it has room, the largest part
+  first, and no part is left empty.
+  """
+  patients, of_patient = np.unique(cohort.patients[rows], return_inverse=True)
+  if len(patients) < len(shares):
     raise ValueError(
-      "config.folds.val_share: one training case cannot be parted into "
-      "training and validation"
+      f"config.folds: {len(patients)} patients cannot be parted into "
+      f"{len(shares)}: {_REMEDY}"
     )
-  kind = model_selection.GroupKFold
-  if stratify:
-    kind = model_selection.StratifiedGroupKFold
-  cut = kind(parts, shuffle=True, random_state=int(seed) % 2**31)
-  labels = strata(cohort)[rows]
-  # A stratum smaller than the parts is spread as far as it goes.
-  if stratify and np.bincount(labels).max() < parts:
-    labels = np.zeros_like(labels)
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore", UserWarning)
-    found = list(cut.split(rows, labels, cases))
-  return [(rows[others], rows[part]) for others, part in found]
+  labels = strata(cohort)[rows] if stratify else np.zeros(len(rows), int)
+  labels = np.unique(labels, return_inverse=True)[1]
+  count = np.zeros((len(patients), labels.max() + 1), int)
+  np.add.at(count, (of_patient, labels), 1)
+  lacks = np.outer(shares, count.sum(axis=0))
+  room = np.array(shares) * len(rows)
+  part_of = np.full(len(patients), -1)
+  has = np.zeros(lacks.shape, bool)
+  left = rng.permutation(len(patients)).tolist()
+  while left:
+    waiting = (count[left] > 0).sum(axis=0)
+    stratum = int(np.where(waiting, waiting, len(rows) + 1).argmin())
+    # Patients of many slides first: those of few even out what is left.
+    mine = [p for p in left if count[p, stratum]]
+    patient = max(mine, key=lambda p: count[p].sum())
+    empty = np.flatnonzero(~has.any(axis=1))
+    size = count[patient].sum()
+    parts = np.flatnonzero(room >= size / 2)
+    if len(left) <= len(empty) or not len(parts):
+      parts = empty if len(left) <= len(empty) else [int(room.argmax())]
+    best = max(
+      parts,
+      key=lambda part: (
+        not has[part, stratum],
+        0 if has[part, stratum] else shares[part],
+        lacks[part, stratum],
+        room[part],
+      ),
+    )
+    part_of[patient] = best
+    has[best] |= count[patient] > 0
+    lacks[best] -= count[patient]
+    room[best] -= size
+    left.remove(patient)
+  return [rows[part_of[of_patient] == part] for part in range(len(shares))]
 
 
 def check(cohort: Cohort, folds: Folds) -> None:
-  """Raises if a case is in two splits of a fold, or a split is empty."""
+  """Raises if a patient is in two splits of a fold, or a split is empty."""
   for (repeat, fold), parts in folds.items():
     where: dict[str, str] = {}
+    name = f"splits: repeat {repeat}, fold {fold}"
     for split in splits.NAMES:
       rows = parts.get(split, ())
       if not len(rows):
-        raise ValueError(
-          f"splits: repeat {repeat}, fold {fold} has no {split} slide"
-        )
+        raise ValueError(f"{name} has no {split} slide: {_REMEDY}")
       for row in rows:
         slide = cohort.slides[row]
-        other = where.setdefault(slide.case_id, split)
+        other = where.setdefault(slide.patient_id, split)
         if other != split:
           raise ValueError(
-            f"splits: repeat {repeat}, fold {fold}: case {slide.case_id!r} is "
-            f"in {other!r} and in {split!r} (slide {slide.slide_id!r})"
+            f"{name}: patient {slide.patient_id!r} is in {other!r} and in "
+            f"{split!r} (slide {slide.slide_id!r})"
           )
-    if cohort.head in ("binary", "multiclass"):
+    if cohort.target_type in ("binary", "multiclass"):
       has = np.unique(cohort.labels[parts["train"], 0])
-      if len(has) < len(cohort.classes):
-        missing = [
-          name for i, name in enumerate(cohort.classes) if i not in has
-        ]
+      missing = [c for i, c in enumerate(cohort.classes) if i not in has]
+      if missing:
         raise ValueError(
-          f"splits: repeat {repeat}, fold {fold}: no training slide is of "
-          f"class {missing}"
+          f"{name}: no training slide is of class {missing}: {_REMEDY}"
         )
 
 
 def save(path: pathlib.Path, cohort: Cohort, folds: Folds) -> None:
   """Writes splits.csv, complete or not at all."""
-  text = io.StringIO()
-  writer = csv.writer(text, lineterminator="\n")
-  writer.writerow(COLUMNS)
+  lines = []
   for (repeat, fold), parts in sorted(folds.items()):
     split_of = {row: split for split, rows in parts.items() for row in rows}
     for row in sorted(split_of):
       slide = cohort.slides[row]
-      writer.writerow(
-        [repeat, fold, slide.slide_id, slide.case_id, split_of[row]]
-      )
-  atomic.write_atomic(path, text.getvalue())
+      values = (repeat, fold, slide.slide_id, slide.patient_id, split_of[row])
+      lines.append(dict(zip(COLUMNS, values, strict=True)))
+  csv_files.write(path, COLUMNS, lines)
 
 
 def load(path: pathlib.Path, cohort: Cohort) -> Folds:
   """Reads splits.csv and checks it against the cohort.
 
   Raises:
-    ValueError: no such columns; a slide that the table has not, or lacks; a
-      slide twice in a fold; a case in two splits; what else `check` finds.
+    ValueError: no such columns; a slide that the table does not have, or that
+      the file lacks; a slide twice in a fold; what else `check` finds.
   """
   with path.open(newline="") as file:
     lines = list(csv.DictReader(file))
-  if not lines or not set(COLUMNS) <= set(lines[0]):
+  needed = {"repeat", "fold", "slide_id", "split"}
+  if not lines or not needed <= set(lines[0]):
     raise ValueError(f"{path}: expected the columns {list(COLUMNS)}")
   row_of = {slide_id: row for row, slide_id in enumerate(cohort.ids)}
   gathered: dict[tuple[int, int], dict[str, list[int]]] = {}
@@ -270,9 +297,3 @@ def obtain(
       "the file to draw anew"
     )
   return found
-
-
-def rows_of(cohort: Cohort, ids: Sequence[str]) -> Int[np.ndarray, " n"]:
-  """Rows of slides by their ids."""
-  row = {slide_id: i for i, slide_id in enumerate(cohort.ids)}
-  return np.array([row[i] for i in ids], int)

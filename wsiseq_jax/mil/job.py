@@ -167,7 +167,7 @@ def prepare(config: ConfigDict) -> Job:
     if features == settings.SYNTHETIC:
       features, table = map(str, synthetic.write(workdir / "data"))
   cohort = cohorts.read(
-    table, data.label, config.head, data.classes, data.split_column
+    table, data.label, config.target_type, data.classes, data.split_column
   )
   _check_class_name(config, cohort)
   if cohort.unlabelled:
@@ -175,9 +175,9 @@ def prepare(config: ConfigDict) -> Job:
   bags = open_bags(config, features, cohort.ids, cohort.unlabelled)
   with launch.main_first("mil splits"):
     parts = folds.obtain(workdir / "splits.csv", cohort, config.folds.to_dict())
-  outputs = settings.outputs_of(config.head, cohort.classes)
+  outputs = settings.outputs_of(config.target_type, cohort.classes)
   model = settings.model_config(config, bags.width, outputs)
-  trainer = BagTrainer(model, config.head, training_settings(config))
+  trainer = BagTrainer(model, config.target_type, training_settings(config))
   devices = trainer.mesh.size
   if devices < jax.local_device_count():
     launch.log(
@@ -252,7 +252,7 @@ def inputs(job: Job, run: Run) -> dict[str, Any]:
   parts = job.folds[run.repeat, run.fold]
   return {
     "version": _VERSION,
-    "head": cohort.head,
+    "target_type": cohort.target_type,
     "classes": cohort.classes,
     "model": job.trainer.model,
     "training": job.trainer.settings,
@@ -316,7 +316,7 @@ def _train(job: Job, run: Run, preemption: launch.Preemption) -> Result:
   )
   scale = fitted.scale
   params = job.trainer.put(fitted.params)
-  if cohort.head == "survival":
+  if cohort.target_type == "survival":
     risk = job.trainer.logits(params, bags, ids["val"])
     scale = (float(risk.mean()), float(risk.std()) or 1.0)
   prior = prior_of(
@@ -336,7 +336,7 @@ def _train(job: Job, run: Run, preemption: launch.Preemption) -> Result:
   val = predicted["val"]
   fine = np.array([status == bag_files.OK for status in val.status])
   threshold, is_chosen = thresholds(
-    cohort.head, cohort.labels[parts["val"]][fine], val.values[fine]
+    cohort.target_type, cohort.labels[parts["val"]][fine], val.values[fine]
   )
   result = Result(
     run=run,
@@ -369,14 +369,14 @@ def prior_of(
   """
   weights = None
   if weighting == "balanced":
-    weights = class_weights.balanced(labels, cohort.head)
+    weights = class_weights.balanced(labels, cohort.target_type)
   each = class_weights.of_labels(weights, labels)
-  if cohort.head in ("binary", "multiclass"):
+  if cohort.target_type in ("binary", "multiclass"):
     count = np.bincount(
       labels[:, 0].astype(int), each[:, 0], minlength=len(cohort.classes)
     )
     return count / count.sum()
-  if cohort.head == "survival":
+  if cohort.target_type == "survival":
     return np.zeros(1)
   known = np.isfinite(labels)
   count, total = (each * known).sum(axis=0), np.nansum(each * labels, axis=0)
@@ -415,21 +415,21 @@ def predict(
 
 
 def thresholds(
-  head: str,
+  target_type: str,
   labels: Float[np.ndarray, "n k"],
   values: Float[np.ndarray, "n y"],
 ) -> tuple[Float[np.ndarray, " y"], bool]:
   """Youden's threshold of each column, from validation.
 
   Returns:
-    Thresholds, NaN where the head has none; whether all could be chosen. Where
+    Thresholds, NaN where there is none; whether all could be chosen. Where
     validation has one class only it is 0.5.
   """
   found = np.full(values.shape[1], np.nan)
-  if head == "binary":
+  if target_type == "binary":
     found[-1] = scores.youden(labels[:, 0], values[:, -1])
     found[0] = 1 - found[-1]
-  elif head == "multilabel":
+  elif target_type == "multilabel":
     found[:] = [
       scores.youden(labels[:, j], values[:, j]) for j in range(values.shape[1])
     ]

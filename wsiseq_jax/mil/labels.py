@@ -1,7 +1,7 @@
 """Labels of slides: from the cells of a table to numbers.
 
-What the cells of each head hold is said in `cohort.py`. A slide's cells are one
-text here, with ';' between them, empty where a label is unknown.
+What the cells of each target type hold is said in `cohort.py`. A slide's cells
+are one text here, with ';' between them, empty where a label is unknown.
 """
 
 import math
@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 def to_learn(
   texts: Mapping[str, str],
-  head: str,
+  target_type: str,
   names: Sequence[str],
   classes: tuple[str, ...],
 ) -> tuple[Float[np.ndarray, "n k"], tuple[str, ...]]:
@@ -22,7 +22,7 @@ def to_learn(
 
   Args:
     texts: cells by slide id.
-    head: one of `cohort.HEADS`.
+    target_type: one of `cohort.TARGET_TYPES`.
     names: columns of the cells.
     classes: class names in order; () takes those that are found.
 
@@ -38,19 +38,19 @@ def to_learn(
     (array([[1.],
            [0.]]), ('no', 'yes'))
   """
-  if head in ("binary", "multiclass"):
-    return _class_numbers(list(texts.values()), head, classes)
+  if target_type in ("binary", "multiclass"):
+    return _class_numbers(list(texts.values()), target_type, classes)
   if classes and classes != tuple(names):
     raise ValueError(
-      f"config.data.classes = {classes}: of use for config.head = 'binary' and "
-      f"'multiclass'; leave it () for {head!r}"
+      f"config.data.classes = {classes}: of use for config.target_type = "
+      f"'binary' and 'multiclass'; leave it () for {target_type!r}"
     )
   values = _numbers(texts)
   ids = list(texts)
-  if head == "multilabel":
+  if target_type == "multilabel":
     _only_01(ids, values, names)
     return values, tuple(names)
-  if head == "survival":
+  if target_type == "survival":
     _only_01(ids, values[:, 1:], names[1:])
     early = np.flatnonzero(values[:, 0] <= 0)
     if len(early):
@@ -70,7 +70,7 @@ def to_learn(
 
 def to_score(
   texts: Mapping[str, str],
-  head: str,
+  target_type: str,
   names: Sequence[str],
   classes: tuple[str, ...],
 ) -> Float[np.ndarray, "n k"]:
@@ -78,14 +78,14 @@ def to_score(
 
   Args:
     texts: cells by slide id.
-    head: of the models.
+    target_type: of the models.
     names: columns of the cells.
     classes: of the models; it does not matter which of them are there.
 
   Raises:
     ValueError: a cell that is no label, or one that the models do not know.
   """
-  if head in ("binary", "multiclass"):
+  if target_type in ("binary", "multiclass"):
     other = sorted(set(texts.values()) - set(classes))
     if other:
       raise ValueError(
@@ -94,19 +94,21 @@ def to_score(
       )
     number = {name: i for i, name in enumerate(classes)}
     return np.array([[number[text]] for text in texts.values()], np.float64)
-  if head == "multilabel" and tuple(names) != classes:
+  if target_type == "multilabel" and tuple(names) != classes:
     raise ValueError(
       f"config.data.label names {tuple(names)}, the models know {classes}"
     )
   values = _numbers(texts)
-  if head == "multilabel":
+  if target_type == "multilabel":
     _only_01(list(texts), values, names)
-  elif head == "survival":
+  elif target_type == "survival":
     _only_01(list(texts), values[:, 1:], names[1:])
   return values
 
 
-def _class_numbers(texts, head, classes) -> tuple[np.ndarray, tuple[str, ...]]:
+def _class_numbers(
+  texts, target_type, classes
+) -> tuple[np.ndarray, tuple[str, ...]]:
   found = Counter(texts)
   names = classes
   if not classes:
@@ -122,14 +124,14 @@ def _class_numbers(texts, head, classes) -> tuple[np.ndarray, tuple[str, ...]]:
   missing = sorted(set(names) - set(found))
   if missing:
     raise ValueError(f"config.data.classes: no slide is of class {missing}")
-  if head == "binary" and len(names) != 2 or len(names) < 2:
-    wanted = "two classes" if head == "binary" else "two classes or more"
+  if target_type == "binary" and len(names) != 2 or len(names) < 2:
+    wanted = "two classes" if target_type == "binary" else "two classes or more"
     hint = ""
-    if head == "binary" and len(names) > 2:
-      hint = "; did you mean config.head = 'multiclass'?"
+    if target_type == "binary" and len(names) > 2:
+      hint = "; did you mean config.target_type = 'multiclass'?"
     raise ValueError(
-      f"config.head = {head!r} wants {wanted}, config.data.label has "
-      f"{len(names)}: {list(names)[:10]}{hint}"
+      f"config.target_type = {target_type!r} wants {wanted}, config.data.label "
+      f"has {len(names)}: {list(names)[:10]}{hint}"
     )
   number = {name: i for i, name in enumerate(names)}
   return np.array([[number[text]] for text in texts], np.float64), names

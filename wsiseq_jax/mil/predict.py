@@ -1,11 +1,10 @@
 """The job `mil_predict`: the models of a finished workdir on other slides.
 
-All models of all folds and seeds are one ensemble. The model's shape, head and
-classes come from that workdir; of the config only `data`, `scores` and `maps`
-are of use. A table is optional: with labels there are scores, without there are
-predictions.
+All models of all folds and seeds are one ensemble. The model's shape, target
+type and classes come from that workdir; of the config only `data`, `scores` and
+`maps` are of use. Without a table there are predictions and no scores.
 
-A slide that was trained or validated on, or one of the same case, would look
+A slide that was trained or validated on, or one of the same patient, would look
 better than it is: it is predicted, named in the log, and not scored.
 """
 
@@ -60,17 +59,17 @@ def mil_predict(config: ConfigDict) -> list[dict[str, Any]]:
       "name another folder"
     )
   workdir.mkdir(parents=True, exist_ok=True)
-  cohort = _cohort(config, trained.head, classes)
+  cohort = _cohort(config, trained.target_type, classes)
   bags = job.open_bags(config, config.data.features, cohort.ids)
   if bags.width != width:
     raise ValueError(
       f"config.data.features are {bags.width} wide, the models of "
       f"config.predict.models were trained on {width}: another encoder"
     )
-  outputs = settings.outputs_of(cohort.head, classes)
+  outputs = settings.outputs_of(cohort.target_type, classes)
   model = settings.model_config(trained, width, outputs)
   training = job.training_settings(trained)
-  fitter = trainer.BagTrainer(model, cohort.head, training)
+  fitter = trainer.BagTrainer(model, cohort.target_type, training)
   found = []
   for number, run in enumerate(runs, start=1):
     known = results.load(source / "models", run)
@@ -109,17 +108,19 @@ def _trained(source: pathlib.Path) -> tuple[ConfigDict, int, tuple[str, ...]]:
   return config, saved["width"], tuple(saved["classes"])
 
 
-def _cohort(config: ConfigDict, head: str, classes: tuple[str, ...]) -> Cohort:
+def _cohort(
+  config: ConfigDict, target_type: str, classes: tuple[str, ...]
+) -> Cohort:
   data = config.data
   if data.table:
     return cohorts.read(
-      data.table, data.label, head, classes, is_training=False
+      data.table, data.label, target_type, classes, is_training=False
     )
   try:
     files = tile_features.find(pathlib.Path(data.features).expanduser())
   except ValueError as error:
     raise ValueError(f"config.data.features: {error}") from error
-  return cohorts.without_labels(list(files), head, classes)
+  return cohorts.without_labels(list(files), target_type, classes)
 
 
 def _applied(known: results.Result, test: results.Predicted) -> results.Result:
@@ -130,10 +131,10 @@ def _applied(known: results.Result, test: results.Predicted) -> results.Result:
 def _without_known(
   cohort: Cohort, path: pathlib.Path
 ) -> tuple[Cohort, list[str]]:
-  """Takes the labels from slides of cases that a model was trained on."""
+  """Takes the labels from slides of patients that a model was trained on."""
   seen = _seen(path)
   mine = [
-    slide.slide_id in seen["slide_id"] or slide.case_id in seen["case_id"]
+    slide.slide_id in seen["slide_id"] or slide.patient_id in seen["patient_id"]
     for slide in cohort.slides
   ]
   if not any(mine):
@@ -142,8 +143,8 @@ def _without_known(
     s.slide_id for s, was in zip(cohort.slides, mine, strict=True) if was
   ]
   text = (
-    f"{len(names)} slides (such as {names[0]!r}) or their cases were trained "
-    "or validated on: predicted, not scored."
+    f"{len(names)} slides (such as {names[0]!r}) or their patients were "
+    "trained or validated on: predicted, not scored."
   )
   launch.log(text)
   labels = np.where(np.array(mine)[:, None], np.nan, cohort.labels)
@@ -154,4 +155,4 @@ def _without_known(
 def _seen(path: pathlib.Path) -> Mapping[str, set[str]]:
   with path.open(newline="") as file:
     rows = [row for row in csv.DictReader(file) if row["split"] != "test"]
-  return {key: {row[key] for row in rows} for key in ("slide_id", "case_id")}
+  return {key: {row[key] for row in rows} for key in ("slide_id", "patient_id")}

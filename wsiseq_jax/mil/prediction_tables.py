@@ -6,7 +6,7 @@ or a risk (in deviations of the validation slides, see `trainer.values_of`).
 Every slide has its rows. `status` is 'ok', or why the training prior stands
 there; `scored` is 1 where the row counts in metrics.csv and summary.csv, which
 failures do like all others, and 0 where it does not: the label is unknown, the
-models were trained on the slide's case (`mil_predict`), or the split is not
+models were trained on the slide's patient (`mil_predict`), or the split is not
 the test split.
 """
 
@@ -24,29 +24,29 @@ from wsiseq_jax.mil.results import Result
 
 def value_columns(cohort: Cohort) -> list[str]:
   """Names of the columns of predictions."""
-  if cohort.head in ("regression", "survival"):
+  if cohort.target_type in ("regression", "survival"):
     return ["value"]
   return [f"p_{name}" for name in cohort.classes]
 
 
 def _threshold_columns(cohort: Cohort) -> list[str]:
-  if cohort.head != "multilabel":
+  if cohort.target_type != "multilabel":
     return ["threshold"]
   return [f"threshold_{name}" for name in cohort.classes]
 
 
 def _thresholds(cohort: Cohort, threshold: np.ndarray) -> dict[str, float]:
-  """Of a binary head that of the positive class; of all labels."""
+  """One threshold, that of the positive class; of each of several labels."""
   columns = _threshold_columns(cohort)
-  last = threshold if cohort.head == "multilabel" else threshold[-1:]
+  last = threshold if cohort.target_type == "multilabel" else threshold[-1:]
   return dict(zip(columns, last.tolist(), strict=True))
 
 
 def prediction_columns(cohort: Cohort) -> list[str]:
   """Columns of predictions.csv."""
   return [
-    "slide_id", "case_id", "repeat", "fold", "seed", "split", "label", "status",
-    "scored", *_threshold_columns(cohort), *value_columns(cohort),
+    "slide_id", "patient_id", "repeat", "fold", "seed", "split", "label",
+    "status", "scored", *_threshold_columns(cohort), *value_columns(cohort),
   ]  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def prediction_rows(
       ):
         yield {
           "slide_id": slide_id,
-          "case_id": slides[slide_id].case_id,
+          "patient_id": slides[slide_id].patient_id,
           **dataclasses.asdict(result.run),
           "split": split,
           "label": slides[slide_id].text,
@@ -79,8 +79,9 @@ def slide_columns(cohort: Cohort) -> list[str]:
   """Columns of predictions_slide.csv."""
   columns = value_columns(cohort)
   return [
-    "slide_id", "case_id", "label", "status", "scored", "models", "predicted",
-    *_threshold_columns(cohort), *columns, *(f"std_{c}" for c in columns),
+    "slide_id", "patient_id", "label", "status", "scored", "models",
+    "predicted", *_threshold_columns(cohort), *columns,
+    *(f"std_{c}" for c in columns),
   ]  # fmt: skip
 
 
@@ -105,7 +106,7 @@ def slide_rows(
     slide = cohort.slides[row]
     yield {
       "slide_id": slide.slide_id,
-      "case_id": slide.case_id,
+      "patient_id": slide.patient_id,
       "label": slide.text,
       "status": status[slide.slide_id],
       "scored": int(is_labelled[row]),
@@ -124,11 +125,11 @@ def predicted_name(
   cohort: Cohort, values: np.ndarray, threshold: np.ndarray
 ) -> str:
   """The class or the labels that a prediction says; '' for a number."""
-  if cohort.head == "binary":
+  if cohort.target_type == "binary":
     return cohort.classes[int(values[-1] >= threshold[-1])]
-  if cohort.head == "multiclass":
+  if cohort.target_type == "multiclass":
     return cohort.classes[int(values.argmax())]
-  if cohort.head == "multilabel":
+  if cohort.target_type == "multilabel":
     chosen = zip(cohort.classes, values >= threshold, strict=True)
     return ";".join(name for name, is_there in chosen if is_there)
   return ""

@@ -1,4 +1,4 @@
-"""Scores of a head's predictions, for many weightings of the slides at once.
+"""Scores of predictions, for many weightings of the slides at once.
 
 What is positive is decided by each model's own threshold, which validation
 chose; AUROC, AUPRC and concordance know no threshold. Failures (no tissue, no
@@ -70,21 +70,21 @@ def youden(
 
 
 def scores(
-  head: str,
+  target_type: str,
   labels: Float[np.ndarray, "n k"],
   prediction: Float[np.ndarray, "n y"],
   threshold: Float[np.ndarray, "n y"],
   weights: Float[np.ndarray, "r n"] | None = None,
   bins: int = 10,
 ) -> dict[str, Float[np.ndarray, " r"]]:
-  """All scores of a head.
+  """All scores of a target type.
 
   Args:
-    head: one of `cohort.HEADS`.
+    target_type: one of `cohort.TARGET_TYPES`.
     labels: as in `cohort.Cohort`.
     prediction: probability of each class or label; a number; a log risk.
-    threshold: of each slide's model, for each column of `prediction`; of a
-      binary head that of the last counts.
+    threshold: of each slide's model, for each column of `prediction`; of two
+      classes that of the last counts.
     weights: one row a resample; all 1 by default.
     bins: of the calibration error, equally wide.
 
@@ -94,16 +94,16 @@ def scores(
   """
   if weights is None:
     weights = np.ones((1, len(labels)))
-  if head == "binary":
+  if target_type == "binary":
     return _decided(
       labels[:, 0], prediction[:, -1], threshold[:, -1], weights, bins
     )
-  if head == "multiclass":
+  if target_type == "multiclass":
     number = labels[:, 0].astype(int)
     found = classification.scores(number, prediction, weights)
     right, sure = calibration.top_label(number, prediction)
     return {**found, "ece": calibration.ece(right, sure, bins, weights=weights)}
-  if head == "multilabel":
+  if target_type == "multilabel":
     each = [
       _decided(labels[:, j], prediction[:, j], threshold[:, j], weights, bins)
       for j in range(labels.shape[1])
@@ -112,7 +112,7 @@ def scores(
       name: classification.mean_of_known([one[name] for one in each])
       for name in _DECIDED
     }
-  if head == "regression":
+  if target_type == "regression":
     return regression.scores(labels[:, 0], prediction[:, 0], weights)
   risk = prediction[:, 0]
   time, event = labels.T
@@ -120,7 +120,7 @@ def scores(
 
 
 def by_class(
-  head: str,
+  target_type: str,
   labels: Float[np.ndarray, "n k"],
   prediction: Float[np.ndarray, "n y"],
   threshold: Float[np.ndarray, "n y"],
@@ -134,14 +134,14 @@ def by_class(
   """
   if weights is None:
     weights = np.ones((1, len(labels)))
-  if head == "multilabel":
+  if target_type == "multilabel":
     return {
       j: _decided(
         labels[:, j], prediction[:, j], threshold[:, j], weights, bins
       )
       for j in range(labels.shape[1])
     }
-  if head != "multiclass":
+  if target_type != "multiclass":
     return {}
   found = {}
   for j in range(prediction.shape[1]):

@@ -37,7 +37,7 @@ CHECKS: Mapping[str, configs.Check] = {
   },
   "job": configs.one_of(*JOBS),
   "workdir": configs.text(),
-  "head": configs.one_of(*cohort.HEADS),
+  "target_type": configs.one_of(*cohort.TARGET_TYPES),
   "data.features": configs.text(),
   "data.table": configs.text(),
   "data.label": configs.text(),
@@ -123,10 +123,10 @@ def validate(config: ConfigDict) -> None:
     if not config.data.table:
       problems.append("config.data.table = '': name a CSV of slides and labels")
   weights = config.optim.class_weights
-  if weights != "none" and config.head not in class_weights.HEADS:
+  if weights != "none" and config.target_type not in class_weights.HEADS:
     problems.append(
-      f"config.optim.class_weights = {weights!r}: config.head = "
-      f"{config.head!r} has no classes; of use for {class_weights.HEADS}"
+      f"config.optim.class_weights = {weights!r}: config.target_type = "
+      f"{config.target_type!r} has no classes; of use for {class_weights.HEADS}"
     )
   if problems:
     raise ValueError("bad config:\n  " + "\n  ".join(problems))
@@ -152,11 +152,11 @@ def model_config(
   return mil_config.MilConfig(width=width, outputs=outputs, **values)
 
 
-def outputs_of(head: str, classes: tuple[str, ...]) -> int:
+def outputs_of(target_type: str, classes: tuple[str, ...]) -> int:
   """Logits of a slide.
 
   Example:
     >>> outputs_of("binary", ("a", "b")), outputs_of("multiclass", ("a", "b"))
     (1, 2)
   """
-  return len(classes) if head in ("multiclass", "multilabel") else 1
+  return len(classes) if target_type in ("multiclass", "multilabel") else 1

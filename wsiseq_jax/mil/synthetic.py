@@ -33,7 +33,7 @@ def make_tiles(
 def write(
   folder: pathlib.Path, cases: int = 16, seed: int = 0
 ) -> tuple[pathlib.Path, pathlib.Path]:
-  """Writes feature files and a table with labels for every head.
+  """Writes feature files and a table with labels of every target type.
 
   Args:
     folder: where; made if it is missing.
@@ -41,8 +41,8 @@ def write(
     seed: of all that is drawn.
 
   Returns:
-    The folder of features, and the table: slide_id, case_id, label, kind (three
-    classes), mark and spot (0 or 1), amount (a number), time and event.
+    The folder of features, and the table: slide_id, patient_id, label, kind
+    (three classes), mark and spot (0 or 1), amount (a number), time and event.
   """
   features = folder / "features"
   features.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def write(
     rows.append(
       {
         "slide_id": slide_id,
-        "case_id": f"case{case:02d}",
+        "patient_id": f"case{case:02d}",
         "label": "tumour" if positive else "normal",
         "kind": "c" if positive else "ab"[case // 2 % 2],
         "mark": int(positive),

@@ -8,8 +8,8 @@ the result of the method. Beside it stands the *ensemble*, the mean prediction
 of a slide over all models that tested it.
 
 Two kinds of uncertainty are kept apart: the deviation over seeds (and repeats)
-says how much the start of training matters; the interval how much the cases do,
-which are resampled, with all their slides, once for all whole predictions.
+says how much the start of training matters; the interval how much the patients
+do, which are resampled, with all their slides, once for all whole predictions.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from wsiseq_jax.reports import pictures
 
 SUMMARY = (
   "of", "class", "metric", "mean", "std", "low", "high", "mean_of_folds",
-  "predictions", "slides", "cases", "failures",
+  "predictions", "slides", "patients", "failures",
 )  # fmt: skip
 METRICS = ("repeat", "fold", "seed", "class", "metric", "value")
 METRIC_NAMES = {
@@ -189,7 +189,7 @@ def _score(cohort: Cohort, whole: Whole, bins: int, weights=None):
   """(class, metric) → value of each resample."""
   labels = cohort.labels[whole.rows]
   arguments = (
-    cohort.head, labels, whole.values, whole.threshold, weights, bins,
+    cohort.target_type, labels, whole.values, whole.threshold, weights, bins,
   )  # fmt: skip
   found = {("", k): v for k, v in scores.scores(*arguments).items()}
   for number, each in scores.by_class(*arguments).items():
@@ -231,7 +231,7 @@ def summarise(
   Returns:
     Rows with the keys of `SUMMARY`; the deviation of one prediction is NaN.
   """
-  cases = cohort.cases[together.rows]
+  patients = cohort.patients[together.rows]
   failures = sum(
     status[cohort.slides[row].slide_id] != "ok" for row in together.rows
   )
@@ -246,7 +246,7 @@ def summarise(
         for key in each[0]
       }
 
-    ends = bootstrap.intervals(mean, cases, resamples)
+    ends = bootstrap.intervals(mean, patients, resamples)
     plain = [_score(cohort, whole, bins) for whole in members]
     for key in plain[0]:
       values = np.array([one[key][0] for one in plain])
@@ -267,7 +267,7 @@ def summarise(
           else math.nan,
           "predictions": len(values),
           "slides": len(together.rows),
-          "cases": len(np.unique(cases)),
+          "patients": len(np.unique(patients)),
           "failures": failures,
         }
       )
@@ -289,17 +289,17 @@ def markdown(
   if is_crossed:
     of = "repeats and seeds, each of all folds together,"
   lines = [
-    f"# {cohort.head}: {', '.join(cohort.classes)}",
+    f"# {cohort.target_type}: {', '.join(cohort.classes)}",
     "",
-    f"{first['slides']} test slides of {first['cases']} cases, "
+    f"{first['slides']} test slides of {first['patients']} patients, "
     f"{len(results)} models. {first['failures']} of these slides are failures, "
     "predicted by the training prior and scored with the others; in all, "
     f"{failed['no_tissue']} slides have no tissue and {failed['error']} no "
     "usable features (errors.csv).",
     "",
     f"Mean ± deviation over {first['predictions']} {of} and the 95 % interval "
-    "from resampling cases; then the ensemble, the mean over all models that "
-    "did not know a slide.",
+    "from resampling patients; then the ensemble, the mean over all models "
+    "that did not know a slide.",
     "",
     "| | model | ensemble |" + (" mean of folds |" if is_crossed else ""),
     "|---|---:|---:|" + ("---:|" if is_crossed else ""),

@@ -96,7 +96,7 @@ def check_model(model: MilConfig, head: str) -> None:
   """Raises if the model's auxiliary loss makes no sense for the head."""
   if model.loss_weights[1] and head not in class_weights.HEADS:
     raise ValueError(
-      f"config.model.name = {model.name!r}, config.head = {head!r}: its "
+      f"config.model.name = {model.name!r}, config.target_type = {head!r}: its "
       "auxiliary loss needs classes; set config.model.auxiliary_weight = 0.0, "
       "or take another model"
     )

@@ -107,7 +107,9 @@ def _class_number(cohort: Cohort, values: np.ndarray, name: str) -> int:
   """Which column of the predictions a map is of."""
   if name:
     return cohort.classes.index(name)
-  return len(values) - 1 if cohort.head == "binary" else int(values.argmax())
+  return (
+    len(values) - 1 if cohort.target_type == "binary" else int(values.argmax())
+  )
 
 
 def _map(
@@ -116,22 +118,22 @@ def _map(
   attention, probability, contribution = [], [], []
   for params in models:
     output = trainer.explain(params, bags, slide.slide_id)
-    # A binary head has one logit, that of the second class.
-    sign = -1.0 if cohort.head == "binary" and chosen == 0 else 1.0
+    # Of two classes there is one logit, that of the second class.
+    sign = -1.0 if cohort.target_type == "binary" and chosen == 0 else 1.0
     column = 0 if output.logits.shape[0] == 1 else chosen
     of_map = column if output.attention.shape[1] > 1 else 0
     attention.append(output.attention[:, of_map])
     contribution.append(sign * output.contribution[:, column])
     logits = output.instance_logits.astype(np.float64)
-    if cohort.head == "multiclass":
+    if cohort.target_type == "multiclass":
       probability.append(values_of("multiclass", logits)[:, column])
     else:
       probability.append(values_of("multilabel", sign * logits)[:, column])
   tiles = bags.read(slide.slide_id)
-  has_threshold = cohort.head in ("binary", "multilabel")
+  has_threshold = cohort.target_type in ("binary", "multilabel")
   return TileMap(
     slide_id=slide.slide_id,
-    case_id=slide.case_id,
+    patient_id=slide.patient_id,
     xy=tiles.xy,
     tile_size=tiles.tile_size,
     unit=tiles.unit,

@@ -23,14 +23,14 @@ def questions(
   label, where it is known. Nothing for numbers.
   """
   labels, values = cohort.labels[whole.rows], whole.values
-  if cohort.head == "binary":
+  if cohort.target_type == "binary":
     return [(cohort.classes[-1], labels[:, 0], values[:, -1])]
-  if cohort.head == "multiclass":
+  if cohort.target_type == "multiclass":
     return [
       (name, (labels[:, 0] == j).astype(float), values[:, j])
       for j, name in enumerate(cohort.classes)
     ]
-  if cohort.head == "multilabel":
+  if cohort.target_type == "multilabel":
     known = np.isfinite(labels)
     return [
       (name, labels[known[:, j], j], values[known[:, j], j])

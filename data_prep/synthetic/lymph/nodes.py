@@ -22,7 +22,7 @@ tissue tiles of 112 um. What is deliberate:
 
 What a cohort consists of:
 
-  slides.csv                  slide_id, filename, case_id, label (tumor or
+  slides.csv                  slide_id, filename, patient_id, label (tumor or
                               normal), metastasis (macro, micro, itc, none),
                               centre (a or b)
   <slide_id>.tiff             tiled JPEG pyramid
@@ -338,7 +338,7 @@ def _row(seed, number) -> dict:
   return {
     "slide_id": f"lymph_{number:03d}",
     "filename": f"lymph_{number:03d}.tiff",
-    "case_id": f"patient_{patient:03d}",
+    "patient_id": f"patient_{patient:03d}",
     "label": "normal" if metastasis == "none" else "tumor",
     "metastasis": metastasis,
     "centre": centre_of(seed, patient),

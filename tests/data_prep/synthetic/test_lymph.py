@@ -55,7 +55,7 @@ def drawn():
 
 
 def test_table(rows, cohort):
-  assert [row["case_id"] for row in rows] == [
+  assert [row["patient_id"] for row in rows] == [
     f"patient_{n:03d}" for n in (0, 0, 1, 2, 2, 3, 4)
   ]
   assert {row["label"] for row in rows} == {"tumor", "normal"}

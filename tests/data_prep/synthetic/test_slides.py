@@ -30,7 +30,7 @@ def load(folder, number):
 def test_table_gives_two_slides_to_one_patient(cohort):
   with open(cohort / "slides.csv") as f:
     rows = list(csv.DictReader(f))
-  assert [r["case_id"] for r in rows] == [
+  assert [r["patient_id"] for r in rows] == [
     "patient_00",
     "patient_01",
     "patient_02",

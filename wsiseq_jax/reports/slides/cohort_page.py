@@ -114,7 +114,7 @@ def _summary(cards, context, sequence_report) -> str:
   rows = found.rows
   items: list[tuple[str, object]] = [
     ("slides", len(rows)),
-    ("cases", len({row.case_id for row in rows})),
+    ("cases", len({row.patient_id for row in rows})),
     ("failures", sum(not row.is_ok for row in rows)),
     ("slides with a label", len(found.labelled)),
     ("whole predictions", len(found.single)),

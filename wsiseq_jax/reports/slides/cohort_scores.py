@@ -88,7 +88,7 @@ def metrics(context: Context) -> str:
   )  # fmt: skip
   return (
     page.table(header, rows, stack=True)
-    + f"<p>{first['slides']} slides of {first['cases']} cases, "
+    + f"<p>{first['slides']} slides of {first['patients']} cases, "
     f"{first['failures']} of them failures, scored by what the models knew "
     f"before. Mean and deviation (±) of {first['predictions']} whole "
     "predictions (seeds, repeats): how much the start of training matters. "
@@ -126,7 +126,7 @@ def curves(context: Context) -> str:
         "curve.</p>"
       )
       continue
-    cases = np.array([row.case_id for row in rows])
+    cases = np.array([row.patient_id for row in rows])
     others = []
     for one in found.single[:_CURVES]:
       have = [i for i, row in enumerate(rows) if row.slide_id in one]
@@ -323,7 +323,7 @@ def _confusion(context: Context, name: str, column: int) -> str:
   table = _matrix(
     (other, name), [[count[t, s] for s in (0, 1)] for t in (0, 1)]
   )
-  cases = np.array([row.case_id for row in rows])
+  cases = np.array([row.patient_id for row in rows])
   ends = bootstrap.intervals(
     lambda weights: rates(true, said, weights),
     cases,

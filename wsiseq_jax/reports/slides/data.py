@@ -22,7 +22,7 @@ class Row:
 
   Attributes:
     slide_id: the slide.
-    case_id: its patient.
+    patient_id: its patient.
     label: as the table writes it; '' = unknown.
     status: 'ok', 'no_tissue' or 'error'; of a failure all values are what the
       models knew before they saw anything.
@@ -35,7 +35,7 @@ class Row:
   """
 
   slide_id: str
-  case_id: str
+  patient_id: str
   label: str
   status: str
   models: int
@@ -162,7 +162,7 @@ def _row(line, head, names, reasons) -> Row:
     threshold = {name: float(line[f"threshold_{name}"]) for name in names}
   return Row(
     line["slide_id"],
-    line["case_id"],
+    line["patient_id"],
     line["label"],
     line["status"],
     int(line["models"]),

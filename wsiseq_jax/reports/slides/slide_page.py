@@ -157,7 +157,7 @@ def _prediction(row: Row, drawn: Drawn, context: Context) -> str:
       items.append((f"threshold for {name}", f"{cut:.3f}"))
   items += [
     ("label", row.label or UNKNOWN),
-    ("case", row.case_id),
+    ("case", row.patient_id),
     ("models", row.models),
     *_facts(drawn),
   ]

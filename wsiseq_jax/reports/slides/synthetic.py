@@ -57,7 +57,7 @@ def predict(
 
   Args:
     workdir: where to.
-    table: of a synthetic cohort: slide_id, filename, case_id, label.
+    table: of a synthetic cohort: slide_id, filename, patient_id, label.
     tile_um: side of a tile.
     failures: slides to be without tissue.
     seeds: how many models.
@@ -66,7 +66,7 @@ def predict(
     rows = sorted(csv.DictReader(file), key=lambda row: row["slide_id"])
   positive = np.array([row["label"] not in NORMAL for row in rows])
   members = tuple(
-    cohorts.Slide(row["slide_id"], row["case_id"], CLASSES[int(is_positive)])
+    cohorts.Slide(row["slide_id"], row["patient_id"], CLASSES[int(is_positive)])
     for row, is_positive in zip(rows, positive, strict=True)
   )
   labels = positive[:, None].astype(np.float64)
@@ -133,7 +133,7 @@ def _map(folder, slide, row, p, tile_um, rng) -> TileMap:
   attention /= attention.sum()
   return TileMap(
     slide_id=slide.slide_id,
-    case_id=slide.case_id,
+    patient_id=slide.patient_id,
     xy=xy,
     tile_size=float(side),
     unit=LEVEL0,
