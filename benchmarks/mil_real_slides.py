@@ -35,7 +35,7 @@ def main():
   with args.table.open() as file:
     rows = [r for r in csv.DictReader(file) if r["label"] in CLASSES]
   with (work / "table.csv").open("w", newline="") as file:
-    names = ("slide_id", "case_id", "label")
+    names = ("slide_id", "patient_id", "label")
     writer = csv.DictWriter(file, names, extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
@@ -77,7 +77,7 @@ def main():
     "encoder": args.encoder_run and "run" or encoder[0],
     "weights": bool(args.resnet_weights or args.encoder_run),
     "slides": len(rows),
-    "cases": len({r["case_id"] for r in rows}),
+    "cases": len({r["patient_id"] for r in rows}),
     "failures": failures,
     "summary": summary,
   }
