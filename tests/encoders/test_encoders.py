@@ -24,7 +24,7 @@ TINY_VIT = tile_vit.ViTSpec(
   patch_px=4, width=24, depth=2, heads=3, mlp_width=48, tile_px=24
 )
 TINY_RESNET = resnet.ResNetSpec((1, 1), stem_width=4, bottleneck_width=2)
-VIT = dict(name="vit_small_16", weights=str(GOLDEN / "timm_gelu.pth"))
+VIT = dict(name="vit_small_16", weights=str(GOLDEN / "timm_gelu.safetensors"))
 RANDOM = dict(name="resnet50", random_weights=True, tile_px=32)
 
 
@@ -73,7 +73,7 @@ def test_fingerprints_tell_what_is_computed(tmp_path):
     for c in ({}, {"pooling": "mean"}, {"tile_px": 32})
   ]
   assert len({one.fingerprint, *others}) == 9
-  moved = tmp_path / "elsewhere.pth"
+  moved = tmp_path / "elsewhere.safetensors"
   moved.write_bytes(pathlib.Path(VIT["weights"]).read_bytes())
   same = {**VIT, "weights": str(moved), "attention_kernel": "xla"}
   assert encoders.load(same).fingerprint == others[5]
@@ -112,7 +112,10 @@ def test_matrices_are_kept_in_the_compute_dtype():
     ({"weigths": "a"}, "encoder.weigths: unknown key; did you mean encoder.we"),
     ({"weights": ""}, "encoder.weights = '' and .*random_weights = False"),
     ({"random_weights": True}, "random_weights = True: name a file"),
-    ({"weights": "none.pth"}, "weights = 'none.pth': no such file"),
+    (
+      {"weights": "none.safetensors"},
+      "weights = 'none.safe.*no such file",
+    ),
     ({"name": "vit_base_16"}, "name = 'vit_base_16': weights do not fit"),
     ({"name": "resnet50"}, "another encoder .timm., no ResNet"),
     ({"tile_px": 30}, "tile_px = 30: must be a multiple"),

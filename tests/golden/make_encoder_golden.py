@@ -1,8 +1,7 @@
 """Makes the golden files of the tile encoders with torchvision, timm, and HF.
 
 Random weights of tiny models and random tiles go through the PyTorch models;
-weights are written as each library writes them, tiles and features beside
-them. Run it again only to add a case; the results do not depend on the machine
+weights are written under each library's names, tiles and features beside them. Run it again only to add a case; the results do not depend on the machine
 beyond rounding.
 
   pip install torch==2.13.0 torchvision==0.28.0 timm==1.0.31 \
@@ -147,7 +146,7 @@ def main() -> None:
   with torch.no_grad():
     for name, more in TIMM_CASES.items():
       model = randomise(VisionTransformer(**TIMM, **more))
-      torch.save(model.state_dict(), HERE / f"{name}.pth")
+      save_file(model.state_dict(), HERE / f"{name}.safetensors")
       record(name, model, timm_tokens)
     for name, (maker, config) in HUGGING_FACE_CASES.items():
       model = randomise(maker(config))
@@ -162,25 +161,13 @@ def main() -> None:
     model = TinyResNet(resnet.Bottleneck, [2, 1, 2, 1])
     model.fc = torch.nn.Linear(64, 3)
     randomise(model)
-    torch.save(model.state_dict(), HERE / "torchvision_resnet.pth")
+    save_file(model.state_dict(), HERE / "torchvision_resnet.safetensors")
     tiles = torch.randint(0, 256, (2, 48, 40, 3), dtype=torch.uint8)
     x = model.maxpool(model.relu(model.bn1(model.conv1(normalise(tiles)))))
     x = model.layer3(model.layer2(model.layer1(x)))
     expected["resnet/tiles"] = tiles
     expected["resnet/layer3"] = x.mean(dim=(2, 3))
     expected["resnet/layer4"] = model.layer4(x).mean(dim=(2, 3))
-
-    # One small file of every number type, and views into a shared storage.
-    both = torch.arange(12, dtype=torch.float32).reshape(3, 4)
-    state = {"view": both[1:], "transposed": both.T}
-    for dtype in ("float64", "float16", "bfloat16", "int64", "uint8", "bool"):
-      state[dtype] = torch.tensor([0, 1, 3]).to(getattr(torch, dtype))
-    state["parameter"] = torch.nn.Parameter(torch.tensor([0.5]))
-    torch.save({"state_dict": state, "epoch": 3}, HERE / "types.pth")
-    # The format before 1.6, which torchvision publishes its weights in.
-    torch.save(
-      state, HERE / "types_old.pth", _use_new_zipfile_serialization=False
-    )
   expected = {name: x.contiguous() for name, x in expected.items()}
   save_file(expected, HERE / "expected.safetensors")
 

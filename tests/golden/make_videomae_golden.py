@@ -1,9 +1,9 @@
-"""Makes the golden files of `tests/weights/test_pretrained.py` with Hugging Face.
+"""Makes the golden files of `tests/weights/test_hf_videomae.py` with Hugging Face.
 
-Random weights, a random clip and a random mask go through the PyTorch models
-`VideoMAEForPreTraining`, `VideoMAEModel` and `VideoMAEForVideoClassification`;
-weights, inputs and outputs are written beside this script. Run it again only
-to add a case; the results do not depend on the machine beyond rounding.
+Random weights, a random clip and a random mask go through the PyTorch model
+`VideoMAEForPreTraining`; weights, inputs and outputs are written beside this
+script. Run it again only to add a case; the results do not depend on the
+machine beyond rounding.
 
   pip install torch==2.13.0 transformers==5.23.0 safetensors
   python tests/golden/make_videomae_golden.py
@@ -106,28 +106,8 @@ def make_pretraining(name: str, masked: int, settings: dict) -> None:
   )
 
 
-def make_classification(name: str, settings: dict) -> None:
-  """A fine-tuned model: no final LayerNorm, but one after pooling."""
-  config = transformers.VideoMAEConfig(
-    use_mean_pooling=True, num_labels=5, **settings
-  )
-  model = randomise(transformers.VideoMAEForVideoClassification(config))
-  pixels = clip_of(config)
-  with torch.no_grad():
-    write(
-      name,
-      model,
-      dict(
-        pixels=pixels,
-        logits=model(pixels).logits,
-        all_tokens=model.videomae(pixels).last_hidden_state,
-      ),
-    )
-
-
 if __name__ == "__main__":
   torch.manual_seed(0)
   torch.use_deterministic_algorithms(True)
   make_pretraining("videomae_square", masked=24, settings=SQUARE)
   make_pretraining("videomae_rectangle", masked=13, settings=RECTANGLE)
-  make_classification("videomae_classification", settings=SQUARE)

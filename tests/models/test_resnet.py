@@ -11,7 +11,7 @@ from safetensors import numpy as safetensors
 
 from wsiseq_jax.data import augment
 from wsiseq_jax.models import resnet
-from wsiseq_jax.weights import tile_encoders
+from wsiseq_jax.weights import files, tile_encoders
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden" / "encoders"
 TINY = resnet.ResNetSpec(blocks=(2, 1, 2, 1), stem_width=4, bottleneck_width=2)
@@ -29,7 +29,10 @@ def expected():
 def test_features_equal_torchvisions(expected, stages):
   spec = dataclasses.replace(TINY, blocks=TINY.blocks[:stages])
   params = tile_encoders.resnet_params(
-    tile_encoders.read(GOLDEN / "torchvision_resnet.pth"), spec
+    files.read(
+      GOLDEN / "torchvision_resnet.safetensors", "config.encoder.weights"
+    ),
+    spec,
   )
   tiles = jnp.asarray(expected["resnet/tiles"]) / 255.0
   pixels = augment.normalise(tiles, augment.IMAGENET_MEAN, augment.IMAGENET_STD)

@@ -12,7 +12,7 @@ from safetensors import numpy as safetensors
 
 from wsiseq_jax.data import augment
 from wsiseq_jax.models import tile_vit
-from wsiseq_jax.weights import tile_encoders
+from wsiseq_jax.weights import files, tile_encoders
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / "golden" / "encoders"
 TINY = tile_vit.ViTSpec(
@@ -21,9 +21,9 @@ TINY = tile_vit.ViTSpec(
 )  # fmt: skip
 GATED = dataclasses.replace(TINY, mlp="swiglu", mlp_width=24)
 CASES = {
-  "timm_gelu.pth": TINY,
-  "timm_swiglu_registers.pth": dataclasses.replace(GATED, registers=2),
-  "timm_plain.pth": dataclasses.replace(
+  "timm_gelu.safetensors": TINY,
+  "timm_swiglu_registers.safetensors": dataclasses.replace(GATED, registers=2),
+  "timm_plain.safetensors": dataclasses.replace(
     GATED, registers=2, qkv_bias=False, layer_scale=False
   ),
   "hf_vit.safetensors": dataclasses.replace(
@@ -53,13 +53,15 @@ def pixels_of(expected, px):
 @pytest.mark.parametrize(
   "file, px",
   [(file, 24) for file in CASES]
-  + [("timm_plain.pth", 16), ("hf_dinov2.safetensors", 16)]
+  + [("timm_plain.safetensors", 16), ("hf_dinov2.safetensors", 16)]
   + [("hf_dinov2_registers.safetensors", 16), ("hf_vit.safetensors", 32)]
-  + [("timm_gelu.pth", 32), ("timm_swiglu_registers.pth", 32)],
+  + [("timm_gelu.safetensors", 32), ("timm_swiglu_registers.safetensors", 32)],
 )
 def test_features_equal_those_of_the_library(expected, file, px):
   spec = dataclasses.replace(CASES[file], tile_px=px)
-  params = tile_encoders.vit_params(tile_encoders.read(GOLDEN / file), spec)
+  params = tile_encoders.vit_params(
+    files.read(GOLDEN / file, "config.encoder.weights"), spec
+  )
   out = apply(params, spec, pixels_of(expected, px))
   name = f"{file.split('.')[0]}/{px}"
   want = [expected[f"{name}/{part}"] for part in ("class", "mean")]

@@ -5,7 +5,7 @@ import numpy as np
 
 from tests import small_run
 from wsiseq_jax import evaluate, train
-from wsiseq_jax.weights import pretrained
+from wsiseq_jax.weights import hf_videomae
 
 
 def test_training_starts_from_hugging_face_weights(
@@ -34,7 +34,7 @@ def test_training_starts_from_hugging_face_weights(
   config.optim.update({"lr_per_256": 0.0, "min_lr_per_256": 0.0})
   config.optim.update({"warmup_steps": 0, "total_steps": 1})
   state = train.train(config)
-  want = pretrained.load(file).params
+  want = hf_videomae.load(str(file))[1]
   got = jax.tree.map(np.asarray, state.params)
   assert jax.tree.structure(got) == jax.tree.structure(want)
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):

@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from wsiseq_jax import config as configs
 from wsiseq_jax.data import augment
 from wsiseq_jax.models import attention, resnet, tile_vit
-from wsiseq_jax.weights import tile_encoders
+from wsiseq_jax.weights import files, tile_encoders
 
 NAMES = (*resnet.PRESETS, *tile_vit.PRESETS, "run")
 
@@ -187,7 +187,7 @@ def _make(
     params = init(spec, jax.random.key(config["seed"]))
     weights = f"random, seed {config['seed']}"
   else:
-    tensors = tile_encoders.read(config["weights"])
+    tensors = files.read(config["weights"], "config.encoder.weights")
     reader = tile_encoders.vit_params
     if model is resnet:
       reader = tile_encoders.resnet_params

@@ -102,8 +102,6 @@ class VideoMAEConfig:
     decoder_depth: Decoder blocks.
     decoder_heads: Decoder attention heads.
     decoder_mlp_width: Hidden channels of the decoder MLP.
-    final_norm: Whether the encoder ends in a LayerNorm. Pretraining needs it;
-      fine-tuned checkpoints of Hugging Face normalise after pooling instead.
     normalise_target: Whether predictions are in units of each patch's mean and
       deviation (`losses.normalised_patch_target`) or plain pixels.
     trained_grid: Tokens (t, h, w) the weights were trained with, if they differ
@@ -136,7 +134,6 @@ class VideoMAEConfig:
   decoder_depth: int = 4
   decoder_heads: int = 3
   decoder_mlp_width: int = 768
-  final_norm: bool = True
   normalise_target: bool = True
   trained_grid: Sequence[int] | None = None
   norm_eps: float = 1e-6
@@ -290,8 +287,7 @@ class Encoder(nnx.Module):
       rngs=rngs,
     )
     self.blocks = vit.make_blocks(config.encoder_spec, rngs)
-    if config.final_norm:
-      self.norm = vit.make_norm(config.width, config.norm_eps, "float32", rngs)
+    self.norm = vit.make_norm(config.width, config.norm_eps, "float32", rngs)
     self.config = config
 
   def __call__(
@@ -304,7 +300,7 @@ class Encoder(nnx.Module):
     x = self.patch(patches)
     embedded = x + _positions(config, config.width, visible, x.dtype)
     x = vit.run_blocks(self.blocks, embedded, config.remat)
-    x = (self.norm(x) if config.final_norm else x).astype(jnp.float32)
+    x = self.norm(x).astype(jnp.float32)
     return x, {"encoder/embedded": embedded, "encoder/tokens": x}
 
 

@@ -1,264 +1,324 @@
-"""How Hugging Face writes VideoMAE: names, layouts and `config.json`.
+"""Hugging Face's VideoMAE: weights and `config.json`, read and written.
 
-`RULES` is the whole mapping of weights, one row a parameter, used in both
-directions by `pretrained.py`, which is where to start reading.
+What `VideoMAEForPreTraining` saves, encoder and decoder. Where the two
+implementations differ:
+
+- The epsilon of the decoder's last LayerNorm is fixed to 1e-5 there, and 1e-12
+  is the default elsewhere; the original code has 1e-6 everywhere. Loading takes
+  the file's. On export a decoder epsilon other than 1e-5 is lost, which changes
+  predictions by some 1e-6 of their size: said in the log.
+- Biases of query and value are called `q_bias` and `v_bias` in files, but
+  `query.bias` and `value.bias` in the state dict of recent releases. Both are
+  read; files are written as Hugging Face writes them.
+- Position tables are not stored. A model on another grid than the one of its
+  weights resamples them here; Hugging Face cannot, so that such a model is not
+  exported.
 """
 
+import dataclasses
+import json
+import pathlib
 import re
 from typing import Any
 
 import numpy as np
 from absl import logging
+from flax import nnx, traverse_util
+from safetensors import numpy as safetensors
 
 from wsiseq_jax.models import videomae
+from wsiseq_jax.models.videomae import VideoMAEConfig
+from wsiseq_jax.weights import files, fill
+from wsiseq_jax.weights.fill import Rule, affine
 
-KINDS = {
-  "pretraining": "VideoMAEForPreTraining",
-  "model": "VideoMAEModel",
-  "classification": "VideoMAEForVideoClassification",
-}
+KEY = "config.model.init_from"
 
-# (name in the file, our path, layout). `{i}` is the layer; `{base}` is
-# "videomae." where the encoder is part of a larger model.
-_BLOCK_RULES = (
-  ("layernorm_before.weight", "attention_norm/scale", "same"),
-  ("layernorm_before.bias", "attention_norm/bias", "same"),
-  ("attention.attention.query.weight", "attention/query/kernel", "linear"),
-  ("attention.attention.q_bias", "attention/query/bias", "same"),
-  ("attention.attention.key.weight", "attention/key/kernel", "linear"),
-  ("attention.attention.value.weight", "attention/value/kernel", "linear"),
-  ("attention.attention.v_bias", "attention/value/bias", "same"),
-  ("attention.output.dense.weight", "attention/out/kernel", "linear"),
-  ("attention.output.dense.bias", "attention/out/bias", "same"),
-  ("layernorm_after.weight", "mlp_norm/scale", "same"),
-  ("layernorm_after.bias", "mlp_norm/bias", "same"),
-  ("intermediate.dense.weight", "mlp/up/kernel", "linear"),
-  ("intermediate.dense.bias", "mlp/up/bias", "same"),
-  ("output.dense.weight", "mlp/down/kernel", "linear"),
-  ("output.dense.bias", "mlp/down/bias", "same"),
-)
-_PATCH = "{base}embeddings.patch_embeddings.projection"
+
+def _block(layer: str, path: str) -> tuple[Rule, ...]:
+  inner = f"{layer}.attention.attention"
+  return (
+    *affine(f"{layer}.layernorm_before", f"{path}/attention_norm"),
+    Rule(f"{inner}.query.weight", f"{path}/attention/query/kernel", "linear"),
+    Rule(f"{inner}.q_bias", f"{path}/attention/query/bias"),
+    Rule(f"{inner}.key.weight", f"{path}/attention/key/kernel", "linear"),
+    Rule(f"{inner}.value.weight", f"{path}/attention/value/kernel", "linear"),
+    Rule(f"{inner}.v_bias", f"{path}/attention/value/bias"),
+    *affine(
+      f"{layer}.attention.output.dense", f"{path}/attention/out", "linear"
+    ),
+    *affine(f"{layer}.layernorm_after", f"{path}/mlp_norm"),
+    *affine(f"{layer}.intermediate.dense", f"{path}/mlp/up", "linear"),
+    *affine(f"{layer}.output.dense", f"{path}/mlp/down", "linear"),
+  )
+
+
 RULES = (
-  (f"{_PATCH}.weight", "encoder/patch/kernel", "cube"),
-  (f"{_PATCH}.bias", "encoder/patch/bias", "same"),
-  *(
-    (f"{{base}}encoder.layer.{{i}}.{name}", f"encoder/blocks/{path}", layout)
-    for name, path, layout in _BLOCK_RULES
+  *affine(
+    "videomae.embeddings.patch_embeddings.projection", "encoder/patch", "patch"
   ),
-  ("{base}layernorm.weight", "encoder/norm/scale", "same"),
-  ("{base}layernorm.bias", "encoder/norm/bias", "same"),
-  ("encoder_to_decoder.weight", "decoder/project/kernel", "linear"),
-  ("mask_token", "decoder/mask_token", "token"),
-  *(
-    (f"decoder.decoder_layers.{{i}}.{name}", f"decoder/blocks/{path}", layout)
-    for name, path, layout in _BLOCK_RULES
-  ),
-  ("decoder.norm.weight", "decoder/norm/scale", "same"),
-  ("decoder.norm.bias", "decoder/norm/bias", "same"),
-  ("decoder.head.weight", "decoder/head/kernel", "linear"),
-  ("decoder.head.bias", "decoder/head/bias", "same"),
-  ("fc_norm.weight", "head/norm/scale", "same"),
-  ("fc_norm.bias", "head/norm/bias", "same"),
-  ("classifier.weight", "head/linear/kernel", "linear"),
-  ("classifier.bias", "head/linear/bias", "same"),
+  *_block("videomae.encoder.layer.{i}", "encoder/blocks"),
+  *affine("videomae.layernorm", "encoder/norm"),
+  Rule("encoder_to_decoder.weight", "decoder/project/kernel", "linear"),
+  Rule("mask_token", "decoder/mask_token", "token"),
+  *_block("decoder.decoder_layers.{i}", "decoder/blocks"),
+  *affine("decoder.norm", "decoder/norm"),
+  *affine("decoder.head", "decoder/head", "linear"),
 )
-
-# Left by torch.compile and DistributedDataParallel.
-_WRAPPERS = re.compile(r"^(?:_orig_mod\.|module\.)+")
 _NEW_BIAS = re.compile(r"\.(q)uery\.bias$|\.(v)alue\.bias$")
 
-# The values Hugging Face assumes for keys that a config.json leaves out.
-_HF_DEFAULTS = dict(
-  image_size=224,
-  patch_size=16,
-  num_channels=3,
-  num_frames=16,
-  tubelet_size=2,
-  hidden_size=768,
-  num_hidden_layers=12,
-  num_attention_heads=12,
-  intermediate_size=3072,
-  hidden_act="gelu",
-  layer_norm_eps=1e-12,
-  qkv_bias=True,
-  use_mean_pooling=True,
-  decoder_num_attention_heads=6,
-  decoder_hidden_size=384,
-  decoder_num_hidden_layers=4,
-  decoder_intermediate_size=1536,
-  norm_pix_loss=True,
+# (key of config.json, our field, what Hugging Face assumes if it is left out).
+_FIELDS = (
+  ("num_frames", "frames", 16),
+  ("num_channels", "channels", 3),
+  ("hidden_size", "width", 768),
+  ("num_hidden_layers", "depth", 12),
+  ("num_attention_heads", "heads", 12),
+  ("intermediate_size", "mlp_width", 3072),
+  ("decoder_hidden_size", "decoder_width", 384),
+  ("decoder_num_hidden_layers", "decoder_depth", 4),
+  ("decoder_num_attention_heads", "decoder_heads", 6),
+  ("decoder_intermediate_size", "decoder_mlp_width", 1536),
+  ("norm_pix_loss", "normalise_target", True),
+  ("layer_norm_eps", "norm_eps", 1e-12),
 )
-_HF_DECODER_NORM_EPS = 1e-5
+# The only values of these that this model has.
+_FIXED = dict(hidden_act="gelu", qkv_bias=True, use_mean_pooling=False)
+_DECODER_NORM_EPS = 1e-5
 
 
-def config_from_hf(hf_config: dict[str, Any]) -> videomae.VideoMAEConfig:
+def config_from_hf(hf: dict[str, Any]) -> VideoMAEConfig:
   """Translates a Hugging Face `config.json`.
 
   Args:
-    hf_config: The parsed file.
+    hf: The parsed file.
 
   Returns:
     The configuration, with the epsilons of the Hugging Face implementation.
 
   Raises:
-    ValueError: If the file asks for something this model has not.
+    ValueError: The file asks for something this model has not.
 
   Example:
     >>> config_from_hf({"image_size": [32, 48], "num_frames": 8}).grid
     (4, 2, 3)
   """
-  hf = _HF_DEFAULTS | hf_config
   # Named qkv_bias in published files, qv_bias in recent releases.
-  if not hf.get("qv_bias", hf["qkv_bias"]):
-    raise ValueError("config.json: qkv_bias=false, but only true is supported")
-  if hf["hidden_act"] != "gelu":
-    raise ValueError(
-      f"config.json: hidden_act={hf['hidden_act']!r} is not 'gelu'"
-    )
-  if not isinstance(hf["patch_size"], int):
-    raise ValueError(
-      f"config.json: patch_size={hf['patch_size']} must be one number"
-    )
-  size = hf["image_size"]
-  return videomae.VideoMAEConfig(
-    frames=hf["num_frames"],
+  given = hf | {"qkv_bias": hf.get("qv_bias", hf.get("qkv_bias", True))}
+  for key, wanted in _FIXED.items():
+    if given.get(key, wanted) != wanted:
+      raise ValueError(
+        f"config.json: {key} = {given[key]!r}, but only {wanted!r} is supported"
+      )
+  px, size = hf.get("patch_size", 16), hf.get("image_size", 224)
+  if not isinstance(px, int):
+    raise ValueError(f"config.json: patch_size = {px} must be one number")
+  return VideoMAEConfig(
+    **{field: hf.get(key, default) for key, field, default in _FIELDS},
     image_px=(size, size) if isinstance(size, int) else tuple(size),
-    patch=(hf["tubelet_size"], hf["patch_size"], hf["patch_size"]),
-    channels=hf["num_channels"],
-    width=hf["hidden_size"],
-    depth=hf["num_hidden_layers"],
-    heads=hf["num_attention_heads"],
-    mlp_width=hf["intermediate_size"],
-    decoder_width=hf["decoder_hidden_size"],
-    decoder_depth=hf["decoder_num_hidden_layers"],
-    decoder_heads=hf["decoder_num_attention_heads"],
-    decoder_mlp_width=hf["decoder_intermediate_size"],
-    final_norm=not hf["use_mean_pooling"],
-    normalise_target=hf["norm_pix_loss"],
-    norm_eps=hf["layer_norm_eps"],
-    decoder_norm_eps=_HF_DECODER_NORM_EPS,
+    patch=(hf.get("tubelet_size", 2), px, px),
+    decoder_norm_eps=_DECODER_NORM_EPS,
   )
 
 
-def config_to_hf(
-  config: videomae.VideoMAEConfig, kind: str = "pretraining"
-) -> dict[str, Any]:
+def config_to_hf(config: VideoMAEConfig) -> dict[str, Any]:
   """Translates a configuration into a Hugging Face `config.json`.
 
   Args:
     config: The configuration.
-    kind: A key of `KINDS`.
 
   Returns:
     What to write as JSON.
 
   Raises:
-    ValueError: If Hugging Face's model cannot be built that way.
+    ValueError: Hugging Face's model cannot be built that way.
 
   Example:
-    >>> config_to_hf(videomae.VideoMAEConfig())["hidden_size"]
+    >>> config_to_hf(VideoMAEConfig())["hidden_size"]
     384
   """
   if config.patch[1] != config.patch[2]:
     raise ValueError(
-      f"model.patch={config.patch}: Hugging Face's VideoMAE has square patches"
+      f"config.model.patch = {config.patch}: Hugging Face's VideoMAE has "
+      "square patches"
     )
   if config.trained_grid not in (None, config.grid):
     raise ValueError(
-      f"model.trained_grid={config.trained_grid} differs from the grid "
-      f"{config.grid}: Hugging Face's VideoMAE cannot resample positions"
+      f"config.model.trained_grid = {config.trained_grid} differs from the "
+      f"grid {config.grid}: Hugging Face's VideoMAE cannot resample positions"
     )
-  if config.decoder_norm_eps != _HF_DECODER_NORM_EPS:
+  if config.decoder_norm_eps != _DECODER_NORM_EPS:
     logging.info(
       "export: Hugging Face fixes the epsilon of the decoder's last LayerNorm "
       "to %g; this model has %g",
-      _HF_DECODER_NORM_EPS,
+      _DECODER_NORM_EPS,
       config.decoder_norm_eps,
     )
   h, w = config.image_px
   return dict(
-    architectures=[KINDS[check_kind(kind)]],
+    architectures=["VideoMAEForPreTraining"],
     model_type="videomae",
     dtype="float32",
     image_size=h if h == w else [h, w],
     patch_size=config.patch[1],
-    num_channels=config.channels,
-    num_frames=config.frames,
     tubelet_size=config.patch[0],
-    hidden_size=config.width,
-    num_hidden_layers=config.depth,
-    num_attention_heads=config.heads,
-    intermediate_size=config.mlp_width,
-    hidden_act="gelu",
-    layer_norm_eps=config.norm_eps,
-    qkv_bias=True,
-    use_mean_pooling=not config.final_norm,
-    decoder_num_attention_heads=config.decoder_heads,
-    decoder_hidden_size=config.decoder_width,
-    decoder_num_hidden_layers=config.decoder_depth,
-    decoder_intermediate_size=config.decoder_mlp_width,
-    norm_pix_loss=config.normalise_target,
+    **{key: getattr(config, field) for key, field, _ in _FIELDS},
+    **_FIXED,
   )
 
 
-def check_kind(kind: str) -> str:
-  """Returns the kind, or raises ValueError if there is none of that name."""
-  if kind not in KINDS:
-    raise ValueError(f"kind {kind!r} is not one of {tuple(KINDS)}")
-  return kind
+def params_from_hf(
+  tensors: dict[str, np.ndarray], config: VideoMAEConfig
+) -> dict[str, Any]:
+  """Turns Hugging Face tensors into our parameters, checking every one.
+
+  Args:
+    tensors: By name, as in the file.
+    config: The model they must fit.
+
+  Returns:
+    Nested dict of float32 arrays, layers stacked.
+
+  Raises:
+    ValueError: Listing all missing, unexpected, misshapen or bad tensors.
+  """
+  tensors = {
+    _NEW_BIAS.sub(r".\1\2_bias", name): tensor
+    for name, tensor in fill.strip(tensors).items()
+  }
+  what = "VideoMAEForPreTraining"
+  flat = fill.fill(tensors, RULES, _shapes(config), what, _patch(config))
+  return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def kind_of(tensors: dict[str, np.ndarray]) -> str:
-  """Tells the kind of a checkpoint by its names."""
-  if "encoder_to_decoder.weight" in tensors:
-    return "pretraining"
-  return "classification" if "classifier.weight" in tensors else "model"
+def params_to_hf(
+  params: dict[str, Any], config: VideoMAEConfig
+) -> dict[str, np.ndarray]:
+  """Turns our parameters into Hugging Face tensors.
+
+  Args:
+    params: Nested dict of arrays.
+    config: Their model.
+
+  Returns:
+    Float32 tensors by name.
+
+  Raises:
+    ValueError: A parameter is missing or of another shape.
+  """
+  return fill.unfill(params, RULES, _shapes(config), _patch(config))
 
 
-def clean_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Strips wrapper prefixes and unifies the two spellings of biases."""
-  clean = {}
-  for name, tensor in tensors.items():
-    short = _NEW_BIAS.sub(r".\1\2_bias", _WRAPPERS.sub("", name))
-    if short in clean:
-      raise ValueError(f"two tensors are called {short}, one of them {name}")
-    clean[short] = tensor
-  return clean
+def _patch(config: VideoMAEConfig) -> tuple[int, ...]:
+  return (*config.patch, config.channels)
 
 
-def expected_names(
-  leaves: dict[str, tuple[int, ...]], kind: str
-) -> dict[str, tuple[str, int | None, str]]:
-  """Maps every file name of a kind to (our path, layer, layout)."""
-  base = "" if kind == "model" else "videomae."
-  names: dict[str, tuple[str, int | None, str]] = {}
-  for template, path, layout in RULES:
-    if path not in leaves:
-      continue
-    if "{i}" not in template:
-      names[template.format(base=base)] = (path, None, layout)
-      continue
-    for i in range(leaves[path][0]):
-      names[template.format(base=base, i=i)] = (path, i, layout)
-  return names
+def _shapes(config: VideoMAEConfig) -> dict[str, tuple[int, ...]]:
+  model = nnx.eval_shape(lambda: videomae.VideoMAE(config, nnx.Rngs(0)))
+  return fill.shapes_of(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
 
 
-def from_layout(tensor: np.ndarray, layout: str) -> np.ndarray:
-  """PyTorch's layout to ours: [out, in] -> [in, out], cubes channels last."""
-  if layout == "linear":
-    return tensor.T
-  if layout == "cube":
-    return tensor.transpose(2, 3, 4, 1, 0).reshape(-1, tensor.shape[0])
-  return tensor.reshape(-1) if layout == "token" else tensor
+def read_config(place: files.Place) -> VideoMAEConfig:
+  """The model of a checkpoint, from the `config.json` beside its weights.
+
+  Args:
+    place: See `files.find`.
+
+  Raises:
+    ValueError: A file is not there, or no such model can be built.
+  """
+  file = files.find(place, KEY, "config.json").with_name("config.json")
+  return config_from_hf(json.loads(file.read_text()))
 
 
-def to_layout(
-  value: np.ndarray, layout: str, config: videomae.VideoMAEConfig
-) -> np.ndarray:
-  """The inverse of `from_layout`."""
-  if layout == "linear":
-    return value.T
-  if layout == "cube":
-    cube = value.reshape(*config.patch, config.channels, -1)
-    return cube.transpose(4, 3, 0, 1, 2)
-  return value.reshape(1, 1, -1) if layout == "token" else value
+def load(place: files.Place) -> tuple[VideoMAEConfig, dict[str, Any]]:
+  """Reads a checkpoint.
+
+  Args:
+    place: The weights, or their folder, `config.json` beside them; may lie at
+      Hugging Face, see `files.find`.
+
+  Returns:
+    Configuration and parameters, a nested dict of float32 arrays.
+
+  Raises:
+    ValueError: The files are not there, or do not fit each other.
+  """
+  config = read_config(place)
+  tensors = files.read(place, KEY)
+  if not any(name.endswith("encoder_to_decoder.weight") for name in tensors):
+    raise ValueError(
+      f"{KEY} = {str(place)!r} has no decoder; wanted: VideoMAEForPreTraining"
+    )
+  return config, params_from_hf(tensors, config)
+
+
+def save(folder: Any, config: VideoMAEConfig, params: dict[str, Any]) -> None:
+  """Writes a checkpoint that Hugging Face's `from_pretrained` reads.
+
+  Args:
+    folder: Receives `model.safetensors` and `config.json`.
+    config: The model.
+    params: Its parameters.
+
+  Raises:
+    ValueError: Hugging Face cannot express the model, or parameters do not fit
+      it.
+  """
+  text = json.dumps(config_to_hf(config), indent=2) + "\n"
+  tensors = params_to_hf(params, config)
+  folder = pathlib.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  # `from_pretrained` refuses files without this mark.
+  safetensors.save_file(
+    tensors, folder / "model.safetensors", metadata={"format": "pt"}
+  )
+  (folder / "config.json").write_text(text)
+
+
+def settle(place: files.Place, config: VideoMAEConfig) -> VideoMAEConfig:
+  """The model to train from a checkpoint's weights; reads no weights.
+
+  Frames and image size may differ from the checkpoint's: position tables are
+  then resampled from its grid. Everything that shapes a parameter must agree.
+
+  Args:
+    place: See `load`.
+    config: The model that is asked for.
+
+  Returns:
+    The same, with the checkpoint's epsilons and, if grids differ, its grid as
+    `trained_grid`.
+
+  Raises:
+    ValueError: Naming the config keys that disagree.
+  """
+  found = read_config(place)
+  free = (
+    *("frames", "image_px", "normalise_target", "trained_grid"),
+    *("norm_eps", "decoder_norm_eps", "dtype", "remat", "attention_kernel"),
+  )
+  differing = [
+    f"config.model.{field.name} = {getattr(config, field.name)}, file "
+    f"{getattr(found, field.name)}"
+    for field in dataclasses.fields(config)
+    if field.name not in free
+    and getattr(config, field.name) != getattr(found, field.name)
+  ]
+  if differing:
+    raise ValueError(
+      f"{KEY} = {str(place)!r} is another model: " + "; ".join(differing)
+    )
+  trained_grid = None
+  if found.grid != config.grid:
+    trained_grid = found.grid
+    logging.info(
+      "%s was trained on grid %s (t, h, w), this model has %s: position tables "
+      "will be resampled",
+      *(place, found.grid, config.grid),
+    )
+  return dataclasses.replace(
+    config,
+    norm_eps=found.norm_eps,
+    decoder_norm_eps=found.decoder_norm_eps,
+    trained_grid=trained_grid,
+  )

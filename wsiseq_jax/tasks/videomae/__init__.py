@@ -38,6 +38,7 @@ from wsiseq_jax.tasks.videomae.setup import (
   make_setup,
   model_config,
 )
+from wsiseq_jax.weights import hf_videomae
 
 __all__ = [
   "CHECKS",
@@ -139,9 +140,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
   """
   if not config.model.init_from:
     return config
-  from wsiseq_jax.weights import pretrained
-
-  found, _ = pretrained.init_from(config.model.init_from, model_config(config))
+  found = hf_videomae.settle(config.model.init_from, model_config(config))
   resolved = ConfigDict(config.to_dict())
   resolved.model.update(
     {
@@ -154,10 +153,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
 
 
 def _load_params(setup: Setup, path: str) -> Any:
-  # Imported here: few runs start from weights of others.
-  from wsiseq_jax.weights import pretrained
-
-  return pretrained.init_from(path, setup.model)[1]
+  hf_videomae.settle(path, setup.model)
+  return hf_videomae.load(path)[1]
 
 
 def _evaluations(setup: Setup, config: ConfigDict) -> base.Evaluations:
