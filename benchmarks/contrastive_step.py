@@ -37,7 +37,6 @@ def measure(options) -> dict:
   absl_flags.FLAGS.mark_as_parsed()
   from configs import contrastive
   from wsiseq_jax.tasks import contrastive as task
-  from wsiseq_jax.tpu import flops
 
   config = contrastive.get_config(options.method)
   config.workdir = "."
@@ -55,7 +54,7 @@ def measure(options) -> dict:
   return {
     "seconds": seconds,
     "peak_bytes": pretrain_step.peak_bytes(),
-    "flops_per_clip": flops.contrastive_step_flops(run.task.setup.model),
+    "flops_per_clip": run.task.flops,
     "clips": options.batch * run.task.clips_per_record,
   }
 

@@ -22,7 +22,7 @@ as `make demo` has it; `--pages=small` measures without).
     clips/s = clips of a batch / seconds of a step
     MFU     = model FLOPs of a step / (seconds · measured matmul rate)
 
-Model FLOPs are those of `wsiseq_jax/tpu/flops.py`: 3 · forward − the patch
+Model FLOPs are those of `wsiseq_jax/models/flops.py`: 3 · forward − the patch
 embedding's unused gradient, matrix products only. The matmul rate is that of
 8192³ in bfloat16 (2048³ in float32 on a CPU), measured in this run. Peak memory
 is that of the device, or on a CPU of the process.
@@ -126,7 +126,6 @@ def measure_jax(options) -> dict:
   flags.FLAGS.mark_as_parsed()
   from configs import videomae
   from wsiseq_jax.tasks import videomae as task
-  from wsiseq_jax.tpu import flops
 
   config = videomae.get_config("base")
   config.model.size = options.size
@@ -146,14 +145,12 @@ def measure_jax(options) -> dict:
     jax.block_until_ready(metrics)
 
   seconds = median_seconds(one, options.steps)
-  mask = run.task.setup.mask
+  setup = task.make_setup(run.config, run.source.spec)
   return {
     "seconds": seconds,
     "peak_bytes": peak_bytes(),
-    "flops_per_clip": flops.videomae_step_flops(
-      run.task.setup.model, mask.visible, mask.decoded
-    ),
-    "visible": mask.visible,
+    "flops_per_clip": run.task.flops,
+    "visible": setup.mask.visible,
   }
 
 
@@ -164,9 +161,10 @@ def model_step(run, batch):
 
   from wsiseq_jax.data import augment
   from wsiseq_jax.models import masking
+  from wsiseq_jax.tasks import videomae as task
   from wsiseq_jax.tasks.videomae import losses
 
-  setup = run.task.setup
+  setup = task.make_setup(run.config, run.source.spec)
 
   @jax.jit
   def prepare(batch):

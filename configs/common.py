@@ -64,6 +64,11 @@ def base_config(task: str) -> ConfigDict:
         "b2": 0.95,
         "eps": 1e-8,
         "clip_norm": 0.0,  # 0 switches clipping off
+        # Evaluation and features use the average of parameters, decayed by
+        # this at each step; 0 is none.
+        "ema_decay": 0.0,
+        # Parts of a batch computed one after another; saves memory.
+        "accumulate_steps": 1,
       },
       "mesh": {"fsdp": 1, "sharding_rules": ()},
       "checkpoint": {

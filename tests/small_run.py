@@ -47,7 +47,9 @@ def use_devices(monkeypatch, count: int) -> None:
 def loss_and_gradients(run: train_setup.Run, progress: float):
   """Of the first batch, with parameters that are the same on any devices."""
   key = jax.random.key(7)
-  params = states.init_state(run.task.init, run.tx, key, run.shardings).params
+  params = states.init_state(
+    run.task.init, run.tx, key, run.shardings, run.task.init_extra
+  ).params
   [batch] = loader.train_batches(
     run.source,
     seed=0,
@@ -58,7 +60,7 @@ def loss_and_gradients(run: train_setup.Run, progress: float):
 
   def loss(params, batch):
     step_key = base.stream(key, "step")
-    return run.task.loss(params, batch, step_key, jnp.float32(progress))[0]
+    return run.task.loss(params, {}, batch, step_key, jnp.float32(progress))[0]
 
   step = jax.jit(
     parallel.within(run.mesh, jax.value_and_grad(loss)),

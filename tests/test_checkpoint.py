@@ -56,7 +56,7 @@ def test_moves_to_other_devices(tmp_path, fsdp):
   target = state_at(0, mesh)
   with checkpoint.Checkpoints(tmp_path, read_only=True) as saved:
     loaded, _ = saved.restore(abstract(target))
-    params = saved.restore_params(abstract(target.params))
+    params = saved.restore_parts({"params": abstract(target.params)})["params"]
   kernel = loaded.params["layer"]["kernel"]
   assert kernel.sharding == target.params["layer"]["kernel"].sharding
   np.testing.assert_array_equal(kernel, np.arange(32.0).reshape(8, 4) + 1)

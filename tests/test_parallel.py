@@ -71,7 +71,7 @@ def test_optimiser_slots_lie_like_their_parameters():
   params = {"a": {"w": shape(512, 1024)}, "b": {"w": shape(1024, 512)}}
   shardings = parallel.param_shardings(params, mesh)
   slots = ({"mu": params, "count": shape()}, shape(512, 1024))
-  placed = parallel.slot_shardings(slots, params, shardings, mesh)
+  placed = parallel.shardings_like(slots, params, shardings, mesh)
   assert placed[0]["mu"]["a"]["w"].spec == PartitionSpec(None, "fsdp")
   assert placed[0]["mu"]["b"]["w"].spec == PartitionSpec("fsdp")
   assert placed[0]["count"].spec == PartitionSpec()

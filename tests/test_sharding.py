@@ -41,13 +41,14 @@ def cut_small_parameters(monkeypatch):
   monkeypatch.setattr(parallel, "FSDP_MIN_ELEMENTS", 256)
 
 
-def make_run(data, fsdp, devices=8):
+def make_run(data, fsdp, devices=8, parts=1):
   config = small_run.small_config(data / "none", data)
   config.mesh.fsdp = fsdp
   config.data.batch_size = BATCH
   # One of everything: both kinds of randomness, V2's masks, two clips each.
   config.data.repeats = 2
   config.mask.decoder = "running_cell"
+  config.optim.accumulate_steps = parts
   source = sources.RecordSource(config.data.path, "train")
   return train_setup.build(config, source, None, jax.devices()[:devices])
 
@@ -129,6 +130,13 @@ def test_data_parallel_step_reduces_gradients_and_nothing_else(data):
   assert counts(text)["all-reduce"] <= 4
 
 
+def test_accumulating_gradients_exchanges_nothing_else(data):
+  run = make_run(data, fsdp=1, parts=5)
+  found = collectives(compile_train_step(run))
+  assert set(found) == {"all-reduce"}
+  assert not activations(found["all-reduce"], run)
+
+
 @pytest.mark.parametrize("fsdp", [pytest.param(2, marks=pytest.mark.slow), 8])
 def test_fsdp_step_gathers_parameters_and_nothing_else(data, fsdp):
   run = make_run(data, fsdp)
@@ -157,8 +165,9 @@ def test_evaluation_and_embedding_exchange_no_activations(data, fsdp):
     parallel.within(run.mesh, run.task.embed),
     out_shardings=parallel.batch_sharding(run.mesh),
   )
-  for function in (step, embed):
-    text = text_of(function, run.abstract.params, batch)
+  params = run.abstract.params
+  for function, *arguments in ((step, params, {}), (embed, params)):
+    text = text_of(function, *arguments, batch)
     for kind, arrays in collectives(text).items():
       assert kind in ("all-gather", "all-reduce"), kind
       assert not activations(arrays, run), kind

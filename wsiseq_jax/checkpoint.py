@@ -1,25 +1,24 @@
 """Checkpoints: the only file that knows Orbax.
 
-A checkpoint is a folder named after its step with four parts, each readable
-without the others:
+A checkpoint is a folder named after its step with parts that are readable
+without one another:
 
     checkpoints/400/params      float32 arrays of the model
-                    opt_state   the optimiser's slots
+                    opt_state   the optimiser's state
+                    extra       the task's own state; absent where it has none
                     data        JSON: position in the data, metrics not yet
                                 logged
-                    meta        JSON: the whole config, step, fingerprint of the
+                    meta        JSON: the whole config, step, identity of the
                                 shards, versions, git revision
 
-`meta` makes it self-describing: evaluation rebuilds the model from it and
-loads `params`, and needs neither the config file nor the optimiser.
+`meta` makes it self-describing: evaluation rebuilds the model from it and needs
+neither the config file nor the optimiser.
 
-Guarantees. Orbax writes into a temporary folder and renames it when complete,
-so a process killed in the middle leaves nothing that looks like a checkpoint;
-such remains are removed at the next start. Saving runs in the background, the
-arrays having been copied first; a failed save raises at the next save or at
-`close`, never silently. Restoring always asks for shapes *with* shardings,
-hence works on another number of devices, and compares the trees first, since
-Orbax's own message for a mismatch does not say what differs.
+Orbax writes into a temporary folder and renames it when complete. Saving runs
+in the background, the arrays having been copied first; a failed save raises at
+the next save or at `close`. Restoring asks for shapes *with* shardings, hence
+works on another number of devices, and compares the trees first, since Orbax's
+own message for a mismatch does not say what differs.
 """
 
 import os
@@ -37,6 +36,7 @@ from wsiseq_jax import parallel
 from wsiseq_jax.state import TrainState
 
 JSON_PARTS = ("data", "meta")
+_ARRAY_PARTS = ("params", "opt_state", "extra")
 # Processes agree on a save by time only at steps divisible by this: it costs a
 # round of communication.
 _AGREE_EVERY = 16
@@ -49,6 +49,18 @@ def _context() -> ocp.Context:
   context = ocp.Context()
   context.checkpointables.registry = registry
   return context
+
+
+def _has_arrays(tree: Any) -> bool:
+  return bool(jax.tree.leaves(tree))
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
+  """The parts of arrays; without `extra` where a task keeps nothing."""
+  parts = {name: getattr(state, name) for name in _ARRAY_PARTS}
+  if not _has_arrays(state.extra):
+    del parts["extra"]
+  return parts
 
 
 def tree_differences(expected: Any, found: Any) -> list[str]:
@@ -192,12 +204,7 @@ class Checkpoints:
       return
     self._pending = self._orbax.save_checkpointables_async(
       step,
-      {
-        "params": state.params,
-        "opt_state": state.opt_state,
-        "data": dict(data),
-        "meta": dict(meta),
-      },
+      {**_parts(state), "data": dict(data), "meta": dict(meta)},
       force=True,
     )
     self._saved_at = time.monotonic()
@@ -242,20 +249,21 @@ class Checkpoints:
       ValueError: The checkpoint holds other arrays; every difference is named.
     """
     step = self._existing(step)
-    wanted = {"params": abstract.params, "opt_state": abstract.opt_state}
-    self._check(step, wanted)
+    wanted = _parts(abstract)
+    self._check(step, wanted, everything=True)
     loaded = self._orbax.load_checkpointables(step, {**wanted, "data": None})
+    data = loaded.pop("data")
     count = jax.device_put(np.int32(step), abstract.step.sharding)
-    state = TrainState(count, loaded["params"], loaded["opt_state"])
-    return state, loaded["data"]
+    return TrainState(step=count, **loaded), data
 
-  def restore_params(self, abstract: Any, step: int | None = None) -> Any:
-    """Loads the parameters alone; see `restore`."""
+  def restore_parts(
+    self, wanted: Mapping[str, Any], step: int | None = None
+  ) -> dict[str, Any]:
+    """Loads some parts alone, `{"params": abstract}`; see `restore`."""
     step = self._existing(step)
-    self._check(step, {"params": abstract})
-    return self._orbax.load_checkpointables(step, {"params": abstract})[
-      "params"
-    ]
+    full = {name: tree for name, tree in wanted.items() if _has_arrays(tree)}
+    self._check(step, full)
+    return {**wanted, **self._orbax.load_checkpointables(step, full)}
 
   def _existing(self, step: int | None) -> int:
     # What is being saved cannot be read before it is whole.
@@ -267,12 +275,15 @@ class Checkpoints:
       )
     return step
 
-  def _check(self, step: int, wanted: Mapping[str, Any]) -> None:
+  def _check(
+    self, step: int, wanted: Mapping[str, Any], everything: bool = False
+  ) -> None:
     found = self._orbax.checkpointables_metadata(step).metadata
+    names = _ARRAY_PARTS if everything else wanted
     lines = [
       f"{part}/{line}"
-      for part, tree in wanted.items()
-      for line in tree_differences(tree, found[part])
+      for part in names
+      for line in tree_differences(wanted.get(part, {}), found.get(part, {}))
     ]
     if lines:
       shown = lines[:20] + ["…"] * (len(lines) > 20)

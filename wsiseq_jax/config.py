@@ -181,6 +181,8 @@ COMMON: Mapping[str, Check] = {
   "optim.b2": number(0, 1),
   "optim.eps": number(0),
   "optim.clip_norm": number(0),
+  "optim.ema_decay": number(0, 0.999999),
+  "optim.accumulate_steps": integer(1),
   "mesh.fsdp": integer(1),
   "mesh.sharding_rules": _rules,
   "checkpoint.path": text(),

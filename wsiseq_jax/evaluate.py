@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -27,9 +28,9 @@ from ml_collections import ConfigDict
 from data_prep.files import atomic
 from wsiseq_jax import checkpoint, launch, parallel, tasks, writers
 from wsiseq_jax import config as configs
+from wsiseq_jax import state as states
 from wsiseq_jax.data import loader
 from wsiseq_jax.data import source as sources
-from wsiseq_jax.state import with_shardings
 from wsiseq_jax.tasks import base
 
 # Taken from the command line; everything else comes from the checkpoint.
@@ -54,7 +55,8 @@ class Loaded:
 
   Attributes:
     task: the task, rebuilt from the checkpoint.
-    params: its parameters, on the mesh.
+    params: the parameters to use, on the mesh (`Task.inference_params`).
+    extra: the task's own state.
     step: the checkpoint's step.
     config: the config of the training, with the runtime keys of this run.
     spec: what the data set says of itself.
@@ -65,6 +67,7 @@ class Loaded:
 
   task: base.Task
   params: Any
+  extra: Any
   step: int
   config: ConfigDict
   spec: sources.DataSpec
@@ -109,16 +112,33 @@ def load(
         f"note: {config.data.path or 'the data'} was prepared otherwise than "
         "the data of training (fingerprints differ)"
       )
-    task = tasks.get(merged.task).make_task(merged, spec)
+    task = base.with_ema(
+      tasks.get(merged.task).make_task(merged, spec), merged.optim.ema_decay
+    )
     mesh = parallel.make_mesh(merged.mesh.fsdp)
     parallel.check_batch_size(merged.data.batch_size, mesh)
-    abstract = jax.eval_shape(task.init, jax.random.key(0))
-    shardings = parallel.param_shardings(
-      abstract, mesh, merged.mesh.sharding_rules
+    abstract = states.abstract_state(
+      task.init, optax.identity(), task.init_extra
     )
-    params = ck.restore_params(with_shardings(abstract, shardings), step)
+    abstract = states.with_shardings(
+      abstract,
+      states.state_shardings(abstract, mesh, merged.mesh.sharding_rules),
+    )
+    loaded = ck.restore_parts(
+      {"params": abstract.params, "extra": abstract.extra}, step
+    )
     identity = ck.identity(step)
-  return Loaded(task, params, step, merged, spec, mesh, meta, identity)
+  return Loaded(
+    task=task,
+    params=task.inference_params(**loaded),
+    extra=loaded["extra"],
+    step=step,
+    config=merged,
+    spec=spec,
+    mesh=mesh,
+    meta=meta,
+    identity=identity,
+  )
 
 
 def _merge(saved: Mapping[str, Any], config: ConfigDict) -> ConfigDict:
@@ -145,7 +165,7 @@ def _merge(saved: Mapping[str, Any], config: ConfigDict) -> ConfigDict:
 
 
 def make_eval_step(evaluate, mesh: Mesh):
-  """Compiles `Task.evaluate`; metrics come back whole on every device."""
+  """Compiles `Task.evaluate`; metrics come back replicated."""
   return jax.jit(
     parallel.within(mesh, evaluate), out_shardings=parallel.replicated(mesh)
   )
@@ -154,6 +174,7 @@ def make_eval_step(evaluate, mesh: Mesh):
 def evaluate_split(
   eval_step,
   params: Any,
+  extra: Any,
   source: sources.RecordSource,
   config: ConfigDict,
   mesh: Mesh,
@@ -164,7 +185,8 @@ def evaluate_split(
 
   Args:
     eval_step: what `make_eval_step` returned.
-    params: parameters.
+    params: parameters, see `Task.inference_params`.
+    extra: the task's own state.
     source: the split.
     config: for batch size, threads and worker processes.
     mesh: the devices.
@@ -186,7 +208,7 @@ def evaluate_split(
     for batch in parallel.prefetch(batches, mesh):
       if preemption is not None and preemption.tick():
         return None
-      totals.append(eval_step(params, batch))
+      totals.append(eval_step(params, extra, batch))
   return base.mean_metrics(jax.device_get(totals), prefix)
 
 
@@ -224,7 +246,9 @@ def run_evaluate(config: ConfigDict) -> dict[str, Any]:
   launch.log(f"checkpoint of step {run.step}, {len(source)} records")
   for name, function in plan.functions.items():
     step = make_eval_step(function, run.mesh)
-    means = evaluate_split(step, run.params, source, run.config, run.mesh, "")
+    means = evaluate_split(
+      step, run.params, run.extra, source, run.config, run.mesh, ""
+    )
     for metric, value in means.items():
       result.setdefault(metric, {})[name] = value
     text = ", ".join(f"{metric} {value:.4f}" for metric, value in means.items())

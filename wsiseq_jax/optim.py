@@ -132,3 +132,45 @@ def make_optimizer(
   if schedule is not None:
     parts.append(optax.scale_by_learning_rate(schedule))
   return optax.chain(*parts)
+
+
+def value_and_grad(loss, parts: int = 1):
+  """Gradient of `Task.loss`, over a batch at once or over parts of it in turn.
+
+  Parts need the memory of one of them. The result is that of the whole batch:
+  the mean of the parts' gradients, each weighted as its loss is.
+
+  Args:
+    loss: (params, extra, batch, key, progress) → (loss, (metrics, aux)).
+    parts: Parts of the batch; each draws from a key of its own.
+
+  Returns:
+    A function of the same arguments → ((loss, (metrics, aux)), gradient).
+  """
+  grad = jax.value_and_grad(loss, has_aux=True)
+  if parts == 1:
+    return grad
+
+  def accumulated(params, extra, batch, key, progress):
+    def add(total, part):
+      number, rows = part
+      (value, (metrics, aux)), grads = grad(
+        params, extra, rows, jax.random.fold_in(key, number), progress
+      )
+      weight = metrics["loss"][1]
+      total = jax.tree.map(
+        lambda t, x: t + weight * x, total, (grads, value, 1.0)
+      )
+      return total, (metrics, aux)
+
+    rows = jax.tree.map(lambda x: parallel.split_batch(x, parts), dict(batch))
+    zeros = (jax.tree.map(jnp.zeros_like, params), 0.0, 0.0)
+    (grads, value, weight), (metrics, aux) = jax.lax.scan(
+      add, zeros, (jnp.arange(parts), rows)
+    )
+    metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
+    aux = jax.tree.map(parallel.join_batch, aux)
+    grads = jax.tree.map(lambda g: g / weight, grads)
+    return (value / weight, (metrics, aux)), grads
+
+  return accumulated

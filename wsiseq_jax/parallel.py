@@ -138,12 +138,32 @@ def beside_all(
   return jax.shard_map(local, in_specs=spec, out_specs=spec)(rows)
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-  """Raises a ValueError if the batch does not divide over the devices."""
-  if batch_size % mesh.size:
+def split_batch(x: jax.Array, parts: int) -> jax.Array:
+  """[b, ...] → [parts, b / parts, ...]; each device cuts its own rows."""
+  mesh, (b, *rest) = jax.sharding.get_abstract_mesh(), x.shape
+  devices = 1 if mesh.empty else mesh.size
+  x = x.reshape(devices, parts, b // (devices * parts), *rest).swapaxes(0, 1)
+  x = x.reshape(parts, b // parts, *rest)
+  if mesh.empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(None, BATCH_AXES))
+
+
+def join_batch(x: jax.Array) -> jax.Array:
+  """Undoes `split_batch`."""
+  mesh, (parts, b, *rest) = jax.sharding.get_abstract_mesh(), x.shape
+  devices = 1 if mesh.empty else mesh.size
+  x = x.reshape(parts, devices, b // devices, *rest).swapaxes(0, 1)
+  return x.reshape(parts * b, *rest)
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, parts: int = 1) -> None:
+  """Raises a ValueError if the batch does not divide over devices and parts."""
+  if batch_size % (mesh.size * parts):
+    times = f" × config.optim.accumulate_steps = {parts}" if parts > 1 else ""
     raise ValueError(
       f"config.data.batch_size = {batch_size}: must be a multiple of the "
-      f"{mesh.size} devices"
+      f"{mesh.size} devices{times}"
     )
 
 
@@ -231,14 +251,14 @@ def _override(name, shape, spec, mesh) -> PartitionSpec:
   return PartitionSpec(*spec)
 
 
-def slot_shardings(slots: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
-  """Shardings of the optimiser state: each slot like its parameter.
+def shardings_like(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
+  """Shardings of opt_state and the like: each leaf has its parameter's.
 
-  A slot belongs to the parameter whose path its own path ends in and whose
+  A leaf belongs to the parameter whose path its own path ends in and whose
   shape it has; counters and the like are replicated.
 
   Args:
-    slots: the optimiser state, arrays or `ShapeDtypeStruct`s.
+    tree: arrays or `ShapeDtypeStruct`s.
     params: the parameters.
     shardings: their shardings.
     mesh: the mesh.
@@ -258,7 +278,7 @@ def slot_shardings(slots: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
         return sharding
     return replicated(mesh)
 
-  return jax.tree_util.tree_map_with_path(place, slots)
+  return jax.tree_util.tree_map_with_path(place, tree)
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:

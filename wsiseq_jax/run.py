@@ -89,14 +89,22 @@ def build(
   """
   module, data = tasks.get(config.task), config.data
   mesh = parallel.make_mesh(config.mesh.fsdp, devices)
-  parallel.check_batch_size(data.batch_size, mesh)
-  task = module.make_task(config, source.spec)
+  parts = config.optim.accumulate_steps
+  parallel.check_batch_size(data.batch_size, mesh, parts)
+  task = base.with_ema(
+    module.make_task(config, source.spec), config.optim.ema_decay
+  )
+  if parts > 1 and task.compares_batch:
+    raise ValueError(
+      f"config.optim.accumulate_steps = {parts}: must be 1: the loss of task "
+      f"{config.task!r} compares the records of a whole batch"
+    )
   sizes = (len(source), data.batch_size)
   total = configs.duration_steps(config.optim, "total", *sizes)
   warmup = configs.duration_steps(config.optim, "warmup", *sizes)
   schedule = optim.make_schedule(config.optim, data.batch_size, warmup, total)
   tx = optim.make_optimizer(config.optim, schedule)
-  abstract = states.abstract_state(task.init, tx)
+  abstract = states.abstract_state(task.init, tx, task.init_extra)
   shardings = states.state_shardings(abstract, mesh, config.mesh.sharding_rules)
   return Run(
     config=config,
@@ -156,11 +164,17 @@ def first_state(run: Run) -> TrainState:
   """State at step 0: fresh, or with weights from `model.init_from`."""
   key = jax.random.key(run.config.seed)
   state = states.init_state(
-    run.task.init, run.tx, base.stream(key, "init"), run.shardings
+    run.task.init,
+    run.tx,
+    base.stream(key, "init"),
+    run.shardings,
+    run.task.init_extra,
   )
   path = run.config.model.init_from
   if path:
     params = run.task.load_params(path)
     launch.log(f"weights from {path}")
-    state = states.replace_params(state, params, run.shardings)
+    state = states.replace_params(
+      state, params, run.shardings, run.task.init_extra
+    )
   return state

@@ -1,10 +1,8 @@
 """The train state: what one step takes and gives back.
 
-Parameters are a plain nested dictionary. The state exists three times over: as
-shapes (`abstract_state`, from `eval_shape`; nothing is computed), as shardings
-(`state_shardings`, from the shapes), and as arrays. Arrays are made under `jit`
-with the shardings as outputs, so that a model too large for one device is never
-whole on one.
+The state exists three times: as shapes (`abstract_state`; nothing is computed),
+as shardings (`state_shardings`), and as arrays. Arrays are made under `jit`
+with the shardings as outputs: a model may be too large for one device.
 """
 
 import dataclasses
@@ -21,6 +19,12 @@ from wsiseq_jax import parallel
 
 Params = Any
 InitFn = Callable[[Key[Array, ""]], Params]
+ExtraFn = Callable[[Params], Any]
+
+
+def _no_extra(params: Params) -> dict[str, Any]:
+  del params
+  return {}
 
 
 @jax.tree_util.register_dataclass
@@ -33,40 +37,54 @@ class TrainState:
   Attributes:
     step: Number of updates made, int32 scalar.
     params: Nested dictionary of float32 arrays.
-    opt_state: What optax keeps; its slots lie like their parameters.
+    opt_state: What optax keeps.
+    extra: What the task keeps: averaged parameters, a teacher, a queue. An
+      empty dictionary where it keeps nothing.
   """
 
   step: Any
   params: Params
   opt_state: Any
+  extra: Any = dataclasses.field(default_factory=dict)
 
 
 def new_state(
-  init: InitFn, tx: optax.GradientTransformation, key: Key[Array, ""]
+  init: InitFn,
+  tx: optax.GradientTransformation,
+  key: Key[Array, ""],
+  init_extra: ExtraFn = _no_extra,
 ) -> TrainState:
   """State at step 0 from scratch."""
   params = init(key)
-  return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+  step = jnp.zeros((), jnp.int32)
+  return TrainState(step, params, tx.init(params), init_extra(params))
 
 
 def abstract_state(
-  init: InitFn, tx: optax.GradientTransformation
+  init: InitFn,
+  tx: optax.GradientTransformation,
+  init_extra: ExtraFn = _no_extra,
 ) -> TrainState:
   """Shapes and types of the state; computes nothing."""
-  return jax.eval_shape(lambda: new_state(init, tx, jax.random.key(0)))
+  return jax.eval_shape(
+    lambda: new_state(init, tx, jax.random.key(0), init_extra)
+  )
 
 
 def state_shardings(
   abstract: TrainState, mesh: Mesh, rules: parallel.Rules = ()
 ) -> TrainState:
-  """Where each array of the state lies; see `parallel.param_shardings`."""
+  """The sharding of each array of the state; see `parallel.param_shardings`."""
   params = parallel.param_shardings(abstract.params, mesh, rules)
+
+  def like_params(tree):
+    return parallel.shardings_like(tree, abstract.params, params, mesh)
+
   return TrainState(
     step=parallel.replicated(mesh),
     params=params,
-    opt_state=parallel.slot_shardings(
-      abstract.opt_state, abstract.params, params, mesh
-    ),
+    opt_state=like_params(abstract.opt_state),
+    extra=like_params(abstract.extra),
   )
 
 
@@ -84,18 +102,25 @@ def init_state(
   tx: optax.GradientTransformation,
   key: Key[Array, ""],
   shardings: TrainState,
+  init_extra: ExtraFn = _no_extra,
 ) -> TrainState:
   """State at step 0, made where it will live."""
-  make = jax.jit(lambda key: new_state(init, tx, key), out_shardings=shardings)
+  make = jax.jit(
+    lambda key: new_state(init, tx, key, init_extra), out_shardings=shardings
+  )
   return make(key)
 
 
 def replace_params(
-  state: TrainState, params: Params, shardings: TrainState
+  state: TrainState,
+  params: Params,
+  shardings: TrainState,
+  init_extra: ExtraFn = _no_extra,
 ) -> TrainState:
-  """The state with other parameters (loaded weights), placed alike."""
+  """The state with loaded parameters, and `extra` made of them."""
   placed = jax.tree.map(jax.device_put, params, shardings.params)
-  return dataclasses.replace(state, params=placed)
+  extra = jax.jit(init_extra, out_shardings=shardings.extra)(placed)
+  return dataclasses.replace(state, params=placed, extra=extra)
 
 
 def describe(abstract: Any, shardings: Any) -> str:

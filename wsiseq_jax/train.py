@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from wsiseq_jax import checkpoint, evaluate, launch, parallel, writers
+from wsiseq_jax import checkpoint, evaluate, launch, optim, parallel, writers
 from wsiseq_jax import config as configs
 from wsiseq_jax import run as train_setup
 from wsiseq_jax.data import loader
@@ -50,8 +50,12 @@ def make_train_step(run: Run):
   def train_step(state: TrainState, batch: base.Batch):
     key = jax.random.fold_in(jax.random.key(run.config.seed), state.step)
     progress = state.step.astype(jnp.float32) / run.total_steps
-    grad = jax.value_and_grad(run.task.loss, has_aux=True)
-    (_, metrics), grads = grad(state.params, batch, key, progress)
+    grad = optim.value_and_grad(
+      run.task.loss, run.config.optim.accumulate_steps
+    )
+    (_, (metrics, aux)), grads = grad(
+      state.params, state.extra, batch, key, progress
+    )
     updates, opt_state = run.tx.update(grads, state.opt_state, state.params)
     metrics = {
       **metrics,
@@ -59,7 +63,8 @@ def make_train_step(run: Run):
       "lr": (run.schedule(state.step), 1.0),
     }
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, opt_state), metrics
+    extra = run.task.update_extra(params, state.extra, aux)
+    return TrainState(state.step + 1, params, opt_state, extra), metrics
 
   return jax.jit(
     parallel.within(run.mesh, train_step),
@@ -176,9 +181,15 @@ def _loop(run, state, pending, checkpoints, preemption, log, meta):
         is_done = log is not None and log.has_evaluation(step, prefix)
         if not launch.agree(is_done):
           means = evaluate.evaluate_split(
-            eval_step, state.params, run.eval_source, config, run.mesh,
-            prefix, preemption,
-          )  # fmt: skip
+            eval_step,
+            run.task.inference_params(state.params, state.extra),
+            state.extra,
+            run.eval_source,
+            config,
+            run.mesh,
+            prefix,
+            preemption,
+          )
           is_stopping = means is None
           if log is not None and means is not None:
             log.evaluation(step, means)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -158,6 +159,7 @@ class Run:
   folder: pathlib.Path
   task: tasks.base.Task
   params: dict
+  setup: Any
 
   def config(self, **changes):
     return {"name": "run", "checkpoint": str(self.folder), **changes}
@@ -179,7 +181,7 @@ def write_run(folder, config):
         "fingerprint": spec.fingerprint,
       },
     )
-  return Run(folder, task, params)
+  return Run(folder, task, params, module.make_setup(config, spec))
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +215,7 @@ def test_a_still_clip_shows_the_tile_in_every_frame(videomae_run):
   assert (encoder.tile_px, encoder.window_px, encoder.width) == (32, 32, 32)
   assert "task videomae, step 7" in encoder.weights and encoder.mpp is None
   tiles = random_windows(2, 32)
-  setup = videomae_run.task.setup
+  setup = videomae_run.setup
   pixels = augment.normalise(
     jnp.asarray(tiles) / 255.0, encoder.mean, encoder.std
   )

@@ -41,5 +41,4 @@ def test_training_starts_from_hugging_face_weights(
     assert np.array_equal(a, b)
   # The checkpoint describes itself: the file is not needed any more.
   config.model.init_from = "gone.safetensors"
-  model = evaluate.load(config).task.setup.model
-  assert model.norm_eps == 1e-12
+  assert evaluate.load(config).config.model.norm_eps == 1e-12

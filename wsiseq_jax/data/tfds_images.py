@@ -21,30 +21,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from ml_collections import ConfigDict
 from tensorflow_datasets.core import read_only_builder
 
 from data_prep import records
-from wsiseq_jax.data import clip_sampling
 from wsiseq_jax.data.source import DataSpec
-
-
-def frames_needed(config: ConfigDict) -> int:
-  """Stored frames that the clip of a model spans.
-
-  Args:
-    config: the config of the checkpoint.
-
-  Example:
-    >>> frames_needed(ConfigDict({"data": {"frames": 8, "frame_step": 2}}))
-    15
-    >>> frames_needed(ConfigDict({"data": {"clips": "1c4f3s"}}))
-    10
-  """
-  data = config.data
-  if "clips" in data:
-    return clip_sampling.parse_clip_name(data.clips).span
-  return clip_sampling.ClipName(1, data.frames, data.frame_step).span
 
 
 @functools.lru_cache(maxsize=2)

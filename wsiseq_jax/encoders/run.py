@@ -33,21 +33,10 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
-from wsiseq_jax import checkpoint, encoders, evaluate
+from wsiseq_jax import checkpoint, encoders, evaluate, tasks
 from wsiseq_jax import config as configs
-from wsiseq_jax.data import augment, clip_sampling
+from wsiseq_jax.data import augment
 from wsiseq_jax.data import source as sources
-
-
-def _clip_of(config: ConfigDict) -> clip_sampling.ClipName:
-  """The clips that a run was trained on."""
-  if "clips" in config.data:
-    return clip_sampling.parse_clip_name(config.data.clips)
-  if "frame_step" in config.data:
-    return clip_sampling.ClipName(1, config.data.frames, config.data.frame_step)
-  raise ValueError(
-    f"config.encoder.checkpoint: task {config.task!r} encodes no clips"
-  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,13 +76,6 @@ def _read_drift(path: str, fingerprint: str, tile_px: int) -> _Drift:
   )
 
 
-def _stored_frames(clip: clip_sampling.ClipName, is_halved: bool) -> int:
-  """Fewest frames of a record that the task accepts, its clip in the middle."""
-  needed = clip.span + (clip.clips == 2)
-  stored = 2 * needed if is_halved else needed
-  return stored + (stored - clip.span) % 2
-
-
 def load(config: Mapping[str, Any]) -> encoders.Encoder:
   """Makes an encoder of tiles from the newest checkpoint of a run.
 
@@ -113,8 +95,8 @@ def load(config: Mapping[str, Any]) -> encoders.Encoder:
       f"config.encoder.checkpoint = {folder!r}: no checkpoint there ({error})"
     ) from error
   saved = configs.from_dict(meta["config"])
-  clip = _clip_of(saved)
-  h, w = saved.data.image_px
+  clip = tasks.get(saved.task).clip(saved)
+  h, w = clip.image_px
   if h != w:
     raise ValueError(
       f"config.encoder.checkpoint = {folder!r}: its frames are {h} x {w} px, "
@@ -130,9 +112,9 @@ def load(config: Mapping[str, Any]) -> encoders.Encoder:
   if config["frames"] > 1:
     path = config["data"] or saved.data.path
     drift = _read_drift(path, meta["fingerprint"], tile_px)
-  stored = _stored_frames(clip, saved.data.get("strict_half", False))
-  seen = stored if saved.data.get("dense_step", 0) else clip.span
-  window_px = tile_px + 2 * math.ceil((seen - 1) * drift.px / 2 - 1e-3)
+  stored = clip.stored
+  reach_px = math.ceil((clip.embedded - 1) * drift.px / 2 - 1e-3)
+  window_px = tile_px + 2 * reach_px
   spec = sources.DataSpec(
     fingerprint=meta["fingerprint"],
     geometry="drift",

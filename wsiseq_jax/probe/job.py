@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from data_prep.files import atomic
 from wsiseq_jax import config as configs
-from wsiseq_jax import evaluate, launch
+from wsiseq_jax import evaluate, launch, tasks
 from wsiseq_jax.data import source as sources
 from wsiseq_jax.probe import (
   features,
@@ -137,9 +137,8 @@ def prepare(config: ConfigDict) -> Job:
     from wsiseq_jax.data import tfds_images
 
     def read_spec(merged):
-      return tfds_images.read_spec(
-        data.tfds, data.tfds_dir, tfds_images.frames_needed(merged)
-      )
+      frames = tasks.get(merged.task).clip(merged).stored
+      return tfds_images.read_spec(data.tfds, data.tfds_dir, frames)
 
     run = evaluate.load(config, read_spec=read_spec)
     source = functools.partial(

@@ -145,7 +145,7 @@ class Trainer:
       # Otherwise the second step would compile again: its parameters would lie
       # otherwise than the first's.
       shardings = parallel.param_shardings(params, mesh)
-      places = parallel.slot_shardings(slots, params, shardings, mesh)
+      places = parallel.shardings_like(slots, params, shardings, mesh)
       return jax.lax.with_sharding_constraint(
         (params, slots), (shardings, places)
       )

@@ -1,8 +1,8 @@
 """The learning tasks by name: one loop trains them all.
 
 A task is a module with `CHECKS` (its config keys, see `config.py`),
-`resolve(config)`, which fills in what other files decide, and
-`make_task(config, spec)`, which returns a `base.Task`.
+`resolve(config)`, which fills in what other files decide, `clip(config)`, a
+`base.Clip`, and `make_task(config, spec)`, a `base.Task`.
 """
 
 from types import ModuleType

@@ -1,11 +1,15 @@
-"""What the loop knows of a task: a few functions of parameters and a batch.
+"""The protocol of a task: what the loop and the jobs know of it.
 
-The loop, the checkpoints and the jobs never look inside. All functions are pure
-and traced by `jax.jit`; a batch is what `data.loader` made, on the devices.
+All functions are pure and traced by `jax.jit`; a batch is what `data.loader`
+made, on the devices. Nobody else looks inside a task.
 
 Metrics are pairs (sum, weight), each a sum over the *global* batch. Pairs from
 several batches add up, and one division at the end gives the exact mean, also
 when the last batch is filled up with records of weight 0.
+
+A task may own state beside its parameters, `extra`: a teacher, a queue, a
+centre. It is sharded (leaves named and shaped like a parameter have that
+parameter's sharding), checkpointed and donated with the rest.
 """
 
 import dataclasses
@@ -14,12 +18,35 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 Batch = Mapping[str, Array]
+Params = Any
+Extra = Mapping[str, Any]
 # Pairs; lists where they come back from a JSON file.
 Metrics = dict[str, tuple[Any, Any] | list[float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+  """What a task wants of a record; known before the data are.
+
+  Attributes:
+    frames: Frames of a clip.
+    frame_step: Stored frames from one frame of the clip to the next.
+    image_px: (h, w) of a frame as the network gets it.
+    stored: Fewest stored frames of a record that has the clip in its middle.
+    embedded: Stored frames in the middle of such a record that `Task.embed`
+      looks at.
+  """
+
+  frames: int
+  frame_step: int
+  image_px: tuple[int, int]
+  stored: int
+  embedded: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,20 +61,24 @@ class Evaluations:
   """
 
   facts: Mapping[str, Any]
-  functions: Mapping[str, Callable[[Any, Batch], Metrics]]
+  functions: Mapping[str, Callable[[Params, Extra, Batch], Metrics]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
   """A learning task.
 
+  `params` means the parameters being trained in `loss` and `update_extra`, and
+  those that `inference_params` chose everywhere else.
+
   Attributes:
     init: key → parameters, a nested dictionary.
-    loss: (params, batch, key, progress) → the scalar to minimise, and metrics;
-      `loss` must be among them. Progress is the part of training that is done,
-      from 0 up to 1.
-    evaluate: (params, batch) → metrics, the same for the same record whatever
-      batch, key or device it comes with.
+    loss: (params, extra, batch, key, progress) → (the scalar to minimise,
+      (metrics, aux)). `metrics["loss"]` is the pair whose quotient the scalar
+      is. `aux` is a tree of arrays with a leading axis of clips, for
+      `update_extra`. Progress is the part of training that is done, in [0, 1).
+    evaluate: (params, extra, batch) → metrics, the same for the same record
+      whatever batch or device it comes with.
     embed: (params, batch) → arrays with a leading batch axis, deterministic:
       features [b, d], averaged over dense test clips where the config asks for
       them; tokens [b, n, d], token_mask [b, n] (1 = real) and token_time [b, n]
@@ -56,28 +87,76 @@ class Task:
     encode: (params, batch, key or None) → features [b, d], differentiable.
       With a key it cuts random clips with mild augmentation, for fine-tuning;
       without it returns `embed`'s features.
+    evaluations: config → what the job `evaluate` measures.
+    clips_per_record: Clips computed for each record loaded.
+    flops: Model FLOPs of a training step for one clip (`models.flops`).
+    init_extra: params → the extra state at step 0.
+    update_extra: (params after the update, extra, aux) → extra.
+    inference_params: (params, extra) → the parameters to evaluate and to embed
+      with, such as a teacher's. Chooses, computes nothing.
     pool: (params, tokens, token_mask, token_time, cls_token [d]) → [b, d], the
       task's own pooling of `embed`'s tokens, with another class token in place
       of the trained one; None where a task has no such pooling.
-    load_params: path → parameters from a file of weights.
-    evaluations: config → what the job `evaluate` measures.
+    load_params: path → parameters from a file of weights of others; None where
+      a task reads none.
     reconstruct: (params, batch, sequence ids, ratio or None, kind or None) →
       pictures of hidden patches; None where a task hides none.
-    clips_per_record: clips computed for each record loaded.
-    setup: what the task keeps for itself (model, crops, masks).
+    compares_batch: Whether the loss of a record depends on the other records of
+      its batch, so that gradients cannot be accumulated over parts of it.
   """
 
-  init: Callable[[Key[Array, ""]], Any]
-  loss: Callable[[Any, Batch, Key[Array, ""], Array], tuple[Array, Metrics]]
-  evaluate: Callable[[Any, Batch], Metrics]
-  embed: Callable[[Any, Batch], dict[str, Array]]
-  encode: Callable[[Any, Batch, Key[Array, ""] | None], Array]
-  pool: Callable[[Any, Array, Array, Array, Array], Array] | None
-  load_params: Callable[[str], Any]
+  init: Callable[[Key[Array, ""]], Params]
+  loss: Callable[..., tuple[Array, tuple[Metrics, Any]]]
+  evaluate: Callable[[Params, Extra, Batch], Metrics]
+  embed: Callable[[Params, Batch], dict[str, Array]]
+  encode: Callable[[Params, Batch, Key[Array, ""] | None], Array]
   evaluations: Callable[[ConfigDict], Evaluations]
-  reconstruct: Callable[..., Any] | None
   clips_per_record: int
-  setup: Any
+  flops: int
+  init_extra: Callable[[Params], Extra] = lambda params: {}
+  update_extra: Callable[[Params, Extra, Any], Extra] = (
+    lambda params, extra, aux: extra
+  )
+  inference_params: Callable[[Params, Extra], Params] = lambda params, extra: (
+    params
+  )
+  pool: Callable[[Params, Array, Array, Array, Array], Array] | None = None
+  load_params: Callable[[str], Params] | None = None
+  reconstruct: Callable[..., Any] | None = None
+  compares_batch: bool = False
+
+
+def with_ema(task: Task, decay: float) -> Task:
+  """The task, evaluated and embedded with averaged parameters.
+
+      ema ← decay · ema + (1 - decay) · params        after each update
+
+  Args:
+    task: Any task.
+    decay: In [0, 1); 0 returns the task itself.
+
+  Reference: Polyak and Juditsky, Acceleration of stochastic approximation by
+  averaging, 1992.
+  """
+  if not decay:
+    return task
+
+  def init_extra(params):
+    # Copied: params are donated, and one buffer cannot be donated twice.
+    return {**task.init_extra(params), "ema": jax.tree.map(jnp.copy, params)}
+
+  def update_extra(params, extra, aux):
+    ema = jax.tree.map(
+      lambda old, new: decay * old + (1 - decay) * new, extra["ema"], params
+    )
+    return {**task.update_extra(params, extra, aux), "ema": ema}
+
+  return dataclasses.replace(
+    task,
+    init_extra=init_extra,
+    update_extra=update_extra,
+    inference_params=lambda params, extra: extra["ema"],
+  )
 
 
 def stream(key: Key[Array, ""], name: str) -> Key[Array, ""]:

@@ -17,8 +17,8 @@ the program each chip would execute, which shows before any chip is rented
                              bytes sent / link rate)
 
 is the roofline: each of the three goes on while the others do, and none at more
-than its peak. The model-FLOPs bound is the first alone, of `flops.py`'s FLOPs:
-what no implementation on this chip can beat.
+than its peak. The model-FLOPs bound is the first alone, of `Task.flops`: what
+no implementation on this chip can beat.
 
 Counts come from the program's text (`hlo_costs.py`), because the compiler's own
 summary counts a loop over layers once. The FLOPs of our kernels, which the text
@@ -50,8 +50,7 @@ from wsiseq_jax import run as train_setup
 from wsiseq_jax.data import loader
 from wsiseq_jax.data import source as sources
 from wsiseq_jax.models import attention_tpu
-from wsiseq_jax.tasks import videomae
-from wsiseq_jax.tpu import chips, flops, hlo_costs
+from wsiseq_jax.tpu import chips, hlo_costs
 from wsiseq_jax.tpu.aot_report import Report, table
 
 # libtpu would otherwise ask the network whether this is a TPU machine, warn
@@ -174,18 +173,6 @@ def compile_step(run: train_setup.Run) -> jax.stages.Compiled:
   return step.lower(run.abstract, batch).compile()
 
 
-def model_flops(run: train_setup.Run) -> int:
-  """Model FLOPs of a step on one chip."""
-  setup = run.task.setup
-  if isinstance(setup, videomae.Setup):
-    clip = flops.videomae_step_flops(
-      setup.model, setup.mask.visible, setup.mask.decoded
-    )
-  else:
-    clip = flops.contrastive_step_flops(setup.model)
-  return clip * _clips(run)
-
-
 def _clips(run: train_setup.Run) -> int:
   rows = run.config.data.batch_size // run.mesh.size
   return rows * run.task.clips_per_record
@@ -255,7 +242,7 @@ def analyse(run: train_setup.Run, topology: str) -> Report:
     argument_bytes=memory.argument_size_in_bytes,
     temporary_bytes=memory.temp_size_in_bytes,
     peak_bytes=memory.peak_memory_in_bytes,
-    model_flops=model_flops(run),
+    model_flops=run.task.flops * _clips(run),
     flops=executed,
     hbm_bytes=costs.hbm_bytes,
     collectives=costs.collectives,

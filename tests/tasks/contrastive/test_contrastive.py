@@ -178,11 +178,13 @@ def test_without_hidden_frames_nothing_is_predicted(data, batch):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _loss(setup, params, batch, seed, progress):
-  return contrastive._loss(setup, params, batch, jax.random.key(seed), progress)
+  return contrastive._loss(
+    setup, params, {}, batch, jax.random.key(seed), progress
+  )
 
 
 def loss_of(setup, batch, progress, seed=0):
-  loss, metrics = _loss(
+  loss, (metrics, _) = _loss(
     setup, params_of(setup), batch, seed, jnp.asarray(progress, jnp.float32)
   )
   return float(loss), means(metrics)
@@ -365,7 +367,7 @@ def test_dense_features_are_the_mean_over_all_windows(data, batch):
   params = task.init(jax.random.key(0))
   short = {**batch, "frame_mask": batch["frame_mask"].at[0, 9:].set(0)}
   found = jax.jit(task.embed)(params, short)["features"]
-  network = task.setup.merge(params)
+  network = setup_of(data).merge(params)
   everything = jnp.tile(jnp.arange(12)[None], (RECORDS, 1))
   pixels, time = views.whole_frames(short, everything, task.setup.views)
   frames = network.encode_frames(pixels)
@@ -385,9 +387,9 @@ def test_evaluation_has_fixed_views(data, batch):
   setup = setup_of(data)
   run = jax.jit(functools.partial(contrastive.evaluate, setup))
   params = params_of(setup)
-  first = means(run(params, batch))
+  first = means(run(params, {}, batch))
   turned = {k: v[::-1] for k, v in batch.items()}
-  for name, value in means(run(params, turned)).items():
+  for name, value in means(run(params, {}, turned)).items():
     assert value == pytest.approx(first[name], rel=1e-4), name
 
 

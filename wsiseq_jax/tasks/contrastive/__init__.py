@@ -45,9 +45,9 @@ from jaxtyping import Array, Bool, Float, Key
 from ml_collections import ConfigDict
 
 from wsiseq_jax import checkpoint
+from wsiseq_jax.data import clip_sampling, views
 from wsiseq_jax.data import source as sources
-from wsiseq_jax.data import views
-from wsiseq_jax.models import clip_encoder, time_embedding
+from wsiseq_jax.models import clip_encoder, flops, time_embedding
 from wsiseq_jax.tasks import base
 from wsiseq_jax.tasks.contrastive import losses
 from wsiseq_jax.tasks.contrastive.setup import (
@@ -57,7 +57,14 @@ from wsiseq_jax.tasks.contrastive.setup import (
   make_setup,
 )
 
-__all__ = ["CHECKS", "evaluate", "make_setup", "make_task", "resolve"]
+__all__ = [
+  "CHECKS",
+  "clip",
+  "evaluate",
+  "make_setup",
+  "make_task",
+  "resolve",
+]
 
 # Views of evaluation depend on this and the record's index alone.
 _EVAL_SEED = 20
@@ -174,10 +181,12 @@ def objective_terms(
 def _loss(
   setup: Setup,
   params: Any,
+  extra: base.Extra,
   batch: base.Batch,
   key: Key[Array, ""],
   progress: Float[Array, ""],
 ):
+  del extra
   b = batch["mask"].shape[0]
   seen = views.sample_views(
     batch, jax.random.split(base.stream(key, "views"), b), setup.views
@@ -198,11 +207,14 @@ def _loss(
   metrics["loss"] = (loss, 1.0)
   if objective.predicts:
     metrics["prediction_weight"] = (weight, 1.0)
-  return loss, metrics
+  return loss, (metrics, {})
 
 
-def evaluate(setup: Setup, params: Any, batch: base.Batch) -> base.Metrics:
+def evaluate(
+  setup: Setup, params: Any, extra: base.Extra, batch: base.Batch
+) -> base.Metrics:
   """All measures on fixed views; see the module for what that means."""
+  del extra
 
   def record_keys(index):
     key = jax.random.fold_in(jax.random.key(_EVAL_SEED), index)
@@ -313,7 +325,7 @@ def _load_params(setup: Setup, path: str) -> Any:
     functools.partial(clip_encoder.init_params, setup.model), jax.random.key(0)
   )
   with checkpoint.Checkpoints(path, read_only=True) as checkpoints:
-    return checkpoints.restore_params(abstract)
+    return checkpoints.restore_parts({"params": abstract})["params"]
 
 
 def _evaluations(setup: Setup, config: ConfigDict) -> base.Evaluations:
@@ -321,6 +333,23 @@ def _evaluations(setup: Setup, config: ConfigDict) -> base.Evaluations:
   return base.Evaluations(
     facts={"batch_size": config.data.batch_size},
     functions={"fixed views": functools.partial(evaluate, setup)},
+  )
+
+
+def clip(config: ConfigDict) -> base.Clip:
+  """What clips a config trains on."""
+  name = clip_sampling.parse_clip_name(config.data.clips)
+  stored = name.span + (name.clips == 2)
+  if config.data.strict_half:
+    stored *= 2
+  # With one frame more, where the middle would lie between two frames.
+  stored += (stored - name.span) % 2
+  return base.Clip(
+    frames=name.frames,
+    frame_step=name.frame_step,
+    image_px=tuple(config.data.image_px),
+    stored=stored,
+    embedded=stored if config.data.dense_step else name.span,
   )
 
 
@@ -336,7 +365,7 @@ def make_task(config: ConfigDict, spec: sources.DataSpec) -> base.Task:
     pool=functools.partial(_pool, setup),
     load_params=functools.partial(_load_params, setup),
     evaluations=functools.partial(_evaluations, setup),
-    reconstruct=None,
     clips_per_record=2,
-    setup=setup,
+    flops=flops.contrastive_step_flops(setup.model),
+    compares_batch=True,
   )

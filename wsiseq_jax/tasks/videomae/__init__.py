@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from wsiseq_jax.data import augment
 from wsiseq_jax.data.source import DataSpec
-from wsiseq_jax.models import masking, tokens
+from wsiseq_jax.models import flops, masking, tokens
 from wsiseq_jax.tasks import base
 from wsiseq_jax.tasks.videomae.losses import (
   fixed_masks,
@@ -43,6 +43,7 @@ from wsiseq_jax.weights import hf_videomae
 __all__ = [
   "CHECKS",
   "Setup",
+  "clip",
   "evaluate",
   "init_params",
   "make_setup",
@@ -60,28 +61,34 @@ _MILD_CROPS = (1.0, 0.9)
 def _loss(
   setup: Setup,
   params: Any,
+  extra: base.Extra,
   batch: base.Batch,
   key: Key[Array, ""],
   progress: Float[Array, ""],
 ):
-  del progress  # the same from beginning to end
+  del extra, progress  # none, and the same from beginning to end
   clips = augment.sample_clips(batch, base.stream(key, "crop"), setup.clips)
   mask = masking.make_mask(
     base.stream(key, "mask"), clips.shift_px, clips.panel, setup.mask
   )
   record_weight = jnp.repeat(batch["mask"], setup.clips.repeats)
   total, weight = masked_loss(setup, params, clips, mask, record_weight)
-  return total / weight, {"loss": (total, weight)}
+  return total / weight, ({"loss": (total, weight)}, {})
 
 
 def evaluate(
-  setup: Setup, spec: masking.MaskSpec, params: Any, batch: base.Batch
+  setup: Setup,
+  spec: masking.MaskSpec,
+  params: Any,
+  extra: base.Extra,
+  batch: base.Batch,
 ) -> base.Metrics:
   """Loss of all hidden tokens under fixed masks of `spec`, and the trivial one.
 
   Returns:
     `loss` of the model and `mean_colour_loss`, on the same tokens.
   """
+  del extra
   spec = dataclasses.replace(spec, decoder="all")
   clips = augment.centre_clips(batch, setup.clips)
   mask = fixed_masks(setup, batch, clips, spec)
@@ -178,6 +185,13 @@ def _evaluations(setup: Setup, config: ConfigDict) -> base.Evaluations:
   )
 
 
+def clip(config: ConfigDict) -> base.Clip:
+  """What clips a config trains on."""
+  frames, step = config.data.frames, config.data.frame_step
+  span = (frames - 1) * step + 1
+  return base.Clip(frames, step, tuple(config.data.image_px), span, span)
+
+
 def make_task(config: ConfigDict, spec: DataSpec) -> base.Task:
   """The task that a config and a data set describe."""
   setup = make_setup(config, spec)
@@ -187,10 +201,11 @@ def make_task(config: ConfigDict, spec: DataSpec) -> base.Task:
     evaluate=functools.partial(evaluate, setup, setup.mask),
     embed=functools.partial(_embed, setup),
     encode=functools.partial(_encode, setup),
-    pool=None,
     load_params=functools.partial(_load_params, setup),
     evaluations=functools.partial(_evaluations, setup),
     reconstruct=functools.partial(reconstruct, setup),
     clips_per_record=config.data.repeats,
-    setup=setup,
+    flops=flops.videomae_step_flops(
+      setup.model, setup.mask.visible, setup.mask.decoded
+    ),
   )
