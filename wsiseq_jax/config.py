@@ -49,6 +49,15 @@ HARMLESS = (
 )
 
 
+# Keys that older checkpoints lack, and what they did.
+_NEWER = {"ema_decay": 0.0, "accumulate_steps": 1}
+
+
+def with_newer_keys(saved: Mapping[str, Any]) -> dict[str, Any]:
+  """The config of a checkpoint, with keys that did not exist then."""
+  return {**saved, "optim": {**_NEWER, **saved["optim"]}}
+
+
 def text() -> Check:
   """Any string, the empty one included."""
   return lambda v: None if isinstance(v, str) else "a string"

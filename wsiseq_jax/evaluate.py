@@ -143,7 +143,9 @@ def load(
 
 def _merge(saved: Mapping[str, Any], config: ConfigDict) -> ConfigDict:
   """The checkpoint's config with the runtime keys of this run."""
-  merged = configs.from_dict({"wandb": writers.WANDB_OFF, **saved})
+  merged = configs.from_dict(
+    {"wandb": writers.WANDB_OFF, **configs.with_newer_keys(saved)}
+  )
   given = configs.flatten(config)
   with merged.unlocked():
     for key, value in given.items():

@@ -246,7 +246,7 @@ def _programs(model: Model, adam: _Adam, mesh: Mesh) -> _Programs:
     # Otherwise the second step would compile again: its parameters could be
     # sharded otherwise than the first's.
     shardings = parallel.param_shardings(params, mesh)
-    places = parallel.slot_shardings(opt_state, params, shardings, mesh)
+    places = parallel.shardings_like(opt_state, params, shardings, mesh)
     return jax.lax.with_sharding_constraint(
       (params, opt_state), (shardings, places)
     )

@@ -144,7 +144,9 @@ def check_resume(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
   """
   lines = [
     f"config.{key}: {was!r} in the checkpoint, now {now!r}"
-    for key, was, now in configs.differences(old["config"], new["config"])
+    for key, was, now in configs.differences(
+      configs.with_newer_keys(old["config"]), new["config"]
+    )
   ]
   for key in ("fingerprint", "records"):
     if old[key] != new[key]:

@@ -369,7 +369,7 @@ def test_dense_features_are_the_mean_over_all_windows(data, batch):
   found = jax.jit(task.embed)(params, short)["features"]
   network = setup_of(data).merge(params)
   everything = jnp.tile(jnp.arange(12)[None], (RECORDS, 1))
-  pixels, time = views.whole_frames(short, everything, task.setup.views)
+  pixels, time = views.whole_frames(short, everything, setup_of(data).views)
   frames = network.encode_frames(pixels)
 
   def window(start):
