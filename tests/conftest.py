@@ -22,6 +22,8 @@ import jaxlib.version
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# A mistake of ours while reading a file is raised, not put into errors.csv.
+os.environ.setdefault("WSISEQ_STRICT", "1")
 if "XLA_FLAGS" not in os.environ:
   _PLAINLY = [
     "--xla_backend_optimization_level=0",

@@ -10,7 +10,8 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 
-from data_prep.files import atomic, csv_files
+from data_prep.files import atomic
+from data_prep.files import tables as files_tables
 from wsiseq_jax import sweep_plan
 
 SEED = "seed"  # the setting over which results are averaged
@@ -49,7 +50,7 @@ def write(
     goal: 'min' or 'max'.
   """
   names = list(dict.fromkeys(key for row in rows for key in row))
-  csv_files.write(out / "sweep.csv", names, rows)
+  files_tables.write(out / "sweep.csv", names, rows)
   text = markdown(rows, varied, metric, goal)
   # Several processes of one sweep may end at the same time.
   with atomic.replacing(out / "sweep.md") as draft:

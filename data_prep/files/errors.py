@@ -1,12 +1,24 @@
-"""What went wrong with one slide, as a row of `errors.csv`.
+"""What went wrong with one slide or series: a row of `errors.csv`.
 
 A run over many slides never stops for one of them: whatever is wrong becomes a
 `SlideError`, and the run goes on.
 """
 
 import errno
+import os
 import pathlib
 import traceback
+from collections.abc import Iterable, Sequence
+
+from data_prep.files import atomic, tables
+
+# `slide_id` holds the series id in runs over series, and the path of what has
+# no id yet. `place` is where in a slide: level, x, y in level-0 pixels.
+COLUMNS = ("slide_id", "stage", "code", "message", "place")
+# Set by the tests: a mistake of this program is raised, not put into a row.
+STRICT = "WSISEQ_STRICT"
+_MISTAKES = (NameError, AttributeError, TypeError, AssertionError, ImportError)
+_OURS = pathlib.Path(__file__).resolve().parents[2]
 
 
 class SlideError(Exception):
@@ -19,6 +31,7 @@ class SlideError(Exception):
     error: a short code, stable enough to filter a table by.
     slide: slide id, or the path where there is no id yet.
     tile: where in the slide, (level, x, y) with x, y in level-0 pixels.
+    trace: the whole traceback of what nobody expected, for errors.log.
   """
 
   def __init__(
@@ -27,38 +40,39 @@ class SlideError(Exception):
     stage: str = "open",
     error: str = "unreadable",
     slide: str = "",
-    tile: tuple[int, int, int] | None = None,
+    tile: Sequence[int] | None = None,
+    trace: str = "",
   ):
     super().__init__(message)
     self.message, self.stage, self.error = message, stage, error
-    self.slide, self.tile = slide, tile
+    self.slide, self.trace = slide, trace
+    self.tile = None if tile is None else tuple(tile)
+
+  def state(self) -> tuple:
+    """All arguments: what JSON keeps, and `SlideError(*state)` takes."""
+    place = (self.slide, self.tile, self.trace)
+    return (self.message, self.stage, self.error, *place)
 
   def __reduce__(self):
     # Errors travel between processes; the default forgets all but `message`.
-    return type(self), (
-      self.message,
-      self.stage,
-      self.error,
-      self.slide,
-      self.tile,
-    )
+    return type(self), self.state()
 
   def row(self) -> dict[str, str]:
     """Returns the error as a row of `errors.csv`."""
-    tile = "" if self.tile is None else " ".join(str(v) for v in self.tile)
-    return {
-      "slide": self.slide,
-      "stage": self.stage,
-      "error": self.error,
-      "message": self.message,
-      "tile": tile,
-    }
+    place = "" if self.tile is None else " ".join(str(v) for v in self.tile)
+    return dict(
+      zip(
+        COLUMNS,
+        (self.slide, self.stage, self.error, self.message, place),
+        strict=True,
+      )
+    )
 
 
 def as_slide_error(
-  error: Exception, slide_id: str, stage: str, folder: str
+  error: Exception, slide_id: str, stage: str, folder: str = ""
 ) -> SlideError:
-  """Turns whatever went wrong with a slide into a row of errors.csv.
+  """Turns whatever went wrong while reading a user's file into a row.
 
   Args:
     error: what was raised.
@@ -68,11 +82,14 @@ def as_slide_error(
 
   Returns:
     The error, with the slide's id.
+
+  Raises:
+    Exception: `error` itself, if tests are strict and it is our own mistake.
   """
   if isinstance(error, SlideError):
-    error.slide = slide_id
+    error.slide = error.slide or slide_id
     return error
-  code, message = type(error).__name__, str(error)
+  code, message, trace = type(error).__name__, str(error), ""
   if isinstance(error, OSError):
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     code, message = "os_error", error.strerror or message
@@ -81,7 +98,28 @@ def as_slide_error(
       message += f": make room in {folder} and start again"
   else:
     last = traceback.extract_tb(error.__traceback__)[-1:]
-    message += "".join(
-      f" ({pathlib.Path(frame.filename).name}:{frame.lineno})" for frame in last
-    )
-  return SlideError(message, stage=stage, error=code, slide=slide_id)
+    file = pathlib.Path(last[0].filename) if last else None
+    is_ours = file is not None and file.is_relative_to(_OURS)
+    is_library = is_ours and ".venv" in file.parts
+    if os.environ.get(STRICT) and isinstance(error, _MISTAKES):
+      if is_ours and not is_library:
+        raise error
+    message += f" ({file.name}:{last[0].lineno})" if file else ""
+    trace = "".join(traceback.format_exception(error))
+  return SlideError(message, stage, code, slide_id, None, trace)
+
+
+def write(path: pathlib.Path, errors: Iterable[SlideError]) -> bool:
+  """Writes errors.csv, and errors.log with tracebacks beside it if any.
+
+  Returns:
+    Whether the table changed.
+  """
+  errors = sorted(errors, key=lambda error: error.slide)
+  traces = [f"{e.slide} [{e.stage}]\n{e.trace}" for e in errors if e.trace]
+  log = path.with_suffix(".log")
+  if traces:
+    atomic.write_atomic(log, "\n".join(traces))
+  else:
+    log.unlink(missing_ok=True)
+  return tables.write(path, COLUMNS, [error.row() for error in errors])

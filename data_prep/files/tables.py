@@ -1,190 +1,327 @@
-"""The tables of a run: slides.csv, errors.csv, and the text at its end."""
+"""Tables: one reader for everybody's, one writer for ours."""
 
 import csv
+import dataclasses
 import io
+import math
+import os
 import pathlib
-import textwrap
-from collections.abc import Mapping, Sequence
+import re
+import sys
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from data_prep import shards
-from data_prep.files import atomic
-from data_prep.files.errors import SlideError
-from data_prep.sequences.slide_job import (
-  DONE,
-  FAILED,
-  NO_REGION,
-  NO_TISSUE,
-  Outcome,
-)
-from data_prep.wsi.find import SlideEntry
+from data_prep.files import atomic, values
 
+# What columns are called, without case, blanks, `_` and `-`; the first name
+# that is there counts. A patient may have several cases.
+ALIASES = {
+  "slide_id": (
+    *("slide_id", "slide", "slide_name", "image_id", "image_name", "wsi_id"),
+    "slide_submitter_id",
+  ),
+  "series_id": (
+    *("series_id", "series", "sequence_id", "id", "eye_id", "video_id", "eid"),
+    *("subject_id", "subject"),
+  ),
+  "patient_id": (
+    *("patient_id", "patient", "patient_no", "patient_nr", "patient_number"),
+    *("patient_code", "pat_id", "pid", "subject_id", "subject", "person_id"),
+    *("participant_id", "participant", "donor_id", "donor", "individual_id"),
+    *("bcr_patient_barcode", "case_submitter_id", "case_id", "case", "case_no"),
+    *("case_number", "mrn", "eid"),
+  ),
+  "file": (
+    *("filename", "wsi", "file", "files", "path", "filepath", "slide_path"),
+    *("slide_file", "wsi_path", "image_filename", "image_path", "image_file"),
+    *("image", "folder", "full_path"),
+  ),
+  "label": ("label", "labels"),
+  "mpp": ("mpp", "microns_per_pixel", "um_per_px", "um_per_pixel"),
+  "split": ("split", "subset"),
+  "mask": ("mask", "mask_path", "mask_file"),
+  "process": ("process",),
+  "time": ("time", "year", "years", "time_years", "time_s", "seconds", "frame"),
+  "times": ("times",),
+  "fps": ("fps", "frame_rate"),
+  "history": ("scan_history",),
+  "video": ("video",),
+}
+# slides.csv, of every job; a job leaves empty what it does not know.
 SLIDE_COLUMNS = (
-  "slide_id",
-  "patient_id",
-  "split",
-  "status",
-  "sequences",
-  "label",
-  "mpp",
-  "mpp_origin",
-  "width_px",
-  "height_px",
-  "tissue_mm2",
-  "seconds",
-  "reason",
-  "filename",
+  *("slide_id", "patient_id", "label", "split", "filename", "status"),
+  *("sequences", "tiles", "bad_tiles", "mpp", "mpp_origin", "target_mpp"),
+  *("width_px", "height_px", "tissue_mm2", "seconds", "waiting", "reason"),
 )
-ERROR_COLUMNS = ("slide", "stage", "error", "message", "tile")
 
 
-def slide_rows(
-  entries: Sequence[SlideEntry],
-  outcomes: Mapping[str, Outcome],
-  splits: Mapping[str, str],
-  earlier: Mapping[str, Mapping[str, str]],
-) -> list[dict[str, Any]]:
-  """Makes the rows of slides.csv.
+def say(message: str) -> None:
+  """Prints a remark."""
+  print(message, file=sys.stderr, flush=True)
+
+
+def plain(name: str) -> str:
+  """What the spellings of a column's name share.
+
+  Example:
+    >>> plain("Patient ID"), plain("patient-id"), plain("PATIENT_ID")
+    ('patientid', 'patientid', 'patientid')
+  """
+  name = unicodedata.normalize("NFKC", name).casefold()
+  return re.sub(r"[\W_]+", "", name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A line of a table.
+
+  Attributes:
+    where: `row 7 of cohort.csv`, counted as a spreadsheet does.
+    cells: column to text, without blanks around it; '' where nothing is known.
+  """
+
+  where: str
+  cells: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Table:
+  """A table as somebody wrote it.
+
+  Attributes:
+    path: the file.
+    heading: names of the columns.
+    rows: lines with anything in them.
+    bad: (first cell, what is wrong) of lines that are no rows.
+    twins: columns of which there are two.
+    has_comma: whether numbers may have a decimal comma.
+  """
+
+  path: pathlib.Path
+  heading: tuple[str, ...]
+  rows: tuple[Row, ...]
+  bad: tuple[tuple[str, str], ...] = ()
+  twins: frozenset[str] = frozenset()
+  has_comma: bool = False
+
+  @property
+  def is_ours(self) -> bool:
+    """Whether it is the slides.csv of a run, not somebody's description."""
+    return {"slide_id", "status", "seconds", "reason"} <= set(self.heading)
+
+  def column(self, name: str, key: str) -> str:
+    """The column that a user named in the config.
+
+    Raises:
+      ValueError: there is none, or there are two.
+    """
+    found = [c for c in self.heading if c == name]
+    found = found or [c for c in self.heading if plain(c) == plain(name)]
+    if not found or not plain(name):
+      raise ValueError(
+        f"config.{key} = {name!r}: {self.path} has the columns "
+        f"{list(self.heading)}"
+      )
+    return self._alone(found[0])
+
+  def columns(
+    self, keys: Iterable[str], given: Mapping[str, str] | None = None
+  ) -> dict[str, str]:
+    """Which column holds what.
+
+    Args:
+      keys: of `ALIASES`.
+      given: `config.columns`, key to the name of a column, before aliases.
+
+    Returns:
+      Key to a name of the heading, '' where there is none.
+
+    Raises:
+      ValueError: a given column is not there, or one is there twice.
+    """
+    by_name = {plain(name): name for name in reversed(self.heading)}
+    found = {}
+    for key in keys:
+      if name := (given or {}).get(key):
+        found[key] = self.column(name, f"columns.{key}")
+        continue
+      names = (by_name.get(plain(alias), "") for alias in ALIASES[key])
+      found[key] = self._alone(next(filter(None, names), ""))
+    return found
+
+  def _alone(self, name: str) -> str:
+    if name in self.twins:
+      raise ValueError(f"{self.path}: there are two columns {name!r}")
+    return name
+
+  def number(self, row: Row, column: str) -> float | None:
+    """The number in a cell; None where it says nothing.
+
+    Raises:
+      ValueError: it is something else; column, row and cell are named.
+    """
+    text = row.cells.get(column, "")
+    if not text:
+      return None
+    if self.has_comma and re.fullmatch(r"[+-]?\d+,\d+", text):
+      text = text.replace(",", ".")
+    return values.need_number(text, f"{row.where}: column {column}")
+
+
+def read(
+  path: str | os.PathLike,
+  keep: Collection[str] = (),
+  log: Callable[[str], None] = say,
+) -> Table:
+  """Reads a table of commas, semicolons or tabs, as programs and people write.
 
   Args:
-    entries: the slides of the run.
-    outcomes: what became of them, by slide id; slides without are left out.
-    splits: patient to split.
-    earlier: rows of the previous slides.csv by slide id, for how long a slide
-      took that was finished before.
+    path: the file: UTF-8, UTF-16, or what Excel calls CSV in the west.
+    keep: words that are values though they look like "unknown": class names.
+    log: is told which words were taken for "unknown".
 
-  Returns:
-    One row for each slide that is over, by slide id.
+  Raises:
+    ValueError: no such file, or no table.
   """
-  rows = []
-  for entry in sorted(entries, key=lambda e: e.slide_id):
-    outcome = outcomes.get(entry.slide_id)
-    if outcome is None:
+  path = pathlib.Path(path).expanduser()
+  try:
+    content = path.read_bytes()
+  except OSError as error:
+    raise ValueError(f"cannot read {path}: {error.strerror}") from error
+  if content[:4] in (b"PK\3\4", b"PAR1", b"\xd0\xcf\x11\xe0"):
+    raise ValueError(f"cannot read {path}: a workbook; save the sheet as CSV")
+  text = _decode(content, path, log)
+  first, _, rest = text.partition("\n")
+  skipped = 0
+  delimiter = ""
+  if re.fullmatch(r"sep=.\s*", first):  # Excel's own hint
+    delimiter, text, skipped = first[4], rest, 1
+  delimiter = delimiter or _delimiter(text)
+  try:
+    # `strict`: an unclosed quote would swallow the rest of the file.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter,
+                        strict=True)  # fmt: skip
+    lines = [(n, line) for n, line in enumerate(reader, 1 + skipped)]
+  except csv.Error as error:
+    raise ValueError(f"cannot read {path}: {error}") from error
+  lines = [(n, [cell.strip() for cell in line]) for n, line in lines]
+  lines = [(n, line) for n, line in lines if any(line)]
+  heading, twins = _heading(lines[0][1] if lines else [])
+  rows, bad = [], []
+  for number, line in lines[1:]:
+    where = f"row {number} of {path.name}"
+    if any(line[len(heading) :]):
+      more = f"{where} has more cells than the heading: {line[len(heading) :]}"
+      bad.append((line[0] or where, more))
       continue
-    info = outcome.info
-    seconds = earlier.get(entry.slide_id, {}).get("seconds", "")
-    if outcome.status == FAILED:
-      seconds = ""
-    elif outcome.seconds is not None:
-      seconds = f"{outcome.seconds:.2f}"
-    width, height = info.get("level0_px", ("", ""))
-    sequences = info.get("sequences", 0)
-    rows.append(
-      {
-        "slide_id": entry.slide_id,
-        "patient_id": entry.patient_id,
-        "split": splits.get(entry.patient_id, "") if sequences else "",
-        "status": outcome.status,
-        "sequences": sequences,
-        "label": entry.label or "",
-        "mpp": f"{info['mpp']:g}" if info else "",
-        "mpp_origin": info.get("mpp_origin", ""),
-        "width_px": width,
-        "height_px": height,
-        "tissue_mm2": f"{info['tissue_mm2']:.3f}" if info else "",
-        "seconds": seconds,
-        "reason": outcome.error.error
-        if outcome.error
-        else info.get("reason", ""),
-        "filename": pathlib.Path(entry.path).name,
-      }
+    line = line[: len(heading)] + [""] * (len(heading) - len(line))
+    rows.append((where, line))
+  return Table(
+    path,
+    tuple(name for name in heading if name),
+    _rows(path, heading, rows, keep, log),
+    tuple(bad),
+    frozenset(twins),
+    delimiter != ",",
+  )
+
+
+def describe(
+  table: Table, found: Mapping[str, str], log: Callable[[str], None] = say
+) -> None:
+  """Says which column was taken for what, and that patients are unknown."""
+  taken = [f"{key} is {name!r}" for key, name in found.items() if name]
+  left = [repr(n) for n in table.heading if n not in found.values()]
+  text = f"{table.path}: {', '.join(taken)}"
+  log(text + (f"; not read: {', '.join(left)}" if left else ""))
+  if not found.get("patient_id", True):
+    names = ", ".join(ALIASES["patient_id"][:3])
+    log(
+      f"warning: {table.path} has no column of patients ({names}, ...): every "
+      "slide counts as a patient of its own, unless its name is a TCGA barcode"
     )
-  return rows
 
 
-def write_csv(
-  path: pathlib.Path,
-  columns: Sequence[str],
-  rows: Sequence[Mapping[str, Any]],
+def _decode(content: bytes, path: pathlib.Path, log) -> str:
+  if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    return content.decode("utf-16", errors="replace")
+  try:
+    return content.decode("utf-8-sig")
+  except UnicodeDecodeError:
+    log(f"{path}: not UTF-8, read as Windows-1252")
+    return content.decode("cp1252", errors="replace")
+
+
+def _delimiter(text: str) -> str:
+  """The one that the heading has most of, outside quotes."""
+  first = next((line for line in text.splitlines() if line.strip()), "")
+  first = re.sub(r'"[^"]*"', "", first)
+  return max((",", ";", "\t"), key=first.count)
+
+
+def _heading(line: Sequence[str]) -> tuple[list[str], set[str]]:
+  """Names of columns, each once, and which of them there are two of."""
+  heading, twins = [], set()
+  for name in line:
+    if name and name in heading:
+      twins.add(name)
+      name = ""
+    heading.append(name)
+  return heading, twins
+
+
+def _rows(path, heading, rows, keep, log) -> tuple[Row, ...]:
+  """Rows with '' where a cell says nothing; says which words those were."""
+  columns = []
+  for place, name in enumerate(heading):
+    texts = [line[place] for _, line in rows]
+    known = values.without_unknown(texts, keep)
+    words = {a for a, b in zip(texts, known, strict=True) if a and not b}
+    if name and words:
+      log(f"{path}: {name!r} is unknown where it says {sorted(words)}")
+    columns.append(known)
+  return tuple(
+    Row(where, {n: c[i] for n, c in zip(heading, columns, strict=True) if n})
+    for i, (where, _) in enumerate(rows)
+  )
+
+
+def write(
+  path: pathlib.Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
 ) -> bool:
-  """Writes a table, atomically.
+  """Writes a table of ours, whole or not at all.
 
   Args:
     path: the file.
     columns: its columns in order.
-    rows: one mapping for each line.
+    rows: a column that one lacks is an empty cell. Floats have six digits,
+      those that are not finite are empty.
 
   Returns:
     Whether the file changed.
+
+  Raises:
+    ValueError: a row has a key that is no column.
+    OSError: it cannot be written; the old file is still there.
   """
   text = io.StringIO()
   writer = csv.DictWriter(text, columns, lineterminator="\n")
   writer.writeheader()
-  writer.writerows(rows)
+  for row in rows:
+    writer.writerow({key: _cell(value) for key, value in row.items()})
   return atomic.write_atomic(path, text.getvalue())
 
 
-def read_csv(path: pathlib.Path) -> dict[str, dict[str, str]]:
-  """Reads the slides.csv of an earlier run.
+def _cell(value: Any) -> Any:
+  if isinstance(value, float):
+    return f"{value:.6g}" if math.isfinite(value) else ""
+  return value
 
-  Args:
-    path: the file; need not exist.
 
-  Returns:
-    Its rows by slide id.
-  """
+def rows_of(path: pathlib.Path) -> list[dict[str, str]]:
+  """The rows of a table of ours, as they were written; [] without a file."""
   if not path.is_file():
-    return {}
+    return []
   with open(path, newline="", encoding="utf-8") as file:
-    return {row.get("slide_id", ""): row for row in csv.DictReader(file)}
-
-
-def closing_text(
-  entries: Sequence[SlideEntry],
-  outcomes: Mapping[str, Outcome],
-  errors: Sequence[SlideError],
-  splits: Mapping[str, str],
-  lines: Sequence[str],
-) -> str:
-  """Puts the result of a run into words.
-
-  Args:
-    entries: the slides of the run.
-    outcomes: what became of them, by slide id.
-    errors: everything that could not be used.
-    splits: patient to split.
-    lines: what to say at the end.
-
-  Returns:
-    Several lines of text.
-  """
-  done = [o for o in outcomes.values() if o.status == DONE]
-  before = sum(o.seconds is None for o in done)
-  text = [
-    "",
-    f"{len(done)} slides done"
-    + (f" ({before} of them before this run)" if before else "")
-    + "".join(
-      f", {count} {words}"
-      for status, words in (
-        (NO_TISSUE, "without tissue"),
-        (NO_REGION, "without a valid region"),
-      )
-      if (count := sum(o.status == status for o in outcomes.values()))
-    )
-    + (f", {len(errors)} not usable" if errors else ""),
-  ]
-  patients = {entry.slide_id: entry.patient_id for entry in entries}
-  table = [("split", "slides", "patients", "sequences")]
-  for split in shards.SPLITS:
-    inside = [o for o in done if splits.get(patients[o.slide_id]) == split]
-    if inside:
-      table.append(
-        (
-          split,
-          f"{len(inside):,}",
-          f"{len({patients[o.slide_id] for o in inside}):,}",
-          f"{sum(o.info['sequences'] for o in inside):,}",
-        )
-      )
-  if len(table) > 1:
-    text += ["", *(f"  {a:<8}{b:>8}{c:>10}{d:>11}" for a, b, c, d in table)]
-  empty = [o for o in outcomes.values() if o.status in (NO_TISSUE, NO_REGION)]
-  if empty or errors:
-    text += ["", "  not in the data set"]
-  for outcome in sorted(empty, key=lambda o: o.slide_id):
-    text.append(f"  - {outcome.slide_id}: {outcome.info['reason']}")
-  for error in errors:
-    text.append(f"  - {error.slide} [{error.stage}/{error.error}]")
-    text.append(textwrap.indent(textwrap.fill(error.message, 72), "    "))
-  return "\n".join([*text, "", *lines])
+    return list(csv.DictReader(file))

@@ -26,8 +26,9 @@ import tqdm
 
 from data_prep import cluster, records, shards, splits
 from data_prep.files import atomic, tables
+from data_prep.files import errors as error_rows
 from data_prep.files.errors import SlideError
-from data_prep.sequences import geometry, settings, slide_job
+from data_prep.sequences import geometry, settings, slide_job, summary
 from data_prep.sequences.slide_job import Job, Outcome
 from data_prep.wsi import find
 from data_prep.wsi.find import SlideEntry
@@ -104,7 +105,8 @@ class _Run:
     self.assignment = assignment
     self.outcomes: dict[str, Outcome] = {}
     self.changed = False
-    self._earlier = tables.read_csv(self.out / "slides.csv")
+    earlier = tables.rows_of(self.out / "slides.csv")
+    self._earlier = {row.get("slide_id", ""): row for row in earlier}
 
   @property
   def errors(self) -> list[SlideError]:
@@ -185,17 +187,13 @@ class _Run:
 
   def write_tables(self) -> None:
     """Writes slides.csv and errors.csv as far as the run has come."""
-    rows = tables.slide_rows(
+    rows = summary.slide_rows(
       self.entries, self.outcomes, self.assignment, self._earlier
     )
-    self.changed |= tables.write_csv(
+    self.changed |= tables.write(
       self.out / "slides.csv", tables.SLIDE_COLUMNS, rows
     )
-    self.changed |= tables.write_csv(
-      self.out / "errors.csv",
-      tables.ERROR_COLUMNS,
-      [error.row() for error in self.errors],
-    )
+    self.changed |= error_rows.write(self.out / "errors.csv", self.errors)
 
 
 @contextlib.contextmanager
@@ -299,7 +297,7 @@ def _finish(
   code = EXIT_SOME_FAILED if run.errors else EXIT_GOOD
   # "No tissue" on every slide is a result, but not one to train on.
   code = code if full else EXIT_NOTHING
-  text = tables.closing_text(
+  text = summary.closing_text(
     entries, run.outcomes, run.errors, run.assignment, lines
   )
   return Summary(run.outcomes, run.errors, run.changed, text, code)

@@ -161,7 +161,7 @@ def _write(job: Job, maker: "_Maker") -> dict[str, Any]:
     "sequences": count,
     "num_bytes": num_bytes,
     "series": maker.done,
-    "errors": [[e.message, e.stage, e.error, e.slide] for e in maker.errors],
+    "errors": [error.state() for error in maker.errors],
   }
   atomic.write_atomic(
     job.folder / MARK, json.dumps(info, ensure_ascii=False, sort_keys=True)

@@ -16,6 +16,7 @@ from tensorflow_datasets.core import example_parser
 
 from data_prep import records, shards
 from data_prep.files import atomic, tables
+from data_prep.files import errors as error_rows
 from data_prep.files.errors import SlideError
 from data_prep.sequences import prepare
 from data_prep.series import targets as series_targets
@@ -81,10 +82,8 @@ def write_tables(
         "reason": reasons.get(series_id, ""),
       }
     )
-  changed = tables.write_csv(out / "series.csv", COLUMNS, rows)
-  return changed | tables.write_csv(
-    out / "errors.csv", tables.ERROR_COLUMNS, [error.row() for error in errors]
-  )
+  changed = tables.write(out / "series.csv", COLUMNS, rows)
+  return changed | error_rows.write(out / "errors.csv", errors)
 
 
 def contact_sheet(

@@ -15,7 +15,7 @@ def errors_of(out):
   """Rows of errors.csv as (slide or series, stage, error), sorted."""
   found = rows(out / "errors.csv")
   assert all(row["message"] for row in found)
-  return sorted((r["slide"], r["stage"], r["error"]) for r in found)
+  return sorted((r["slide_id"], r["stage"], r["code"]) for r in found)
 
 
 def contents(folder):

@@ -75,7 +75,7 @@ def _config(slides, workdir, changes=None):
 def _rows(path):
   with open(path, newline="", encoding="utf-8") as file:
     rows = list(csv.DictReader(file))
-  return {row.get("slide_id") or row["slide"]: row for row in rows}
+  return {row["slide_id"]: row for row in rows}
 
 
 @pytest.fixture(scope="module")
@@ -145,21 +145,21 @@ def test_tables_and_exit_code(finished):
   config, summary, _ = finished
   rows = _rows(f"{config.workdir}/slides.csv")
   assert list(rows) == ["blank", "damaged", "good"]
-  keys = ("case_id", "label", "filename", "status", "tiles", "bad_tiles")
+  keys = ("patient_id", "label", "filename", "status", "tiles", "bad_tiles")
   assert [[row[key] for key in keys] for row in rows.values()] == [
     ["case2", "", "blank.tiff", "no_tissue", "0", "0"],
     ["case1", "tumour", "damaged.tiff", "ok", "28", "4"],
     ["case1", "tumour", "good.tiff", "ok", "32", "0"],
   ]
   assert rows["blank"]["reason"] == "the tissue mask is empty"
-  assert rows["good"]["mpp"] == rows["good"]["level0_mpp"] == "0.5"
+  assert rows["good"]["mpp"] == rows["good"]["target_mpp"] == "0.5"
   assert summary.seconds > summary.outcomes["good"].info["seconds"] > 0
   assert 0 <= float(rows["good"]["waiting"]) <= 1
   errors = _rows(f"{config.workdir}/errors.csv")
-  assert {key: row["error"] for key, row in errors.items()} == {
+  assert {key: row["code"] for key, row in errors.items()} == {
     "damaged": "damaged_tile", "missing": "missing_file",
   }  # fmt: skip
-  assert errors["damaged"]["tile"] == "0 256 256"
+  assert errors["damaged"]["place"] == "0 256 256"
   assert (summary.exit_code, summary.tiles) == (3, 60)
   assert "3 slides done" in summary.text and "damaged_tile" in summary.text
 
@@ -202,7 +202,7 @@ def test_slides_are_done_again_when_something_shaping_changed(
   embed_tiles.embed_slides(config, _encoder())
   assert _times(config) == before
   rows = _rows(tmp_path / "run" / "slides.csv")
-  assert (rows["good"]["case_id"], rows["good"]["label"]) == ("c9", "benign")
+  assert (rows["good"]["patient_id"], rows["good"]["label"]) == ("c9", "benign")
   # A file that was cut off is.
   path = tmp_path / "run" / "features" / "good.h5"
   path.write_bytes(path.read_bytes()[:500])
@@ -286,7 +286,7 @@ def test_features_that_are_nan_are_refused(cohort, tmp_path):
   summary = embed_tiles.embed_slides(config, bad)
   assert summary.exit_code == 1 and not _times(config)
   (row,) = summary.errors
-  assert row["stage"] == "encode" and "NaN" in row["message"]
+  assert row.stage == "encode" and "NaN" in row.message
 
 
 def test_window_around_a_tile(cohort, tmp_path):

@@ -96,7 +96,13 @@ def test_a_slide_without_tissue_gets_the_prior(finished):
     share = train.count("tumour") / len(train)
     assert float(row["p_tumour"]) == pytest.approx(share, abs=1e-5)
   assert table(folder / "errors.csv") == [
-    {"slide_id": "slide00", "status": "no_tissue", "reason": "it has no tile"}
+    {
+      "slide_id": "slide00",
+      "stage": "features",
+      "code": "no_tissue",
+      "message": "it has no tile",
+      "place": "",
+    }
   ]
   assert not (folder / "maps" / "slide00.npz").exists()
 

@@ -55,7 +55,7 @@ def test_models_on_other_slides(finished, others, tmp_path):
   assert {r["scored"] for r in rows} == {"1"}
   every = table(tmp_path / "predictions.csv")
   assert len(every) == 4 * 12 and {r["scored"] for r in every} == {"1"}
-  errors = {r["slide_id"]: r["status"] for r in table(tmp_path / "errors.csv")}
+  errors = {r["slide_id"]: r["code"] for r in table(tmp_path / "errors.csv")}
   assert errors == failed
   # Without a table: the same predictions, no scores.
   folder = tmp_path / "bare"

@@ -7,16 +7,15 @@ program) and takes features a few batches later: dispatch is asynchronous, and
 the device has its next batch before it is done with the last. The time in which
 it has nothing to do is measured: the share of time spent waiting for slides.
 
-A feature file appears in one step and carries a hash of all that shaped it
-(settings, the encoder's weights, the slide file). A slide whose file has the
-right hash is finished, and is skipped. See `configs/embed_tiles.py` for how to
-run it, `data_prep/wsi/tile_stream.py` for the slides' side.
+A slide is finished when its mark (`done/<slide_id>.json`, see
+`data_prep/files/done.py`) names the settings, the encoder's weights and the
+slide file. See `configs/embed_tiles.py` for how to run it,
+`data_prep/wsi/tile_stream.py` for the slides' side.
 """
 
 import collections
 import dataclasses
 import functools
-import json
 import pathlib
 import sys
 import time
@@ -28,6 +27,7 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
+from data_prep.files.done import Done
 from data_prep.files.errors import SlideError, as_slide_error
 from data_prep.sequences import slide_job
 from data_prep.synthetic import slides
@@ -120,7 +120,7 @@ class _Run:
     self.entries, self.found_errors = entries, list(errors)
     self.workdir = pathlib.Path(config.workdir)
     self.outcomes: dict[str, Outcome] = {}
-    self.hashes: dict[str, str] = {}
+    self.marks: dict[str, Done] = {}
     self.tiles, self.seconds, self.waited = 0, 0.0, 0.0
     self._last = 0.0  # when the last slide was finished
     self._written = time.perf_counter()  # when tables were
@@ -146,9 +146,9 @@ class _Run:
         # Features made when the slide could be read stay: a disk may be away.
         self._note(entry, error)
         continue
-      self.hashes[entry.slide_id] = digest
-      info = embed_tables.finished(self.path(entry), digest)
-      if info is None:
+      mark = Done(self.workdir / "done" / f"{entry.slide_id}.json", digest)
+      self.marks[entry.slide_id] = mark
+      if (info := mark.read()) is None:
         todo.append(entry)
       else:
         self.outcomes[entry.slide_id] = Outcome(
@@ -275,7 +275,7 @@ class _Run:
       **begin.info,
       "tiles": count,
       "bad_tiles": end.bad_tiles,
-      "bad": [error.row() for error in end.bad[:_BAD_LISTED]],
+      "bad": [error.state() for error in end.bad[:_BAD_LISTED]],
       "seconds": seconds,
       "waiting": min(1.0, slide.waited / seconds),
     }
@@ -305,40 +305,41 @@ class _Run:
 
   def _write(self, slide: _Open, info: Mapping[str, Any]) -> None:
     begin, grid = slide.begin, slide.begin.grid
+    mark, path = self.marks[begin.entry.slide_id], self.path(begin.entry)
+    mark.clear()
     tile_features.write(
-      self.path(begin.entry),
+      path,
       tile_features.TileFeatures(
         slide_id=begin.entry.slide_id,
         features=slide.features[slide.have],
         xy=grid.xy[slide.have].astype(np.float64),
         tile_size=grid.tile_level0,
         mpp=grid.mpp,
-        level0_mpp=info["level0_mpp"],
+        level0_mpp=info["mpp"],
         level0_size=tuple(info["level0_px"]),
         encoder=self.encoder.name,
       ),
       attributes={
-        "config_hash": self.hashes[begin.entry.slide_id],
         "encoder_fingerprint": self.encoder.fingerprint,
         "encoder_weights": self.encoder.weights,
-        "info": json.dumps(info),
       },
       overlap_px=self.settings.tiles["overlap_px"],
     )
+    mark.write(info, [path])
 
-  def write_tables(self) -> None:
-    """Writes the tables as far as the run has come."""
-    embed_tables.write(
+  def write_tables(self) -> list[SlideError]:
+    """Writes the tables as far as the run has come; returns the errors."""
+    self._written = time.perf_counter()
+    return embed_tables.write(
       self.workdir, self.config.data.part, self.outcomes, self.found_errors
     )
-    self._written = time.perf_counter()
 
   def summary(self) -> Summary:
     """Returns what was done."""
     return embed_tables.summary(
       embed_tables.path(self.workdir, "errors", self.config.data.part),
       self.outcomes,
-      embed_tables.error_rows(self.outcomes, self.found_errors),
+      self.write_tables(),
       self.tiles,
       self.seconds,
       self.waited / self.seconds if self.seconds else 0.0,

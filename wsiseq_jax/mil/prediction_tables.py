@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.files import csv_files
+from data_prep.files import errors
+from data_prep.files.errors import SlideError
 from wsiseq_jax.mil.cohort import Cohort
 from wsiseq_jax.mil.results import Result
 
@@ -139,8 +140,10 @@ def write_errors(
   path: pathlib.Path, status: Mapping[str, str], reason: Mapping[str, str]
 ) -> None:
   """Writes errors.csv: slides that cannot be used, and why."""
-  rows = [
-    {"slide_id": slide_id, "status": status[slide_id], "reason": text}
-    for slide_id, text in sorted(reason.items())
-  ]
-  csv_files.write(path, ("slide_id", "status", "reason"), rows)
+  errors.write(
+    path,
+    [
+      SlideError(text, "features", status[slide_id], slide_id)
+      for slide_id, text in reason.items()
+    ],
+  )

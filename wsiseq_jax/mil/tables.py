@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from data_prep.files import atomic, csv_files
+from data_prep.files import atomic
+from data_prep.files import tables as files_tables
 from wsiseq_jax.metrics import bootstrap
 from wsiseq_jax.mil import prediction_tables, scores
 from wsiseq_jax.mil.cohort import Cohort
@@ -148,12 +149,12 @@ def write(
       joined([m for m in models if (m.key[0], m.key[2]) == key]) for key in keys
     ]
   together = ensemble(models)
-  csv_files.write(
+  files_tables.write(
     workdir / "predictions.csv",
     prediction_tables.prediction_columns(cohort),
     prediction_tables.prediction_rows(cohort, results),
   )
-  csv_files.write(
+  files_tables.write(
     workdir / "predictions_slide.csv",
     prediction_tables.slide_columns(cohort),
     prediction_tables.slide_rows(cohort, status, *together),
@@ -162,13 +163,13 @@ def write(
     return []
   scored = _known(cohort, wholes), _known(cohort, [together[0]])[0]
   folds = _known(cohort, models) if is_crossed else []
-  csv_files.write(
+  files_tables.write(
     workdir / "metrics.csv",
     METRICS,
     _metric_rows(cohort, [*folds, *scored[0], scored[1]], bins),
   )
   summary = summarise(cohort, status, *scored, folds, resamples, bins)
-  csv_files.write(workdir / "summary.csv", SUMMARY, summary)
+  files_tables.write(workdir / "summary.csv", SUMMARY, summary)
   text = markdown(cohort, status, results, summary, is_crossed, notes)
   atomic.write_atomic(workdir / "summary.md", text)
   pictures.draw(workdir, cohort, *scored, bins)

@@ -16,7 +16,8 @@ import matplotlib.figure
 import numpy as np
 from jaxtyping import Float
 
-from data_prep.files import atomic, csv_files
+from data_prep.files import atomic
+from data_prep.files import tables as files_tables
 from wsiseq_jax.metrics import bootstrap, classification, regression
 from wsiseq_jax.probe import samples
 from wsiseq_jax.probe.samples import Target
@@ -167,9 +168,9 @@ def write(
   Returns:
     The rows of the summary.
   """
-  csv_files.write(workdir / "probe.csv", TIDY, tidy(results))
+  files_tables.write(workdir / "probe.csv", TIDY, tidy(results))
   summary = summarise(results, resamples)
-  csv_files.write(workdir / "probe_summary.csv", SUMMARY, summary)
+  files_tables.write(workdir / "probe_summary.csv", SUMMARY, summary)
   (workdir / "probe.md").write_text(markdown(summary))
   draw(workdir / "probe.png", summary)
   return summary

@@ -210,9 +210,10 @@ def test_every_bad_input_has_its_row(cohort, tmp_path):
   summary = prepare.prepare(config_of(folder, tmp_path / "out"))
   assert summary.exit_code == prepare.EXIT_SOME_FAILED
   found = {
-    row["slide"]: row for row in outputs.rows(tmp_path / "out" / "errors.csv")
+    row["slide_id"]: row
+    for row in outputs.rows(tmp_path / "out" / "errors.csv")
   }
-  codes = {name: (row["stage"], row["error"]) for name, row in found.items()}
+  codes = {name: (row["stage"], row["code"]) for name, row in found.items()}
   assert codes["no_mpp"] == ("mpp", "no_mpp")
   assert codes["absurd_mpp"] == ("mpp", "mpp_out_of_range")
   assert codes["too_coarse"] == ("mpp", "target_finer_than_scan")
@@ -220,7 +221,7 @@ def test_every_bad_input_has_its_row(cohort, tmp_path):
   assert codes["empty"][1] == "empty_file"
   assert codes["text"][1] == "not_an_image"
   assert codes["half"][1] == codes["zeroed"][1] == "damaged_tile"
-  assert found["half"]["tile"] and found["zeroed"]["tile"]
+  assert found["half"]["place"] and found["zeroed"]["place"]
   assert {"truncated", "no_pyramid"} <= set(codes)
   assert all(row["message"] for row in found.values())
   table = {
@@ -262,7 +263,7 @@ def test_full_disk_is_a_row_and_leaves_no_half_file(
   summary = prepare.prepare(config_of(cohort, out))
   assert summary.exit_code == prepare.EXIT_SOME_FAILED
   (row,) = outputs.rows(out / "errors.csv")
-  assert (row["slide"], row["stage"], row["error"]) == (
+  assert (row["slide_id"], row["stage"], row["code"]) == (
     names[1],
     "write",
     "disk_full",
@@ -281,7 +282,7 @@ def test_an_odd_failure_costs_one_slide(cohort, tmp_path, monkeypatch):
   summary = prepare.prepare(config_of(cohort, tmp_path))
   assert summary.exit_code == prepare.EXIT_NOTHING
   row = outputs.rows(tmp_path / "errors.csv")[0]
-  assert (row["stage"], row["error"]) == ("centres", "ZeroDivisionError")
+  assert (row["stage"], row["code"]) == ("centres", "ZeroDivisionError")
   assert "test_prepare.py" in row["message"]
 
 
@@ -374,7 +375,7 @@ def test_a_crashing_library_costs_one_slide(cohort, tmp_path, repo_root):
   )
   assert done.returncode == prepare.EXIT_SOME_FAILED
   (row,) = outputs.rows(out / "errors.csv")
-  assert (row["slide"], row["error"]) == (victim, "worker_died")
+  assert (row["slide_id"], row["code"]) == (victim, "worker_died")
   assert "2 workers were lost over it" in row["message"]
   states = {
     r["slide_id"]: r["status"] for r in outputs.rows(out / "slides.csv")

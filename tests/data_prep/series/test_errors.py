@@ -165,7 +165,7 @@ def test_a_full_disk_costs_one_part_and_is_tried_again(
 CRASH = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
-from data_prep import series_files
+from data_prep.series import files as series_files
 read = series_files.read
 def crashing(path, *more, **named):
   if "s05" in path:
@@ -173,7 +173,7 @@ def crashing(path, *more, **named):
   return read(path, *more, **named)
 series_files.read = crashing
 if __name__ == "__main__":
-  from tests.data_prep import tiny_series
+  from tests.data_prep.series import tiny_series
   summary = tiny_series.run(sys.argv[2], sys.argv[3], workers=2, parts=1)
   sys.exit(summary.exit_code)
 """

@@ -94,14 +94,14 @@ def prepared(tmp_path):
     prep / "errors.csv",
     [
       {
-        "slide": "no_scale",
+        "slide_id": "no_scale",
         "stage": "mpp",
-        "error": "no_mpp",
+        "code": "no_mpp",
         "message": "no pixel size & no override",
-        "tile": "",
+        "place": "",
       }
     ],
-    ["slide", "stage", "error", "message", "tile"],
+    ["slide_id", "stage", "code", "message", "place"],
   )
   run = tmp_path / "run"
   run.mkdir()

@@ -154,7 +154,7 @@ def test_on_the_page(made, tmp_path):
   assert f"Annotations from {MISSING}.xml: " in text
   # What cannot be read is said, and the page is there all the same.
   assert set(written.problems) == {MISSING, "syn_02"}
-  errors = {r["slide_id"]: r["reason"] for r in rows_of(
+  errors = {r["slide_id"]: r["message"] for r in rows_of(
     written.page.parent / "errors.csv")}  # fmt: skip
   assert "groups ['Stroma'] are not in include" in errors["syn_02"]
   text = Page(slide_folder(written, "syn_02") / "index.html").text

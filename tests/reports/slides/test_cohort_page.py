@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 
-from data_prep.files import csv_files
+from data_prep.files import tables as files_tables
 from tests.reports.slides.report_pages import (
   FAILED,
   Page,
@@ -142,7 +142,7 @@ def test_slides_that_were_not_scored_are_in_no_chart(made, tmp_path):
   path = workdir / "predictions_slide.csv"
   rows = rows_of(path)
   assert [row["scored"] for row in rows] == ["1"] * 4
-  csv_files.write(path, list(rows[0]), [rows[0] | {"scored": 0}, *rows[1:]])
+  files_tables.write(path, list(rows[0]), [rows[0] | {"scored": 0}, *rows[1:]])
   written = job.write_report(configured(workdir))
   page = Page(written.page)
   assert "4 slides have a label, 3 of them are scored" in page.text

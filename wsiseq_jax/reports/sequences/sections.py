@@ -41,7 +41,7 @@ def summary(report: Report, model, measures) -> str:
   # An empty slide may be listed with no sequences.
   used = {k: v for k, v in meta["slides"].items() if v["sequences"]}
   shown = list(used.values())
-  troubled = {row["slide"] for row in prep.errors}
+  troubled = {row["slide_id"] for row in prep.errors}
   splits = Counter()
   for slide in shown:
     splits[slide["split"]] += slide["sequences"]

@@ -118,7 +118,7 @@ def read(workdir: pathlib.Path) -> Predictions:
   reasons = {}
   if (workdir / "errors.csv").is_file():
     _, errors = _table(workdir / "errors.csv")
-    reasons = {line["slide_id"]: line["reason"] for line in errors}
+    reasons = {line["slide_id"]: line["message"] for line in errors}
   try:
     rows = tuple(_row(line, head, names, reasons) for line in lines)
   except (KeyError, ValueError) as error:

@@ -17,7 +17,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_prep.files import atomic, csv_files
+from data_prep.files import atomic, errors
+from data_prep.files.errors import SlideError
 from data_prep.wsi import find, tissue
 from data_prep.wsi.find import SlideEntry
 from wsiseq_jax import config as configs
@@ -215,10 +216,9 @@ def write_report(config: ConfigDict) -> Written:
   problems = {k: v["problem"] for k, v in slides.items() if v["problem"]}
   cards = [work.card(row, problems) for row in predictions.rows]
   atomic.write_atomic(page, cohort_page.build(cards, context, link))
-  csv_files.write(
+  errors.write(
     out / "errors.csv",
-    ("slide_id", "reason"),
-    [{"slide_id": k, "reason": v} for k, v in sorted(problems.items())],
+    [SlideError(v, "report", "problem", k) for k, v in problems.items()],
   )
   _write_state(out, {**state, "cohort": cohort})
   launch.log(

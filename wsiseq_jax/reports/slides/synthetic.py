@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_prep.files import csv_files
+from data_prep.files import errors
+from data_prep.files.errors import SlideError
 from data_prep.synthetic import slides as synthetic
 from data_prep.wsi.slides import Slide
 from wsiseq_jax.maps.tile_map import LEVEL0, TileMap
@@ -84,12 +85,12 @@ def predict(
     every.append(p)
     found.append(_result(seed, cohort, np.stack([1 - p, p], axis=1), status))
   workdir.mkdir(parents=True, exist_ok=True)
-  reasons = [
-    {"slide_id": name, "status": "no_tissue", "reason": "it has no tile"}
-    for name in sorted(failures)
-  ]
-  csv_files.write(
-    workdir / "errors.csv", ("slide_id", "status", "reason"), reasons
+  errors.write(
+    workdir / "errors.csv",
+    [
+      SlideError("it has no tile", "features", "no_tissue", name)
+      for name in failures
+    ],
   )
   tables.write(
     workdir, cohort, status, found, resamples=100, bins=5, is_crossed=False

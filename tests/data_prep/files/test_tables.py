@@ -2,12 +2,12 @@
 
 import pytest
 
-from data_prep.files import csv_files
+from data_prep.files import tables
 
 
 def test_cells(tmp_path):
   path = tmp_path / "t.csv"
-  csv_files.write(
+  tables.write(
     path,
     ("name", "value"),
     iter(
@@ -26,8 +26,8 @@ def test_cells(tmp_path):
 
 def test_a_table_is_there_whole_or_not_at_all(tmp_path):
   path = tmp_path / "t.csv"
-  csv_files.write(path, ("name",), [{"name": "old"}])
+  tables.write(path, ("name",), [{"name": "old"}])
   with pytest.raises(ValueError, match="other"):
-    csv_files.write(path, ("name",), [{"name": "new"}, {"other": 1}])
+    tables.write(path, ("name",), [{"name": "new"}, {"other": 1}])
   assert path.read_text() == "name\nold\n"
   assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,109 @@
+"""Which file is meant by a name that somebody wrote into a table.
+
+Tables name slides with and without extension, in other case, with the folders
+of another machine, with backslashes, and in another Unicode normal form.
+"""
+
+import os
+import pathlib
+import re
+import unicodedata
+from collections.abc import Iterable
+
+TIFF_EXTENSIONS = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif")
+DICOM_EXTENSIONS = (".dcm", ".dicom")
+# `.dat` lies beside `.mrxs` by the dozen and is never a slide.
+SLIDE_EXTENSIONS = (
+  *TIFF_EXTENSIONS,
+  *DICOM_EXTENSIONS,
+  *(".mrxs", ".svslide", ".vms", ".vmu", ".czi"),
+)
+FEATURE_EXTENSIONS = (".h5", ".hdf5", ".pt")
+_KNOWN = (*SLIDE_EXTENSIONS, *FEATURE_EXTENSIONS)
+_DRIVE = re.compile(r"^[A-Za-z]:")
+
+
+def folders_of(name: str | os.PathLike) -> list[str]:
+  r"""The parts of a path of any system.
+
+  Example:
+    >>> folders_of(r"C:\slides\siteA\S3.tif"), folders_of("./a/S3")
+    (['slides', 'siteA', 'S3.tif'], ['a', 'S3'])
+  """
+  text = _DRIVE.sub("", os.fspath(name)).replace("\\", "/")
+  return [part for part in text.split("/") if part not in ("", ".")]
+
+
+def stem(name: str | os.PathLike) -> str:
+  r"""A slide's id: the name without folders and known extensions.
+
+  Example:
+    >>> stem("a/S-1.2.ome.tif"), stem("S00.svs.h5"), stem(r"a\S3"), stem("x.y")
+    ('S-1.2', 'S00', 'S3', 'x.y')
+  """
+  name = (folders_of(name) or [""])[-1].strip()
+  while (end := pathlib.PurePosixPath(name).suffix).lower() in _KNOWN:
+    name = name[: -len(end)]
+    if name.lower().endswith(".ome"):
+      name = name[: -len(".ome")]
+  return name
+
+
+def folded(name: str) -> str:
+  """What spellings of one name share: no case, one Unicode normal form."""
+  return unicodedata.normalize("NFC", name).casefold().strip()
+
+
+class Files:
+  """Files by name, below one folder.
+
+  Args:
+    paths: the files.
+    root: folder that their folders are counted from; '' takes names alone.
+  """
+
+  def __init__(
+    self, paths: Iterable[pathlib.Path], root: str | os.PathLike = ""
+  ):
+    self._root = root
+    self._by_name: dict[str, list[pathlib.Path]] = {}
+    for path in paths:
+      self._by_name.setdefault(folded(stem(path)), []).append(path)
+
+  def find(self, name: str) -> pathlib.Path | None:
+    """The file that a name means; None if there is none.
+
+    Folders count as far as both have them: `siteA/S3` is no `siteB/S3.tif`, but
+    a folder of another machine in front does no harm. So does an extension.
+
+    Raises:
+      ValueError: it means several files alike.
+    """
+    found = self._by_name.get(folded(stem(name)), [])
+    wanted = [folded(part) for part in folders_of(name)]
+    end = _extension(name)
+    scored = []
+    for path in found:
+      own = os.path.relpath(path, self._root) if self._root else path.name
+      parts = [folded(part) for part in folders_of(own)]
+      common = min(len(parts), len(wanted)) - 1
+      if common and parts[-common - 1 : -1] != wanted[-common - 1 : -1]:
+        continue
+      if end and _extension(path) not in ("", end):
+        continue
+      is_near, is_alike = len(parts) == len(wanted), stem(path) == stem(name)
+      scored.append(((common, is_near, is_alike), path))
+    best = max((score for score, _ in scored), default=None)
+    found = [path for score, path in scored if score == best]
+    if len(found) > 1:
+      some = " and ".join(str(path) for path in found[:2])
+      raise ValueError(f"{name!r} may mean {some}: name one with its folder")
+    return found[0] if found else None
+
+
+def _extension(name: str | os.PathLike) -> str:
+  """The known extension of a slide; '' if a name has none."""
+  end = pathlib.PurePath(os.fspath(name)).suffix.lower()
+  if end not in SLIDE_EXTENSIONS:
+    return ""
+  return {".tiff": ".tif", ".dicom": ".dcm"}.get(end, end)

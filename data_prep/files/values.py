@@ -1,0 +1,149 @@
+"""What a cell of somebody's table says: nothing, a number, or a class."""
+
+import math
+import re
+from collections.abc import Collection, Iterable, Sequence
+
+# Words for "not known", of pandas, R, SQL, Excel, SAS, TCGA and people.
+UNKNOWN = frozenset(
+  (
+    *("", "na", "n/a", "n.a.", "<na>", "nan", "-nan", "nat", "none", "null"),
+    *("nil", "#n/a", "#na", "-", "--", "---", "'--", "–", "—", "?", "."),
+    *("unknown", "[unknown]", "not available", "[not available]", "undefined"),
+    *("not reported", "[not applicable]", "[not evaluated]"),
+  )
+)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+
+
+def is_unknown(text: str) -> bool:
+  """Whether a cell states no value.
+
+  Example:
+    >>> is_unknown(" NaN"), is_unknown("n/a"), is_unknown("0")
+    (True, True, False)
+  """
+  return text.strip().casefold() in UNKNOWN
+
+
+def number(text: str) -> float | None:
+  """A finite number; None if it is none.
+
+  A comma may be the decimal sign, unless it may part thousands.
+
+  Example:
+    >>> number(" 1e3 "), number("0,25"), number("1,000"), number("inf")
+    (1000.0, 0.25, None, None)
+  """
+  text = text.strip()
+  if re.fullmatch(r"[+-]?(0,\d+|\d+,(\d\d?|\d{4,}))", text):
+    text = text.replace(",", ".")
+  if not _NUMBER.fullmatch(text):
+    return None
+  value = float(text)
+  return value if math.isfinite(value) else None
+
+
+def need_number(text: str, what: str) -> float:
+  """A finite number.
+
+  Args:
+    text: the cell.
+    what: its column and row, for the message.
+
+  Raises:
+    ValueError: it is none.
+  """
+  value = number(text)
+  if value is None:
+    raise ValueError(f"{what} is {text!r}: must be a number")
+  return value
+
+
+def class_name(text: str) -> str:
+  """The name of a class: pandas writes 1 as 1.0 once a column has a gap.
+
+  Example:
+    >>> class_name("1.0"), class_name(" 01"), class_name("G 2")
+    ('1', '1', 'G 2')
+  """
+  value = number(text)
+  if value is None:
+    return " ".join(text.split())
+  return str(int(value)) if value.is_integer() else repr(value)
+
+
+def class_names(
+  texts: Iterable[str], given: Sequence[str] = (), key: str = "labels"
+) -> tuple[str, ...]:
+  """The classes of a column in the order of their numbers.
+
+  Args:
+    texts: cells whose label is known.
+    given: the classes wanted, in order; () takes those that are there, numbers
+      by value before words by name.
+    key: config key of `given`.
+
+  Raises:
+    ValueError: a cell is none of the given classes, or two classes differ in
+      upper and lower case alone.
+
+  Example:
+    >>> class_names(["10", "2.0", "2"]), class_names(["no"], ["yes", "no"])
+    (('2', '10'), ('yes', 'no'))
+  """
+  found = {class_name(text) for text in texts}
+  if given:
+    names = tuple(class_name(name) for name in given)
+    if other := sorted(found - set(names)):
+      raise ValueError(
+        f"config.{key} = {tuple(given)}: the table also has {other}"
+      )
+    return names
+  folded: dict[str, str] = {}
+  for name in sorted(found):
+    if (other := folded.setdefault(name.casefold(), name)) != name:
+      raise ValueError(
+        f"the classes {other!r} and {name!r} differ in upper and lower case "
+        f"alone: spell them alike, or name both in config.{key}"
+      )
+  return tuple(sorted(found, key=_class_order))
+
+
+def class_number(classes: Sequence[str], text: str) -> float:
+  """The number of a cell's class; NaN if the cell says nothing.
+
+  Raises:
+    ValueError: no such class.
+  """
+  name = class_name(text)
+  if name in classes:
+    return float(classes.index(name))
+  if is_unknown(text):
+    return math.nan
+  raise ValueError(f"{name!r} is none of the classes {list(classes)}")
+
+
+def without_unknown(
+  texts: Sequence[str], keep: Collection[str] = ()
+) -> list[str]:
+  """A column with '' for every word that says nothing.
+
+  Args:
+    texts: its cells.
+    keep: words that are values whatever they look like, such as the names of
+      classes. '-' beside '+' is a value too.
+  """
+  words = {word.strip().casefold() for word in keep}
+  words |= {"-"} if any(text.strip() == "+" for text in texts) else set()
+  return [
+    text
+    if not is_unknown(text) or (text and text.strip().casefold() in words)
+    else ""
+    for text in texts
+  ]
+
+
+def _class_order(name: str) -> tuple[float, str]:
+  value = number(name)
+  return (math.inf if value is None else value, name)
