@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int
 
 from data_prep import splits
-from data_prep.files import csv_files
+from data_prep.files import tables
 from wsiseq_jax.mil.cohort import Cohort
 
 COLUMNS = ("repeat", "fold", "slide_id", "patient_id", "split")
@@ -222,7 +222,7 @@ def save(path: pathlib.Path, cohort: Cohort, folds: Folds) -> None:
       slide = cohort.slides[row]
       values = (repeat, fold, slide.slide_id, slide.patient_id, split_of[row])
       lines.append(dict(zip(COLUMNS, values, strict=True)))
-  csv_files.write(path, COLUMNS, lines)
+  tables.write(path, COLUMNS, lines)
 
 
 def load(path: pathlib.Path, cohort: Cohort) -> Folds:
