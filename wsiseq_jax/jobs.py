@@ -17,8 +17,8 @@ JOBS: Mapping[str, tuple[str, str]] = {
   "probe": ("wsiseq_jax.probe.job", "probe"),
   "aot": ("wsiseq_jax.tpu.aot", "aot"),
   "embed_tiles": ("wsiseq_jax.encoders.embed_tiles", "run"),
-  "mil": ("wsiseq_jax.mil.job", "mil"),
-  "mil_predict": ("wsiseq_jax.mil.predict", "mil_predict"),
+  "mil": ("wsiseq_jax.mil.job", "run"),
+  "mil_predict": ("wsiseq_jax.mil.predict", "run"),
   "mil_report": ("wsiseq_jax.reports.slides.job", "mil_report"),
 }
 
