@@ -195,7 +195,7 @@ def test_features_that_turn_out_unreadable_are_failures(data, tmp_path):
   for _ in range(2):  # also where all models are done
     rows = table(tmp_path / "run" / "errors.csv")
     assert [r["slide_id"] for r in rows] == ["slide00", "slide05"]
-    assert "slide05.h5" in rows[1]["reason"] and "NaN" in rows[1]["reason"]
+    assert "slide05.h5" in rows[1]["message"] and "NaN" in rows[1]["message"]
     said = table(tmp_path / "run" / "predictions_slide.csv")
     assert {r["slide_id"] for r in said if r["status"] != "ok"} == {
       "slide00",
