@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import UInt8
 
+from data_prep.sequences.geometries import GEOMETRIES
 from wsiseq_jax.reports import figures, page
 from wsiseq_jax.reports.page import escape
 from wsiseq_jax.search import clustering
@@ -102,14 +103,8 @@ class Report:
         "another in time, not always at equal intervals."
       )
     height, width = (round(n * mpp) for n in pixels)
-    geometry = self.prep.metadata["geometry"]
-    if geometry == "zoom":
-      return "From left to right the field of view grows round one centre."
-    how = {
-      "drift": "neighbouring frames overlap: a window slides over the slide",
-      "walk": "frames lie side by side and do not overlap",
-    }.get(geometry, f"geometry {geometry}")
-    return f"A frame shows {width} × {height} µm of tissue; {how}."
+    geometry = GEOMETRIES[self.prep.metadata["geometry"]]
+    return geometry.sentence.format(width=width, height=height)
 
 
 def left_out(count: int, most: int) -> str:
