@@ -4,14 +4,12 @@ Its manuals are `configs/prep_wsi.py` (slides) and `configs/prep_series.py`
 (folders of images and videos); `config.source` says which of them a config is.
 """
 
-import signal
 import sys
 
 from absl import flags
 from ml_collections import config_flags
 
-from data_prep import runs
-from data_prep.sequences import prepare as slides
+from data_prep.sequences import prepare
 from data_prep.series import prepare as series
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -28,7 +26,7 @@ def main(arguments: list[str]) -> int:
   Returns:
     The exit code; see `configs/prep_wsi.py`.
   """
-  sources = {"slides": slides.prepare, "series": series.prepare_series}
+  sources = {"slides": prepare.prepare, "series": series.prepare_series}
   try:
     rest = flags.FLAGS(arguments)[1:]
     if rest:
@@ -46,8 +44,6 @@ def main(arguments: list[str]) -> int:
     TypeError,
   ) as error:
     return _usage(_readable(error))
-  for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, _stop)
   try:
     if config["source"] not in sources:
       raise ValueError(
@@ -58,24 +54,15 @@ def main(arguments: list[str]) -> int:
     return _usage(str(error))
   except OSError as error:
     print(f"data_prep: stopped: {error}", file=sys.stderr)
-    return runs.EXIT_NOTHING
-  except _Stopped as signal_number:
+    return prepare.EXIT_NOTHING
+  except KeyboardInterrupt:
     print(
       "\ndata_prep: stopped; the same command goes on from here",
       file=sys.stderr,
     )
-    return 128 + signal_number.args[0]
+    return 130
   print(summary.text)
   return summary.exit_code
-
-
-class _Stopped(KeyboardInterrupt):
-  """A signal asks the command to end; nothing catches it by accident."""
-
-
-def _stop(number: int, _: object) -> None:
-  signal.signal(number, signal.SIG_IGN)  # once is enough
-  raise _Stopped(number)
 
 
 def _readable(error: Exception) -> str:
@@ -95,7 +82,7 @@ def _readable(error: Exception) -> str:
 
 def _usage(message: str) -> int:
   print(f"data_prep: {message}", file=sys.stderr)
-  return runs.EXIT_USAGE
+  return prepare.EXIT_USAGE
 
 
 if __name__ == "__main__":

@@ -31,10 +31,8 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
 
-from data_prep.files import atomic, done
 from data_prep.files.errors import SlideError
 from data_prep.wsi import dicom_series, tissue
 
@@ -449,46 +447,3 @@ def _not_a_slide(path: pathlib.Path) -> tuple[str, str] | None:
       f"{path} is named like a slide but is no TIFF (it starts with {start!r})",
     )
   return None
-
-
-def usable_names(
-  entries: Sequence[SlideEntry],
-) -> tuple[list[SlideEntry], list[SlideError]]:
-  """Sets slides aside whose id cannot be the name of a file or folder."""
-  good, bad = [], []
-  for entry in entries:
-    name = entry.slide_id
-    if "/" in name or name[:1] == "." or atomic.TEMPORARY in name:
-      message = (
-        f"the slide id {name!r} cannot name a file or folder (no '/', "
-        f"no leading '.', no {atomic.TEMPORARY!r}): give another in a CSV"
-      )
-      bad.append(SlideError(message, "find", "bad_slide_id", name))
-    else:
-      good.append(entry)
-  return good, bad
-
-
-def content(entry: SlideEntry) -> dict[str, Any]:
-  """Returns everything of a slide that shapes what is made from it.
-
-  Where its file lies, its label and its split do not.
-
-  Raises:
-    SlideError: the slide or its mask file cannot be read.
-  """
-  own = dataclasses.asdict(entry)
-  for key in ("path", "split", "label"):
-    del own[key]
-  try:
-    own["file"] = done.file_digest(entry.path)
-    if entry.mask_path:
-      own["mask_path"] = done.file_digest(entry.mask_path)
-  except OSError as error:
-    raise SlideError(
-      f"cannot read {error.filename}: {error.strerror}",
-      stage="open",
-      error="unreadable",
-      slide=entry.slide_id,
-    ) from error
-  return own

@@ -273,42 +273,30 @@ class Bags:
         # The first bag fills the batch up, with no weight: a bag without any
         # tile has no softmax.
         filled = [*rows, *[rows[0]] * (size - len(rows))]
-        batch = self._empty(length, np.array(filled), len(rows))
+        batch = Batch(
+          np.zeros((size, length, self.width), np.float32),
+          np.zeros((size, length), bool),
+          np.zeros((size, length, 2), np.float32),
+          np.array(filled),
+          (np.arange(size) < len(rows)).astype(np.float32),
+        )
         for place, row in enumerate(rows):
-          _fill(batch, place, next(slides), counts[row], rng)
+          self._fill(batch, place, next(slides), counts[row], rng)
         for array in (batch.features, batch.mask, batch.grid_xy):
           array[len(rows) :] = array[0]
         yield batch
 
-  def alone(self, tiles: TileFeatures) -> Batch:
-    """A batch of one bag."""
-    count = len(tiles.features)
-    batch = self._empty(bucket(count, self._smallest), np.zeros(1, int), 1)
-    _fill(batch, 0, tiles, count)
-    return batch
-
-  def _empty(self, length: int, rows: np.ndarray, real: int) -> Batch:
-    size = len(rows)
-    return Batch(
-      np.zeros((size, length, self.width), np.float32),
-      np.zeros((size, length), bool),
-      np.zeros((size, length, 2), np.float32),
-      rows,
-      (np.arange(size) < real).astype(np.float32),
-    )
-
-
-def _fill(batch, place, tiles, count, rng=None) -> None:
-  """Puts a bag into a batch, `count` random tiles of it if it has more."""
-  grid, features = grid_positions(tiles), tiles.features
-  if len(features) > count:
-    chosen = rng.choice(len(features), count, replace=False)
-    # In the order of the file, which TransMIL-like models see.
-    chosen.sort()
-    features, grid = features[chosen], grid[chosen]
-  batch.features[place, : len(features)] = features
-  batch.grid_xy[place, : len(features)] = grid
-  batch.mask[place, : len(features)] = True
+  def _fill(self, batch, place, tiles, count, rng) -> None:
+    """Puts a bag into a batch, `count` random tiles of it if it has more."""
+    grid, features = grid_positions(tiles), tiles.features
+    if len(features) > count:
+      chosen = rng.choice(len(features), count, replace=False)
+      # In the order of the file, which TransMIL-like models see.
+      chosen.sort()
+      features, grid = features[chosen], grid[chosen]
+    batch.features[place, : len(features)] = features
+    batch.grid_xy[place, : len(features)] = grid
+    batch.mask[place, : len(features)] = True
 
 
 def plan(

@@ -27,9 +27,9 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from data_prep import runs
 from data_prep.files.done import Done
 from data_prep.files.errors import SlideError, as_slide_error
+from data_prep.sequences import slide_job
 from data_prep.synthetic import slides
 from data_prep.wsi import find, tile_stream, tiles
 from data_prep.wsi.find import SlideEntry
@@ -85,8 +85,8 @@ def embed_slides(config: ConfigDict, encoder: encoders.Encoder) -> Summary:
       slides.make_cohort(workdir / "slides", slides=3, size_px=(640, 512))
     )
   entries, errors = find.find_slides(source, config.data.table)
-  entries, bad_names = find.usable_names(entries)
-  number, parts = runs.share(config.data.part, "data.part")
+  entries, bad_names = slide_job.usable_names(entries)
+  number, parts = (int(v) for v in config.data.part.split("/"))
   work = _Run(
     config, settings, encoder, entries[number - 1 :: parts],
     [*errors, *bad_names],
@@ -337,7 +337,7 @@ class _Run:
   def summary(self) -> Summary:
     """Returns what was done."""
     return embed_tables.summary(
-      self.workdir / runs.table_name("errors", self.config.data.part),
+      embed_tables.path(self.workdir, "errors", self.config.data.part),
       self.outcomes,
       self.write_tables(),
       self.tiles,

@@ -12,7 +12,6 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from configs import prep_series
-from data_prep import runs
 from data_prep.series import prepare
 
 
@@ -104,7 +103,7 @@ def config_of(csv_path, out, preset: str = "", **changes) -> dict:
   return config.to_dict()
 
 
-def run(csv_path, out, preset: str = "", **changes) -> runs.RunSummary:
+def run(csv_path, out, preset: str = "", **changes) -> prepare.Summary:
   """Runs a preparation in this process."""
   config = config_of(csv_path, out, preset, **changes)
   return prepare.prepare_series(config)
