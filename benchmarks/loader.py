@@ -24,7 +24,7 @@ import numpy as np
 import simplejpeg
 from absl import flags
 
-from data_prep import records, shards
+from data_prep import records, shards, targets
 from wsiseq_jax.data import loader
 from wsiseq_jax.data import source as sources
 
@@ -85,14 +85,13 @@ def write(folder: pathlib.Path, pictures, is_strip: bool) -> int:
       frame_mask=np.ones(t, np.float32),
       mpp=0.25,
       heading_deg=0.0,
-      targets=np.zeros(0, np.float32),
     )
 
   panels = 1 if is_strip else CHOSEN
   size = (WINDOW, STRIP if is_strip else WINDOW)
   frames = FRAMES if is_strip else CHOSEN
   made = [record(i) for i in range(len(pictures))]
-  layout = shards.Layout(frames, panels, size, 0)
+  layout = shards.Layout(frames, panels, size)
   folder.mkdir(parents=True)
   path = folder / "part.array_record"
   count, total = shards.write_part(path, made, layout)
@@ -106,10 +105,9 @@ def write(folder: pathlib.Path, pictures, is_strip: bool) -> int:
     "panel_px": list(size),
     "frame_px": [WINDOW, WINDOW],
     "time_unit": "um",
-    "target_names": [],
-    "target_classes": {},
   }
-  shards.assemble(folder / "shards", [part], layout, metadata)
+  table = targets.TargetTable((), {"slide": ()})
+  shards.assemble(folder / "shards", [part], layout, metadata, table)
   return sum(len(jpeg) for r in made for jpeg in r.panels) // len(made)
 
 

@@ -32,11 +32,11 @@ from wsiseq_jax import encoders
 from wsiseq_jax.data import tile_features
 from wsiseq_jax.data.bags import Bags
 from wsiseq_jax.mil.trainer import BagFitSettings, BagTrainer
-from wsiseq_jax.models.mil.config import MilConfig
+from wsiseq_jax.models import mil
 
 REGIONS = ("1008", "1015")
 TILE, CROP = 128, 3
-MODELS = ("additive", "attention", "instance", "mean", "max")
+MODELS = ("gated", "attention", "instance", "mean", "max")
 
 
 def read_region(folder, name):
@@ -142,13 +142,16 @@ def one_direction(train, test, regions, features, seeds):
     )
     bags = Bags(str(folder), [*ids["train"], *ids["val"], "test"])
     for name in MODELS:
-      model = MilConfig(name=name, width=width, hidden=64, attention_width=32)
+      small = {"hidden": 64, "attention_width": 32}
+      small = {k: v for k, v in small.items() if k in mil.settings(name)}
+      model = mil.configure(name, width=width, **small)
       trainer = BagTrainer(model, "binary", BagFitSettings(lr=1e-3, epochs=40))
       for seed in range(seeds):
         fitted = trainer.fit(
           bags, ids["train"], labels["train"], ids["val"], labels["val"], seed
         )
-        output = trainer.explain(trainer.put(fitted.params), bags, "test")
+        params = trainer.put(fitted.params)
+        (output,) = trainer.explain([params], bags, bags.read("test"))
         found = scores(truth, output.instance_logits[:, 0])
         rows.append({"model": name, "seed": seed} | found)
   counts = {part: [int(v.sum()), len(v)] for part, v in labels.items()}

@@ -13,7 +13,7 @@ labels of slides alone: folds grouped by patient, five seeds. Features:
 - `sequence encoder`: csimclr of demo size, trained without labels on drift
   sequences of *other* slides, drawn with another seed (with cross-validation
   every slide of the cohort is a test slide once), or `--encoder_run=WORKDIR`;
-- `mean colour`: red, green and blue of a tile, `additive` only. Colours of
+- `mean colour`: red, green and blue of a tile, `gated` only. Colours of
   tumour and of benign tissue overlap: near chance;
 - `truth`: the share of a tile that is tumour, no model: what can be reached;
 - `chance`: a random number for each tile.
@@ -60,10 +60,13 @@ from wsiseq_jax import encoders
 from wsiseq_jax.data import tile_features
 from wsiseq_jax.encoders import embed_tiles
 from wsiseq_jax.maps.tile_map import TileMap
-from wsiseq_jax.mil import job, results, write_maps
+from wsiseq_jax.mil import job, one_fold, results, write_maps
+from wsiseq_jax.models import mil
 
 TILE_UM = 112.0
 SEQUENCE_MPP = 2.0
+# With one output additive is gated.
+MODELS = [name for name in mil.MODELS if name != "additive"]
 
 
 def pretrain(work, slides, steps):
@@ -142,20 +145,19 @@ def experiment(args, work, known, name, features, preset):
     }
   )
   # Small: 36 training slides, and two cores.
-  config.model.update(
-    {"hidden": 64, "attention_width": 32, "landmarks": 32, "remat": "none"}
-  )
+  small = {"hidden": 64, "attention_width": 32, "landmarks": 32}
+  small = {k: v for k, v in small.items() if k in config.model}
+  config.model.update({**small, "remat": "none"})
   config.optim.update(
     {"lr": 1e-3, "epochs": args.epochs, "patience": 8, "warmup_epochs": 1}
   )
   config.folds.k = args.folds
   config.seeds = tuple(range(args.seeds))
-  job.settings.validate(config)
   all_runs = job.prepare(config)
   for run in all_runs.runs:
-    inputs = job.inputs(all_runs, run)
+    inputs = one_fold.inputs(all_runs, run)
     if not results.is_done(folder / "models", run, inputs):
-      job.train(all_runs, run)
+      one_fold.train(all_runs, run)
   found = [results.load(folder / "models", run) for run in all_runs.runs]
   scores = []
   for seed in config.seeds:
@@ -192,7 +194,7 @@ def main():
   parser.add_argument("--folds", type=int, default=4)
   parser.add_argument("--seeds", type=int, default=5)
   parser.add_argument("--epochs", type=int, default=30)
-  parser.add_argument("--models", nargs="*", default=list(mil_config.MODELS))
+  parser.add_argument("--models", nargs="*", default=MODELS)
   parser.add_argument("--resnet_weights", default="", help="ImageNet's, a file")
   parser.add_argument(
     "--encoder_run", default="", help="workdir of a trained sequence encoder"
@@ -265,7 +267,7 @@ def main():
     )
     print(name, "told every tile", told, flush=True)
   for name, folder in features.items():
-    models = ["additive"] if name == "mean colour" else args.models
+    models = ["gated"] if name == "mean colour" else args.models
     for preset in models:
       start, cpu = time.monotonic(), time.process_time()
       scores = experiment(args, work, known, folder.name, folder, preset)

@@ -3,7 +3,7 @@ r"""Attention MIL on the real slides: neoplastic or not, by patient.
     python benchmarks/mil_real_slides.py --slides=SLIDES --table=slides.csv
 
 Everything a user would run, in this order: `embed_tiles` (1.06 um/px), `mil`
-(additive, four folds by case, five seeds), `mil_report`. Slides that are
+(gated, four folds by patient, five seeds), `mil_report`. Slides that are
 neither (a plant seed) are left out of the table; the slide without mpp is
 refused by `embed_tiles`, and counted as a failure by `mil`.
 

@@ -9,7 +9,7 @@ One bag of features 1024 wide, gated attention as CLAM and ABMIL have it
 on the CPU. `forward` is without dropout and gradient; `step` is loss and
 gradient of all parameters, with dropout; no optimiser in either.
 
-    jax_additive, jax_gated   `wsiseq_jax/models/mil/__init__.py`
+    jax_gated                 `wsiseq_jax/models/mil/__init__.py`
     jax_whole                 jax_gated, all tiles in one chunk, nothing
                               recomputed: what chunks are for
     torch_gated               the same written plainly in PyTorch
@@ -37,7 +37,7 @@ import harness
 import numpy as np
 
 WIDTH, HIDDEN, ATTENTION = 1024, 512, 256
-VARIANTS = ("jax_additive", "jax_gated", "jax_whole", "torch_gated")
+VARIANTS = ("jax_gated", "jax_whole", "torch_gated")
 PARTS = ("forward", "step")
 
 
@@ -101,11 +101,12 @@ def measure_jax(options) -> dict:
 
   kind = options.variant.split("_")[1]
   is_whole = kind == "whole"
-  config = mil.MilConfig(
-    name="gated" if is_whole else kind,
+  sizes = {} if kind == "transmil" else {"attention_width": ATTENTION}
+  config = mil.configure(
+    "gated" if is_whole else kind,
     width=WIDTH,
     hidden=HIDDEN,
-    attention_width=ATTENTION,
+    **sizes,
     chunk_tiles=options.tiles if is_whole else options.chunk,
     remat="none" if is_whole else "dots",
   )

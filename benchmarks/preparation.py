@@ -33,7 +33,7 @@ import openslide
 from configs import prep_wsi
 from data_prep import shards
 from data_prep.sequences import cut as sequences
-from data_prep.sequences import geometry
+from data_prep.sequences import geometries
 from data_prep.wsi import slides, tissue
 
 FRAMES, STEP, WINDOW, REGION = 96, 8, 336, 2208
@@ -80,7 +80,7 @@ def main() -> int:
   args = parser.parse_args()
   cv2.setNumThreads(1)
   config = prep_wsi.get_config()
-  spec = geometry.spec_from_config(config.to_dict())
+  spec = geometries.from_config(config.to_dict())
   slide = slides.Slide.open(args.slide)
   thumbnail, downsample = slide.thumbnail(config.tissue.thumbnail_px)
   mask = tissue.tissue_mask(thumbnail, mpp=slide.mpp * downsample)
@@ -111,9 +111,9 @@ def main() -> int:
           spec,
           slide_id="slide",
           patient_id="patient",
-          targets=(math.nan,),
+          jpeg=config.jpeg,
         ),
-        spec.layout(1),
+        spec.layout(),
       )
       return (time.perf_counter() - begin) / count * 1e3
 
@@ -139,10 +139,10 @@ def main() -> int:
           spec,
           slide_id="slide",
           patient_id="patient",
-          targets=(math.nan,),
+          jpeg=config.jpeg,
         )
       ),
-      spec.layout(1),
+      spec.layout(),
     )
     whole = (time.perf_counter() - begin) / made * 1e3
   ratio = statistics.median(theirs) / statistics.median(ours)

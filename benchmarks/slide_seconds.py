@@ -25,7 +25,7 @@ import time
 import harness
 
 from configs import prep_wsi
-from data_prep.sequences import settings, slide_job
+from data_prep.sequences import prepare, slide_job
 from data_prep.wsi import find
 
 FEW = 4
@@ -38,11 +38,11 @@ def seconds(slide: str, centres: int) -> tuple[int, float]:
   with tempfile.TemporaryDirectory() as out:
     config.out = out
     values = config.to_dict()
-    settings.check_config(values)
+    prepare.check_config(values)
     for name in ("parts", "qc"):
       (pathlib.Path(out) / name).mkdir()
     (entry,), _ = find.find_slides(slide, "")
-    job = slide_job.Job(entry, values, out, (float("nan"),), "")
+    job = slide_job.make_job(entry, values)
     begin = time.process_time()
     outcome = slide_job.process(job)
     took = time.process_time() - begin

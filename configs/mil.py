@@ -1,19 +1,20 @@
-r"""Attention MIL: learns from labels of slides, shows which tiles told it.
+r"""Attention MIL: learns from labels of slides, shows which tiles it came from.
 
     python main.py --config=configs/mil.py --config.workdir=MIL \
         --config.data.features=FEATURES --config.data.table=TABLE.csv
 
 FEATURES is a folder of one HDF5 file a slide, written by the job `embed_tiles`,
-TRIDENT, CLAM or STAMP, any width. TABLE.csv has `slide_id`, `case_id` and a
-column of labels (`data.label`); `patient`, `slide` and file names are
+TRIDENT, CLAM or STAMP, any width. TABLE.csv has `slide_id`, `patient_id` and a
+column of labels (`data.label`); other names of these columns and file names are
 understood too (wsiseq_jax/mil/cohort.py). Run the same command again after an
 interruption: models that are trained are not trained again, and the result is
 the same.
 
 Presets are models (wsiseq_jax/models/mil); the first is the default:
 
-  additive   gated attention; signed contributions of tiles sum to the logit
   gated      gated attention (ABMIL)          attention  without the gate
+  additive   gated, with a map for each output: for two outputs or more, since
+             with one it is the same function as gated
   clam_sb    one branch, instance loss        clam_mb    a branch for each class
   chowder    smallest and largest scores      dsmil      critical instance
   transmil   Nyström transformer, true tile positions
@@ -21,21 +22,21 @@ Presets are models (wsiseq_jax/models/mil); the first is the default:
   instance   tile classifier, mean of the top tiles: strong on good features
 
   <name>,smoke  the same, tiny, on synthetic bags that are made on the fly: no
-                data needed, seconds. `smoke` is `additive,smoke`.
+                data needed, seconds. `smoke` is `gated,smoke`.
 
 Target types (`config.target_type`): binary, multiclass, multilabel
 (data.label='er,pr,her2', each 0, 1 or empty), regression, survival
 (data.label='time,event'; Cox).
 
-How it is kept honest. Cases, not slides, are split: `folds.k` folds, validation
-(`folds.val_share`) inside the training part of each, drawn once and kept in
-splits.csv, which you may also bring. Validation alone chooses the epoch (lowest
-loss) and the threshold (Youden's J, which is the highest balanced accuracy).
+How it is kept honest. Patients, not slides, are split: `folds.k` folds,
+validation (`folds.val_share`) inside the training part of each, drawn once and
+kept in splits.csv, which you may also bring. Validation alone chooses the epoch
+(lowest loss) and the threshold (Youden's J, the highest balanced accuracy).
 `seeds` start every fold anew, five times: identical MIL runs differ by up to 10
 to 15 points of AUROC (arXiv 2507.00292), and one run shows nothing. Intervals
-(95 %) come from resampling cases. A slide without tissue, or whose features are
-missing or broken, is a failure: it is predicted by the training prior, flagged,
-counted and scored; the reasons are in errors.csv.
+(95 %) come from resampling patients. A slide without tissue, or whose features
+are missing or broken, is a failure: it is predicted by the training prior,
+flagged, counted and scored; the reasons are in errors.csv.
 
 Rare classes. `optim.class_weights='balanced'` weighs each slide's loss by
 n / (C n_c), from the training labels of each fold alone: all classes (of each
@@ -55,22 +56,22 @@ tumour slides are annotated in part only, which matters for lesions, not here;
 `normal_027` yields no tissue under CLAM's default mask; the 160 normal and 110
 tumour slides are in circulation as 159 and 111 too. The literature trains with
 all of these, so nothing is left out silently: leave out or relabel in the
-table, and say so. Patients are unknown there, each slide is a case.
+table, and say so. Patients are unknown there, each slide is one.
 
-What several devices do: batches are cut over as many of a process's devices as
-divide `data.batch_size`; several processes share out the models (fold and seed)
-and need one disk.
+Several devices: batches are sharded over as many devices of a process as divide
+`data.batch_size`; several processes share out the models (fold and seed), the
+slides of mil_predict and the maps, and need one disk.
 
 Written to the workdir:
 
-  splits.csv             repeat, fold, slide_id, case_id, split
-  errors.csv             slide_id, status, reason of every failure
+  splits.csv             repeat, fold, slide_id, patient_id, split
+  errors.csv             a row for every failure
   models/                parameters, losses and predictions of every model; a
                          folder for each with metrics.jsonl and tensorboard/
   predictions.csv        every model's predictions of its val and test slides
   predictions_slide.csv  a row a slide: mean of the models that tested it
   metrics.csv            repeat, fold, seed, class, metric, value
-  summary.csv summary.md mean, deviation over seeds, interval
+  summary.csv summary.md mean, std over seeds, interval
   roc.png calibration.png
   maps/<slide_id>.npz    attention, probability, contribution of every tile
 
@@ -90,29 +91,21 @@ to `data.cache_gb` of features are kept in memory, the rest is read each epoch.
 from ml_collections import ConfigDict
 
 from configs import common
+from wsiseq_jax.models import mil
 
-MODELS = (
-  "additive",
-  "gated",
-  "attention",
-  "clam_sb",
-  "clam_mb",
-  "chowder",
-  "dsmil",
-  "transmil",
-  "mean",
-  "max",
-  "instance",
-)
-PRESETS = (*MODELS, *(f"{name},smoke" for name in MODELS), "smoke")
+
+def presets() -> tuple[str, ...]:
+  """Every model, each in two sizes; the first is the default."""
+  names = tuple(mil.MODELS)
+  return (*names, *(f"{name},smoke" for name in names), "smoke")
 
 
 def get_config(arg: str = "") -> ConfigDict:
   """The experiment of a preset; see the module's docstring."""
-  preset = common.choose(arg, PRESETS)
-  if preset == "smoke":
-    preset = "additive,smoke"
-  name, _, size = preset.partition(",")
+  preset = common.choose(arg, presets())
+  name, _, size = ("gated,smoke" if preset == "smoke" else preset).partition(
+    ","
+  )
   config = ConfigDict(
     {
       "job": "mil",
@@ -121,8 +114,8 @@ def get_config(arg: str = "") -> ConfigDict:
       "target_type": "binary",
       "data": {
         "features": "",  # folder of feature files; 'synthetic' makes some
-        "table": "",  # CSV of slides, cases and labels
-        "label": "label",  # its column; several with commas for some heads
+        "table": "",  # CSV of slides, patients and labels
+        "label": "label",  # its column; several with commas for some types
         "classes": (),  # in order, the last of two is positive; () is sorted
         "split_column": "",  # a column, 'camelyon16', or '' to draw splits
         # Feature files that the table does not name: error or ignore.
@@ -134,32 +127,9 @@ def get_config(arg: str = "") -> ConfigDict:
         "cache_gb": 8.0,
         "threads": 4,
       },
-      # See wsiseq_jax/models/mil/config.py.
-      "model": {
-        "name": name,
-        "hidden": 512,
-        "attention_width": 256,
-        "dropout": 0.25,
-        "tile_hidden": 0,
-        "pooling": "top",
-        "top_tiles": 10,
-        "sharpness": 4.0,
-        "extremes": 5,
-        "chowder_hidden": (200, 100),
-        "instance_tiles": 8,
-        "instance_loss": "svm",
-        "subtyping": False,
-        "query_width": 128,
-        "heads": 8,
-        "landmarks": 256,
-        "pinv_iterations": 6,
-        "attention_dropout": 0.1,
-        "auxiliary_weight": -1.0,  # -1 takes the paper's
-        "dtype": "float32",
-        "remat": "dots",
-        "chunk_tiles": 4096,
-      },
-      # AdamW. Rates are of a step as it is, whatever its batch.
+      # The model's own settings, each described beside the model.
+      "model": {"name": name, **mil.settings(name)},
+      # AdamW. The learning rate is of a step, whatever its batch.
       "optim": {
         "lr": 3e-4,
         "weight_decay": 1e-3,
@@ -193,6 +163,8 @@ def get_config(arg: str = "") -> ConfigDict:
   if name == "dsmil":
     # The paper's betas.
     config.optim.update({"b1": 0.5, "b2": 0.9})
+  if name == "additive":
+    config.target_type = "multiclass"
   if size == "smoke":
     _smoke(config)
   return config.lock()
@@ -200,21 +172,22 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def _smoke(config: ConfigDict) -> None:
   config.data.features = "synthetic"
+  if config.target_type == "multiclass":
+    config.data.label = "kind"  # of three classes
   config.data.update({"batch_size": 4, "threads": 2})
-  config.model.update(
-    {
-      "hidden": 32,
-      "attention_width": 16,
-      "chowder_hidden": (16, 8),
-      "top_tiles": 3,
-      "extremes": 3,
-      "instance_tiles": 2,
-      "query_width": 16,
-      "heads": 2,
-      "landmarks": 8,
-      "pinv_iterations": 2,
-    }
-  )
+  small = {
+    "hidden": 32,
+    "attention_width": 16,
+    "mlp_hidden": (16, 8),
+    "top_tiles": 3,
+    "extremes": 3,
+    "instance_tiles": 2,
+    "query_width": 16,
+    "heads": 2,
+    "landmarks": 8,
+    "pinv_iterations": 2,
+  }
+  config.model.update({k: v for k, v in small.items() if k in config.model})
   config.optim.update({"lr": 2e-2, "epochs": 30, "warmup_epochs": 0})
   config.folds.k = 2
   config.seeds = (0, 1)

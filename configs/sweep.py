@@ -26,17 +26,13 @@ of this file with your values: it then says what was run.
 
 Run the same command again after an interruption, or with more values: runs that
 are done are skipped, those that were stopped go on from their checkpoint, those
-that failed are tried again. SIGTERM and Ctrl-C let all runs save first.
+that failed are tried again. At SIGTERM and Ctrl-C the run at hand saves first.
 
-Several at once: `at_once` on one machine; with `gpus_each` every run sees GPUs
-of its own. The same command may be started on several machines that share the
-folder: no run is started twice. Under Slurm each task of an array, or of
-`srun`, takes its share of the runs:
+Runs come one after the other. Under Slurm each task of an array takes its
+share:
 
     sbatch --array=0-7 --gpus=1 --signal=B:TERM@120 --wrap "exec python -m \
         wsiseq_jax.sweep --config=my_sweep.py --config.out=SWEEP"
-
-Each run is one process; a run over several machines does not fit in here.
 
 Presets: none; `methods`, the seven methods of the reference at demo size, five
 seeds each, each with a linear probe (`configs/prep_series.py:demo` makes the
@@ -44,15 +40,15 @@ data, their place is `fixed`: data.path); `smoke`, four runs of seconds.
 
 Written to `out`:
 
-  runs/NAME/        workdir of a run, log.txt, run.json, probe/
-  sweep.csv         a row a run: settings, state, seconds, last values
-  sweep.md          the same, short, best first; mean ± deviation over seeds
-  sweep.png         the metric over each setting that varies
+  runs/NAME/          workdir of a run, log.txt, run.json, probe/
+  sweep.csv           a row a run: settings, state, last values
+  sweep_summary.csv   mean and std of the metric over seeds, best first
+  sweep.png           the metric over each setting that varies
 
 `--config.table_only=True` writes tables of what is there and runs nothing.
 
 Exit code: 0 all done; 1 some failed (the table and their log.txt say why), or
-the config is wrong; 3 stopped, or some are running elsewhere.
+the config is wrong; 3 stopped.
 """
 
 from ml_collections import ConfigDict
@@ -79,8 +75,6 @@ def get_config(arg: str = "") -> ConfigDict:
       "probe_fixed": (),
       "metric": "val/loss",
       "goal": "min",
-      "at_once": 1,
-      "gpus_each": 0,  # 0 leaves GPUs as they are
       "table_only": False,
     }
   )

@@ -4,12 +4,14 @@ Its manuals are `configs/prep_wsi.py` (slides) and `configs/prep_series.py`
 (folders of images and videos); `config.source` says which of them a config is.
 """
 
+import signal
 import sys
 
 from absl import flags
 from ml_collections import config_flags
 
-from data_prep.sequences import prepare
+from data_prep import runs
+from data_prep.sequences import prepare as slides
 from data_prep.series import prepare as series
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -26,7 +28,7 @@ def main(arguments: list[str]) -> int:
   Returns:
     The exit code; see `configs/prep_wsi.py`.
   """
-  sources = {"slides": prepare.prepare, "series": series.prepare_series}
+  sources = {"slides": slides.prepare, "series": series.prepare_series}
   try:
     rest = flags.FLAGS(arguments)[1:]
     if rest:
@@ -44,6 +46,8 @@ def main(arguments: list[str]) -> int:
     TypeError,
   ) as error:
     return _usage(_readable(error))
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, _stop)
   try:
     if config["source"] not in sources:
       raise ValueError(
@@ -54,15 +58,24 @@ def main(arguments: list[str]) -> int:
     return _usage(str(error))
   except OSError as error:
     print(f"data_prep: stopped: {error}", file=sys.stderr)
-    return prepare.EXIT_NOTHING
-  except KeyboardInterrupt:
+    return runs.EXIT_NOTHING
+  except _Stopped as signal_number:
     print(
       "\ndata_prep: stopped; the same command goes on from here",
       file=sys.stderr,
     )
-    return 130
+    return 128 + signal_number.args[0]
   print(summary.text)
   return summary.exit_code
+
+
+class _Stopped(KeyboardInterrupt):
+  """A signal asks the command to end; nothing catches it by accident."""
+
+
+def _stop(number: int, _: object) -> None:
+  signal.signal(number, signal.SIG_IGN)  # once is enough
+  raise _Stopped(number)
 
 
 def _readable(error: Exception) -> str:
@@ -82,7 +95,7 @@ def _readable(error: Exception) -> str:
 
 def _usage(message: str) -> int:
   print(f"data_prep: {message}", file=sys.stderr)
-  return prepare.EXIT_USAGE
+  return runs.EXIT_USAGE
 
 
 if __name__ == "__main__":

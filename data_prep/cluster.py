@@ -1,364 +1,288 @@
 """Runs one function over many items on a Dask cluster whose workers may die.
 
-  for event in cluster.run(function, items, config, shared=out): ...
+  for index, result in cluster.run(function, items, config): ...
 
-Native image libraries do crash on damaged files, so what matters here is who
-pays for it:
-
-- A worker process has one item at a time. Its death costs that attempt alone,
-  and Dask's nanny starts a fresh worker.
-- The item is tried once more, elsewhere: its worker may have left with its
-  machine (a time limit, a lost node). If that one dies too, the item is to
-  blame, and `Died` says so.
-- Items are given to workers by name, not left to the scheduler, which would
-  queue several on one worker and then suspect all of them.
-
-Where the workers come from is the business of `schedulers.py`. Before a worker
-gets its first item it is asked what it has installed and whether it sees the
-output folder: equal bytes need equal libraries, and files are the only way
-results of any size travel.
+`config.cluster` says where the workers are: `local` starts them on this
+machine, `slurm` as Slurm jobs through dask-jobqueue, and an address
+(`tcp://host:port`) uses a scheduler that somebody has started.
+`docs/cluster.md` shows each of them.
 """
 
-import collections
+import contextlib
 import dataclasses
-import hashlib
-import importlib.metadata
+import importlib.util
+import logging
+import os
 import pathlib
-import platform
-import queue
-import socket
+import shutil
+import subprocess
 import sys
-import time
-import traceback
-import uuid
+import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import dask
 import distributed
 import tqdm
+from distributed.comm import CommClosedError
 
-from data_prep import schedulers
-from data_prep.files import atomic
-
-# Everything whose version may show in the bytes of a shard, or that has to
-# understand the other side's messages.
+LOCAL, SLURM = "local", "slurm"
+ADDRESSES = ("tcp://", "tls://")
+# The settings that are read here. None of them shapes what is written.
+KEYS = ("cluster", "workers", "memory_gb", "slurm")
+# Packages whose version may show in the bytes of a shard.
 PACKAGES = (
-  *("array_record", "av", "distributed", "imagecodecs", "numpy"),
-  *("opencv-python-headless", "openslide-bin", "openslide-python", "pillow"),
-  *("protobuf", "pydicom", "scipy", "simplejpeg", "tensorflow-datasets"),
+  *("array_record", "av", "imagecodecs", "numpy", "opencv-python-headless"),
+  *("openslide-bin", "openslide-python", "pillow", "protobuf", "pydicom"),
+  *("scipy", "simplejpeg", "tensorflow-datasets"),
 )
-ATTEMPTS = 2  # workers that an item may take with it
-# As text: a worker that is sent a function of a package that it lacks drops its
-# connection instead of saying so.
-_HELLO = "__import__('data_prep.cluster').cluster._hello({token!r})"
-_LOOK_SECONDS = 0.5  # between two looks at who is there
-_LEAVE_SECONDS = 3.0  # in which the scheduler may still list who is gone
-
-
-@dataclasses.dataclass(frozen=True)
-class Started:
-  """An item has been given to a worker; again, if the first one left."""
-
-  index: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Done:
-  """An item is finished; `value` is what the function returned."""
-
-  index: int
-  value: Any
+CONNECT_SECONDS = 10
+WORKER_SETTINGS = {
+  # Results are a few kilobytes: there is nothing to spill. What image libraries
+  # keep never shrinks, so that a worker which pauses would never go on.
+  "distributed.worker.memory.target": False,
+  "distributed.worker.memory.spill": False,
+  "distributed.worker.memory.pause": False,
+}
+SETTINGS = {
+  **WORKER_SETTINGS,
+  # A worker may have left with its machine: its item has a second try.
+  "distributed.scheduler.allowed-failures": 1,
+  # Workers come back later than after 15 s on a busy machine.
+  "distributed.deploy.lost-worker-timeout": "10 minutes",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Died:
-  """Every worker that was given the item is gone.
+  """Every worker that was given the item died; `reason` says how."""
 
-  Attributes:
-    index: the item.
-    reason: what happened, to stand in brackets.
-  """
-
-  index: int
   reason: str
-
-
-Event = Started | Done | Died
 
 
 def run(
   function: Callable[[Any], Any],
   items: Sequence[Any],
   config: Mapping[str, Any],
-  shared: str | pathlib.Path,
-) -> Iterator[Event]:
-  """Calls `function(item)` for each item and reports as things happen.
+) -> Iterator[tuple[int, Any]]:
+  """Calls `function(item)` for each item.
 
   Close the iterator (`contextlib.closing`) to stop before the end.
 
   Args:
-    function: importable by its name on the workers; must not raise, except to
-      stop everything.
-    items: picklable arguments, given out in order.
-    config: holds `schedulers.KEYS`; `workers` = 0 calls the function in this
+    function: importable by its name on the workers; what it raises stops all.
+    items: picklable arguments.
+    config: holds `KEYS`, checked; `workers` = 0 calls the function in this
       process, without Dask.
-    shared: a folder that all workers must see under this name.
 
   Yields:
-    `Started` and then `Done` or `Died` for every item.
+    Index and result of each item as it ends; `Died` where native code crashed
+    or took more memory than a worker may have.
 
   Raises:
-    ValueError: `config.cluster` cannot be used, or a worker does not fit.
-    RuntimeError: the function raised; its traceback is in the message.
+    ValueError: `config.cluster` cannot be used.
     OSError: the scheduler is gone.
   """
-  if not items:
-    return
   if config["workers"] == 0:
     for index, item in enumerate(items):
-      yield Started(index)
-      yield Done(index, function(item))
+      yield index, function(item)
     return
-  # A file that exists nowhere else: seeing it means sharing the folder. Its
-  # name lets a later run clear it away.
-  token = pathlib.Path(shared).absolute() / (
-    f"cluster{atomic.TEMPORARY}{uuid.uuid4().hex}"
-  )
-  token.touch()
-  try:
-    with schedulers.connect(config, len(items)) as client:
-      feed = _Feed(client, function, items, config, token)
-      try:
-        yield from feed.events()
-      finally:
-        feed.stop()
-  finally:
-    token.unlink(missing_ok=True)
-
-
-def environment() -> dict[str, str]:
-  """Returns what must be equal here and on the workers, name to version."""
-  found = {"python": ".".join(platform.python_version_tuple()[:2])}
-  for name in PACKAGES:
-    try:
-      found[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      found[name] = "none"
-  digest = hashlib.sha256()
-  for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
-    digest.update(f"{path.name}\0".encode() + path.read_bytes())
-  found["data_prep"] = f"code {digest.hexdigest()[:12]}"
-  return found
-
-
-def _hello(token: str) -> dict[str, Any]:
-  """What a worker is asked before it gets its first item."""
-  worker = distributed.get_worker()
-  # Dask stops giving work to a worker at 80 % of its memory until it shrinks.
-  # What the libraries keep never shrinks, and the worker would wait for ever.
-  worker.memory_manager.memory_pause_fraction = False
-  return {
-    "environment": environment(),
-    "sees": pathlib.Path(token).exists(),
-    "host": socket.gethostname(),
-    "threads": worker.state.nthreads,
-  }
-
-
-@dataclasses.dataclass
-class _Worker:
-  """What is known of a worker: `index` is None until it is ready, and idle."""
-
-  address: str
-  future: distributed.Future | None = None
-  index: int | None = None
-  ready: bool = False
-
-
-class _Feed:
-  """Gives items to workers and hears what becomes of them."""
-
-  def __init__(
-    self,
-    client: distributed.Client,
-    function: Callable[[Any], Any],
-    items: Sequence[Any],
-    config: Mapping[str, Any],
-    token: pathlib.Path,
-  ):
-    self.client, self.function, self.items = client, function, items
-    self.config, self.token = config, token
-    self.waiting = collections.deque(range(len(items)))
-    self.workers: dict[str, _Worker] = {}
-    self.left: dict[str, float] = {}  # address to when it may be used again
-    self.losses = collections.Counter()
-    self.died_in_hello = 0
-    self.here = environment()
-    self.notes: set[str] = set()
-    # Answers; filled from Dask's threads, emptied here.
-    self.news: queue.SimpleQueue = queue.SimpleQueue()
-
-  def events(self) -> Iterator[Event]:
-    """Yields what happens until nothing is left to do."""
-    look_at = 0.0
-    while self.waiting or any(w.index is not None for w in self._all()):
-      if time.monotonic() >= look_at:
-        yield from self._look()
-        look_at = time.monotonic() + _LOOK_SECONDS
-      for worker in self._all():
-        if worker.ready and worker.index is None and self.waiting:
-          worker.index = self.waiting.popleft()
-          self._ask(worker, self.function, self.items[worker.index])
-          yield Started(worker.index)
-      try:
-        worker, future = self.news.get(
-          timeout=max(0.0, look_at - time.monotonic())
-        )
-      except queue.Empty:
-        continue
-      yield from self._answered(worker, future)
-
-  def stop(self) -> None:
-    """Takes back what is not finished."""
-    if self.client.status != "running":
-      return
-    self.client.cancel([w.future for w in self._all() if w.future is not None])
-
-  def _all(self) -> list[_Worker]:
-    return list(self.workers.values())
-
-  def _ask(
-    self, worker: _Worker, function: Callable[[Any], Any], argument: Any
-  ) -> None:
-    worker.future = self.client.submit(
-      function,
-      argument,
-      key=f"wsiseq-{uuid.uuid4().hex}",
-      workers=[worker.address],
-      allow_other_workers=False,
-    )
-    worker.future.add_done_callback(
-      lambda future: self.news.put((worker, future))
-    )
-
-  def _look(self) -> Iterator[Event]:
-    """Finds new workers, and those that went without a word."""
-    try:
-      threads = self.client.nthreads()
-    except (OSError, TimeoutError) as error:
-      raise OSError(
-        f"the Dask scheduler of config.cluster={self.config['cluster']!r} is "
-        f"gone ({error or type(error).__name__}); the same command goes on from"
-        " here"
-      ) from error
-    now = time.monotonic()
-    self.left = {a: until for a, until in self.left.items() if until > now}
-    for worker in self._all():
-      # What is finished has been sent, and comes up next.
-      is_answered = worker.future is not None and (
-        worker.future.status == "finished"
-      )
-      if worker.address not in threads and not is_answered:
-        yield from self._lose(worker)
-    most = self.config["workers"]
-    for address in threads:
-      if address in self.workers or address in self.left:
-        continue
-      if most < 0 or len(self.workers) < most:
-        self.workers[address] = worker = _Worker(address)
-        self._ask(worker, eval, _HELLO.format(token=str(self.token)))
-    schedulers.replace_lost(self.client, self.config)
-    if not threads:
-      self._note(schedulers.waiting_text(self.config))
-
-  def _answered(
-    self, worker: _Worker, future: distributed.Future
-  ) -> Iterator[Event]:
-    """A future is over."""
-    if self.workers.get(worker.address) is not worker:
-      return  # Taken back when its worker ended.
-    if future is not worker.future:
-      return
-    if future.status == "finished":
-      value = future.result()
-      worker.future = None
-      if worker.ready:
-        index, worker.index = worker.index, None
-        yield Done(index, value)
+  if not items:
+    return
+  with connect(config, len(items)) as client:
+    # Batches keep the messages that describe the items small.
+    futures = client.map(function, items, pure=False, batch_size=1000)
+    numbers = {future.key: index for index, future in enumerate(futures)}
+    done = distributed.as_completed(futures)
+    del futures  # or workers would keep all results to the end
+    suspects, count = [], len(client.nthreads())
+    for future in done:
+      result = _result(future, config)
+      if isinstance(result, Died):
+        suspects.append(numbers[future.key])
       else:
-        self._meet(worker, value)
-    elif future.status == "error":
-      error = future.exception()
-      if isinstance(error, distributed.KilledWorker):
-        yield from self._lose(worker)
-        return
-      if not worker.ready:
-        raise schedulers.refusal(
-          self.config, f"worker {worker.address}", error
-        ) from error
-      raise RuntimeError(
-        f"a worker failed on item {worker.index}:\n"
-        + "".join(traceback.format_exception(error))
-      ) from error
+        yield numbers[future.key], result
+    # An item may have waited on a worker that another one killed: alone there
+    # is no doubt.
+    for index in sorted(suspects):
+      future = client.submit(function, items[index], pure=False)
+      yield index, _result(future, config)
+    with contextlib.suppress(TimeoutError):
+      # A worker that is stopped while it starts prints tracebacks.
+      client.wait_for_workers(count, timeout=10)
 
-  def _meet(self, worker: _Worker, answer: Mapping[str, Any]) -> None:
-    """Checks what a worker says of itself."""
-    who = f"worker {worker.address} on {answer['host']}"
-    cluster = f"config.cluster={self.config['cluster']!r}"
-    if not answer["sees"]:
+
+def _result(future: distributed.Future, config: Mapping[str, Any]) -> Any:
+  try:
+    return future.result()
+  except distributed.KilledWorker as error:
+    return Died(
+      f"{error.allowed_failures + 1} workers died over it, the last one "
+      f"{error.last_worker.address}; a worker may take "
+      f"{config['memory_gb']:g} GB"
+    )
+  except (distributed.CancelledError, CommClosedError) as error:
+    raise OSError(
+      f"the Dask scheduler of config.cluster={config['cluster']!r} is gone; "
+      "the same command goes on from here"
+    ) from error
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+  """Checks the settings that say where the work is done.
+
+  Raises:
+    ValueError: naming the config key, the value and what is allowed.
+  """
+  cluster, workers = config["cluster"], config["workers"]
+  if cluster not in (LOCAL, SLURM) and not cluster.startswith(ADDRESSES):
+    raise ValueError(
+      f"config.cluster is {cluster!r}, want 'local', 'slurm' or the address of "
+      "a Dask scheduler: tcp://host:port"
+    )
+  wanted, good = "-1 (one a core), 0 (no Dask) or more", workers >= -1
+  if cluster == SLURM:
+    wanted, good = "the number of workers that Slurm shall start", workers >= 1
+  elif cluster != LOCAL:
+    wanted, good = f"-1: all workers of {cluster}", workers == -1
+  if not good:
+    raise ValueError(f"config.workers is {workers!r}, want {wanted}")
+  for key, value in (
+    ("memory_gb", config["memory_gb"]),
+    ("slurm.workers_per_job", config["slurm"]["workers_per_job"]),
+  ):
+    if value <= 0:
+      raise ValueError(f"config.{key} is {value!r}, want a positive number")
+
+
+@contextlib.contextmanager
+def connect(
+  config: Mapping[str, Any], items: int
+) -> Iterator[distributed.Client]:
+  """Connects to the scheduler of `config.cluster`, or starts one.
+
+  What was started here is stopped afterwards. No more workers are started than
+  there are `items`.
+
+  Raises:
+    ValueError: there is no such scheduler, Slurm refuses, or workers have other
+      versions than this process.
+  """
+  address = config["cluster"]
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(dask.config.set(SETTINGS))
+    if address == LOCAL:
+      count = config["workers"]
+      count = len(os.sched_getaffinity(0)) if count < 0 else count
+      count = min(count, items)
+      address = stack.enter_context(
+        distributed.LocalCluster(
+          n_workers=count,
+          threads_per_worker=1,  # a crash must cost one item only
+          memory_limit=int(config["memory_gb"] * 1e9),
+          host="127.0.0.1",
+          dashboard_address=":0",
+          silence_logs=logging.CRITICAL,
+        )
+      )
+    elif address == SLURM:
+      address = stack.enter_context(slurm_cluster(config))
+      _check_job(address.job_script())
+      per_job = config["slurm"]["workers_per_job"]
+      jobs = -(-min(config["workers"], items) // per_job)
+      # Not `scale`: jobs that end at their time limit are followed by new ones.
+      address.adapt(minimum_jobs=jobs, maximum_jobs=jobs)
+    try:
+      client = distributed.Client(address, timeout=CONNECT_SECONDS)
+    except (OSError, ValueError) as error:
       raise ValueError(
-        f"{cluster}: {who} does not see {self.token.parent}: config.out must "
-        "be on a file system that all workers share, under the same name"
+        f"config.cluster is {address!r}: no Dask scheduler answers there "
+        f"within {CONNECT_SECONDS} s"
+      ) from error
+    stack.enter_context(client)
+    if not client.nthreads():
+      tqdm.tqdm.write(
+        f"config.cluster={config['cluster']!r} has no worker yet: waiting",
+        file=sys.stderr,
       )
-    theirs = answer["environment"]
-    for name, version in self.here.items():
-      if theirs.get(name) != version:
-        raise ValueError(
-          f"{cluster}: {who} has {name} {theirs.get(name)}, this process has "
-          f"{version}: shards could differ; start the workers from the same "
-          "environment and checkout"
-        )
-    if answer["threads"] > 1:
-      self._note(
-        f"{who} has {answer['threads']} threads, one is used: a crash must "
-        "cost one slide only. `dask worker --nthreads 1 --nworkers "
-        f"{answer['threads']}` uses all cores."
-      )
-    worker.ready = True
-    self.died_in_hello = 0
+      client.wait_for_workers(1)
+    _check_versions(client, config)
+    yield client
 
-  def _lose(self, worker: _Worker) -> Iterator[Event]:
-    """A worker is gone: its item is tried once more, or given up."""
-    self._forget(worker)
-    if not worker.ready:
-      self.died_in_hello += 1
-      if self.died_in_hello > 2 * ATTEMPTS:
-        raise ValueError(
-          f"config.cluster={self.config['cluster']!r}: {self.died_in_hello} "
-          "workers in a row were gone before their first item"
-        )
-    index = worker.index
-    if index is None:
-      return
-    self.losses[index] += 1
-    if self.losses[index] < ATTEMPTS:
-      self.waiting.appendleft(index)
-    else:
-      yield Died(
-        index,
-        f"{ATTEMPTS} workers were lost over it, the last one "
-        f"{worker.address}; a worker may take {self.config['memory_gb']:g} GB",
-      )
 
-  def _forget(self, worker: _Worker) -> None:
-    del self.workers[worker.address]
-    # The scheduler may list it a moment longer.
-    self.left[worker.address] = time.monotonic() + _LEAVE_SECONDS
-    if worker.future is not None:
-      worker.future.cancel()
+def _check_versions(
+  client: distributed.Client, config: Mapping[str, Any]
+) -> None:
+  """Equal bytes need equal libraries."""
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter("error")  # that is how Dask reports a difference
+      client.get_versions(check=True, packages=PACKAGES)
+  except Warning as error:
+    raise ValueError(
+      f"config.cluster={config['cluster']!r}: start scheduler and workers from "
+      f"the environment of this process, or shards could differ. {error}"
+    ) from error
 
-  def _note(self, text: str) -> None:
-    """Tells the user something once."""
-    if text and text not in self.notes:
-      self.notes.add(text)
-      tqdm.tqdm.write(text, file=sys.stderr)
+
+def slurm_cluster(config: Mapping[str, Any]) -> Any:
+  """Makes the cluster whose workers are Slurm jobs; none is submitted yet.
+
+  Settings that are empty come from dask-jobqueue's own configuration
+  (`~/.config/dask/jobqueue.yaml`), which many computing centres provide.
+  """
+  if importlib.util.find_spec("dask_jobqueue") is None:
+    raise ValueError(
+      "config.cluster is 'slurm', which needs dask-jobqueue: "
+      "pip install dask-jobqueue"
+    )
+  import dask_jobqueue
+
+  settings = config["slurm"]
+  count = settings["workers_per_job"]
+  names = {"log_folder": "log_directory", "directives": "job_extra_directives"}
+  given = {
+    names.get(key, key): list(value) if key == "directives" else value
+    for key, value in settings.items()
+    if value and key not in ("workers_per_job", "prologue")
+  }
+  root = pathlib.Path(__file__).resolve().parents[1]
+  variables = [
+    f"export DASK_{key.upper().replace('.', '__')}={value}"
+    for key, value in WORKER_SETTINGS.items()
+  ]
+  return dask_jobqueue.SLURMCluster(
+    cores=count,
+    processes=count,
+    memory=f"{int(config['memory_gb'] * count * 1e9)}B",
+    python=sys.executable,
+    job_name="data_prep",
+    job_script_prologue=[
+      *settings["prologue"],
+      f'export PYTHONPATH="{root}:$PYTHONPATH"',
+      *variables,
+    ],
+    scheduler_options={"dashboard_address": ":0"},
+    silence_logs=logging.CRITICAL,
+    **given,
+  )
+
+
+def _check_job(script: str) -> None:
+  """Has Slurm look at a job: dask-jobqueue would submit a bad one for ever."""
+  if shutil.which("sbatch") is None:
+    raise ValueError(
+      "config.cluster is 'slurm', but there is no sbatch here: start this on a "
+      "machine from which jobs are submitted"
+    )
+  with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
+    file.write(script)
+    file.flush()
+    command = ["sbatch", "--test-only", file.name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+  if done.returncode:
+    raise ValueError(
+      "config.slurm: Slurm refuses the jobs of the workers: "
+      f"{done.stderr.strip() or done.stdout.strip()}"
+    )

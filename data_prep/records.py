@@ -8,10 +8,8 @@ images is `t` panels with one full-size box each. Nothing downstream needs to
 know which.
 
 All sequences of a data set have the same `t`. A shorter series is padded at its
-end, and `frame_mask` says which frames are real.
-
-This module is the only one both packages share. It needs NumPy, and simplejpeg
-to decode; no slide library, no TFDS and no JAX.
+end, and `frame_mask` says which frames are real. Labels are not stored: they
+are joined from `targets.json` when a record is read.
 """
 
 import dataclasses
@@ -24,7 +22,9 @@ import numpy as np
 import simplejpeg
 from jaxtyping import Float, Int, UInt8
 
-SCHEMA_VERSION = 2
+# 2: labels inside the records. 3: labels in targets.json.
+SCHEMA_VERSION = 3
+KNOWN_SCHEMAS = (2, 3)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class SequenceRecord:
       unknown.
     heading_deg: direction of travel, counter-clockwise with 0 to the right and
       90 up; NaN where there is none.
-    targets: labels, NaN = unknown; their names are in the metadata.
+    targets: labels, NaN = unknown; not stored, joined when read.
   """
 
   sequence_id: str
@@ -62,7 +62,9 @@ class SequenceRecord:
   frame_mask: Float[np.ndarray, " t"]
   mpp: float
   heading_deg: float
-  targets: Float[np.ndarray, " y"]
+  targets: Float[np.ndarray, " y"] = dataclasses.field(
+    default_factory=lambda: np.zeros(0, np.float32)
+  )
 
   @property
   def frames(self) -> int:
@@ -71,12 +73,7 @@ class SequenceRecord:
 
 
 def validate(record: SequenceRecord) -> None:
-  """Checks that a record can be read back and cut without surprises.
-
-  Run on every record before it is written, so that a reader may trust shards.
-
-  Args:
-    record: the record.
+  """Checks a record before it is written, so that a reader may trust shards.
 
   Raises:
     ValueError: naming the sequence, the field and the offending value.
@@ -103,7 +100,6 @@ def validate(record: SequenceRecord) -> None:
     ("frame_level0_xy", np.float32, (t, 2)),
     ("time", np.float32, (t,)),
     ("frame_mask", np.float32, (t,)),
-    ("targets", np.float32, (len(record.targets),)),
   ):
     array = getattr(record, field)
     got = (np.asarray(array).dtype.name, np.asarray(array).shape)
@@ -165,21 +161,14 @@ def panel_size(jpeg: bytes) -> tuple[int, int]:
 
 
 def to_example(record: SequenceRecord) -> dict[str, Any]:
-  """Turns a record into the dictionary that TFDS encodes.
-
-  Panels go in as file objects: TFDS then stores the JPEG bytes as they are,
-  where an array would be re-encoded and would need TensorFlow.
-
-  Args:
-    record: the record.
-
-  Returns:
-    One entry for each feature of `shards.features`.
-  """
+  """Turns a record into what TFDS encodes, one entry a feature."""
   example = {
     field.name: getattr(record, field.name)
     for field in dataclasses.fields(SequenceRecord)
+    if field.name != "targets"
   }
+  # As files TFDS stores the JPEG bytes as they are; an array would be encoded
+  # anew, by TensorFlow.
   example["panels"] = [io.BytesIO(jpeg) for jpeg in record.panels]
   example["mpp"] = np.float32(record.mpp)
   example["heading_deg"] = np.float32(record.heading_deg)
@@ -194,7 +183,7 @@ def from_example(example: Mapping[str, Any]) -> SequenceRecord:
       (or file objects, as `to_example` makes them), text as bytes or str.
 
   Returns:
-    The record.
+    The record; with labels if it is of schema 2.
   """
 
   def text(value: Any) -> str:
@@ -219,22 +208,12 @@ def from_example(example: Mapping[str, Any]) -> SequenceRecord:
     frame_mask=np.asarray(example["frame_mask"], np.float32),
     mpp=float(np.asarray(example["mpp"]).item()),
     heading_deg=float(np.asarray(example["heading_deg"]).item()),
-    targets=np.asarray(example["targets"], np.float32).reshape(-1),
+    targets=np.asarray(example.get("targets", ()), np.float32).reshape(-1),
   )
 
 
 def decode_panels(record: SequenceRecord) -> UInt8[np.ndarray, "p h w 3"]:
-  """Decodes the panels of a record into one array.
-
-  Args:
-    record: the record.
-
-  Returns:
-    RGB pixels, uint8 [p, h, w, 3].
-
-  Raises:
-    ValueError: a panel is damaged; the sequence and the panel are named.
-  """
+  """Decodes the panels of a record, as `decode_jpegs` does."""
   return decode_jpegs(record.panels, record.sequence_id)
 
 

@@ -5,19 +5,15 @@
   import tensorflow_datasets as tfds
   source = tfds.builder_from_directory("<out>/shards").as_data_source("train")
 
-reads it with no code of ours and without TensorFlow. The features, split table
-and metadata are written through TFDS itself; TensorFlow is not needed because
-images are handed over already encoded.
-
-Two properties carry the rest of preparation:
+reads it with no code of ours and without TensorFlow. Labels are beside the
+records, in `targets.json`.
 
 - *One slide = one file.* A worker writes `<out>/parts/<slide_id>/` and nobody
   else does. Putting the data set together means hard-linking those files under
   their TFDS names, so adding a slide rewrites no pixel.
 - *Bytes are a function of the input.* No time stamp, path or process id goes
-  into a file, protocol buffers are serialised in sorted order, and files appear
-  complete under their final name (temporary file, fsync, rename). A run that
-  was killed and started again leaves the same bytes as one that was not.
+  into a file, and files appear complete under their final name. A run that was
+  killed and started again leaves the same bytes as one that was not.
 """
 
 import contextlib
@@ -46,7 +42,10 @@ from data_prep.files.atomic import (
   replacing,
   sync,
   temporary_path,
+  write_atomic,
 )
+from data_prep.targets import FILE as TARGETS
+from data_prep.targets import TargetTable
 
 NAME = "wsiseq"
 VERSION = "1.0.0"
@@ -62,13 +61,11 @@ class Layout:
     frames: frames in a sequence.
     panels: stored images in a sequence.
     panel_px: (h, w) of a stored image.
-    targets: number of labels.
   """
 
   frames: int
   panels: int
   panel_px: tuple[int, int]
-  targets: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,15 +88,7 @@ class Part:
 
 
 def features(layout: Layout) -> tfds.features.FeaturesDict:
-  """Describes a record to TFDS.
-
-  Args:
-    layout: the shapes.
-
-  Returns:
-    The TFDS features; every sequence has the same shapes, so a reader can
-    batch without looking.
-  """
+  """Describes a record to TFDS; all records have the same shapes."""
   t = layout.frames
   tensor = tfds.features.Tensor
   image = tfds.features.Image(
@@ -118,45 +107,22 @@ def features(layout: Layout) -> tfds.features.FeaturesDict:
       "frame_mask": tensor(shape=(t,), dtype=np.float32),
       "mpp": tfds.features.Scalar(dtype=np.float32),
       "heading_deg": tfds.features.Scalar(dtype=np.float32),
-      "targets": tensor(shape=(layout.targets,), dtype=np.float32),
     }
   )
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
-  """Names what shapes the pixels of a data set.
+  """Names the settings that shape the pixels of a data set, as sha256.
 
   Training compares it, so that two data sets are mixed only on purpose.
-
-  Args:
-    config: the preparation settings that shape pixels, JSON-able.
-
-  Returns:
-    sha256 of the schema version and the settings, hexadecimal.
-
-  Example:
-    >>> fingerprint({"mpp": 0.25}) == fingerprint({"mpp": 0.25})
-    True
-    >>> fingerprint({"mpp": 0.25}) == fingerprint({"mpp": 0.5})
-    False
   """
-  text = canonical_json({"schema": records.SCHEMA_VERSION, "config": config})
+  # 2 as it was when labels left the records: the pixels are the same.
+  text = canonical_json({"schema": 2, "config": config})
   return hashlib.sha256(text.encode()).hexdigest()
 
 
 def canonical_json(value: Any) -> str:
-  """Serialises a value so that equal values give equal text.
-
-  Args:
-    value: anything JSON can hold.
-
-  Returns:
-    JSON with sorted keys.
-
-  Example:
-    >>> canonical_json({"b": (1, 2), "a": None})
-    '{"a": null, "b": [1, 2]}'
-  """
+  """Serialises a value so that equal values give equal text."""
   return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
@@ -228,7 +194,6 @@ def _check_layout(record: records.SequenceRecord, layout: Layout) -> None:
     frames=record.frames,
     panels=len(record.panels),
     panel_px=records.panel_size(record.panels[0]),
-    targets=len(record.targets),
   )
   if found != layout:
     raise ValueError(
@@ -259,11 +224,12 @@ def assemble(
   parts: Sequence[Part],
   layout: Layout,
   metadata: Mapping[str, Any],
+  targets: TargetTable,
 ) -> bool:
   """Makes `folder` the TFDS data set of the given parts.
 
   It is built next to `folder` and then takes its place, so a reader never sees
-  half of it.
+  half of it. Where only labels differ, only their file is written.
 
   Args:
     folder: the data set; replaced when its content differs.
@@ -271,6 +237,7 @@ def assemble(
       out, and so are splits without parts.
     layout: the shapes.
     metadata: what `metadata.json` shall hold.
+    targets: the labels.
 
   Returns:
     Whether anything was written: False if `folder` was already right.
@@ -299,7 +266,8 @@ def assemble(
   try:
     _write_info(building, by_split, layout, metadata)
     if _same(folder, building, links):
-      return False
+      return write_atomic(folder / TARGETS, targets.to_json())
+    write_atomic(building / TARGETS, targets.to_json())
     for name, source in links.items():
       _link(source, building / name)
     for item in building.iterdir():
@@ -374,7 +342,8 @@ def _same(
   if not folder.is_dir():
     return False
   small = {item.name for item in building.iterdir()}
-  if {item.name for item in folder.iterdir()} != small | set(links):
+  found = {item.name for item in folder.iterdir()} - {TARGETS}
+  if found != small | set(links):
     return False
   if not all(
     filecmp.cmp(folder / name, building / name, shallow=False) for name in small

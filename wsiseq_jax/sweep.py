@@ -1,397 +1,377 @@
 """Many experiments: `python -m wsiseq_jax.sweep --config=configs/sweep.py`.
 
-Every run is the command that one would type, `main.py` in a process of its own
-and a workdir of its own; this file starts them, and knows nothing of training.
-What there is to be known lies on disk:
-
-- a run is done when its newest checkpoint is of its last step, and its probe
-  has ended well; `run.json` then says so;
-- a run is under way as long as somebody holds the lock on its folder. Its
-  processes inherit the lock, so it outlives a sweep that was killed, and ends
-  with the last of them, however that ends.
-
-Hence the same command resumes a sweep, extends it, or helps another machine
-with it.
+Every run is the command that one would type, `main.py` in a process and a
+workdir of its own, one after the other. The workdir is named after the settings
+that vary and a hash of all that are set. So the same command resumes a sweep or
+extends it, and a changed setting never meets the checkpoint of another.
 """
 
-import concurrent.futures
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
+import itertools
 import json
+import math
 import os
 import pathlib
-import queue
+import re
+import runpy
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import jax
+import matplotlib.figure
+import numpy as np
+import pandas as pd
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from data_prep.files import atomic
-from wsiseq_jax import checkpoint, sweep_plan, sweep_tables, writers
-from wsiseq_jax.sweep_plan import Run
+from data_prep.files import atomic, schema
+from wsiseq_jax import checkpoint, tasks, writers
+from wsiseq_jax import config as configs
+from wsiseq_jax.probe import settings as probe_settings
 
 _MAIN = pathlib.Path(__file__).resolve().parents[1] / "main.py"
+_STOPPED_CODE = 75  # of `launch.Stopped`
+DONE, FAILED, STOPPED, WAITING = "done", "failed", "stopped", "waiting"
 
-DONE, FAILED, STOPPED, ELSEWHERE, WAITING = (
-  "done", "failed", "stopped", "under way", "waiting",
-)  # fmt: skip
-
-
-def share(environ: Mapping[str, str]) -> tuple[int, int]:
-  """Which part of the runs is this process's, under Slurm.
-
-  Returns:
-    (number, count): every run whose place is number modulo count.
-
-  Example:
-    >>> share({})
-    (0, 1)
-    >>> share({"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "1",
-    ...        "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_STEP": "2"})
-    (3, 4)
-    >>> share({"SLURM_PROCID": "2", "SLURM_NTASKS": "8", "SLURM_STEP_ID": "0"})
-    (2, 8)
-  """
-
-  def number(name, default):
-    return int(environ.get(f"SLURM_{name}", default))
-
-  place, count = 0, 1
-  if "SLURM_ARRAY_TASK_ID" in environ:
-    first, step = number("ARRAY_TASK_MIN", 0), number("ARRAY_TASK_STEP", 1)
-    place = (number("ARRAY_TASK_ID", 0) - first) // step
-    count = number("ARRAY_TASK_COUNT", 1)
-  # A batch script sees the number of tasks too, but only `srun` starts them.
-  if environ.get("SLURM_STEP_ID", "").isdigit():
-    tasks = number("NTASKS", 1)
-    place, count = place * tasks + number("PROCID", 0), count * tasks
-  return place, count
+Pairs = tuple[tuple[str, Any], ...]
+Values = Annotated[tuple[Any, ...], schema.FILLED]
+How = Literal["uniform", "log", "int"]
 
 
-def child_environment(
-  environ: Mapping[str, str], slot: int, at_once: int, gpus_each: int
-) -> dict[str, str]:
-  """What a run sees of the environment.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """Keys of `configs/sweep.py`, which says what they mean."""
 
-  Args:
-    environ: that of the sweep.
-    slot: which of those that run at once it is.
-    at_once: how many run at once.
-    gpus_each: GPUs of a run; 0 leaves them as they are.
+  out: Annotated[str, schema.FILLED]
+  experiment: str
+  fixed: Pairs = ()
+  grid: tuple[tuple[str, Values], ...] = ()
+  random: tuple[tuple[str, How, float, float], ...] = ()
+  draws: Annotated[int, schema.Range(0)] = 0
+  draw_seed: Annotated[int, schema.Range(0)] = 0
+  probe: str = ""
+  probe_fixed: Pairs = ()
+  metric: str = "val/loss"
+  goal: Literal["min", "max"] = "min"
+  table_only: bool = False
 
-  Raises:
-    ValueError: there are fewer GPUs than that.
-
-  Example:
-    >>> child_environment({"CUDA_VISIBLE_DEVICES": "2,3"}, 1, 2, 1)
-    {'CUDA_VISIBLE_DEVICES': '3'}
-  """
-  # A run is one process, and no member of a step of Slurm.
-  found = {k: v for k, v in environ.items() if k != "SLURM_STEP_ID"}
-  if gpus_each:
-    wanted = at_once * gpus_each
-    given = environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = given.split(",") if given else [str(i) for i in range(wanted)]
-    if len(gpus) < wanted:
+  def __post_init__(self):
+    for entry in self.random:
+      if entry[2] >= entry[3] or (entry[1] == "log" and entry[2] <= 0):
+        raise ValueError(
+          f"config.random = {entry}: must be (key, how, low, high) with low < "
+          "high, both above 0 for 'log'"
+        )
+    if bool(self.random) != bool(self.draws):
       raise ValueError(
-        f"config.at_once = {at_once}, config.gpus_each = {gpus_each}: needs "
-        f"{wanted} GPUs, CUDA_VISIBLE_DEVICES = {given!r}"
+        f"config.draws = {self.draws}, config.random = {self.random}: set both "
+        "or none"
       )
-    mine = gpus[slot * gpus_each : (slot + 1) * gpus_each]
-    found["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
-  return found
+    keys = [key for key, _ in self.fixed] + self.varied
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    if twice:
+      raise ValueError(f"config.fixed, grid and random: {twice} are set twice")
 
-
-def folder_of(config: ConfigDict, run: Run) -> pathlib.Path:
-  """Workdir of a run."""
-  return pathlib.Path(config.out) / "runs" / run.name
-
-
-def read_state(folder: pathlib.Path) -> dict[str, Any]:
-  """What `run.json` says; nothing yet if there is none."""
-  path = folder / "run.json"
-  if not path.exists():
-    return {"state": WAITING, "seconds": 0.0, "stages": {}, "error": ""}
-  return json.loads(path.read_text())
-
-
-@contextlib.contextmanager
-def locked(folder: pathlib.Path) -> Iterator[int | None]:
-  """Holds the lock on a folder; gives None if somebody else has it."""
-  folder.mkdir(parents=True, exist_ok=True)
-  with (folder / "lock").open("w") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      yield None
-      return
-    yield file.fileno()
+  @property
+  def varied(self) -> list[str]:
+    """Keys that differ between runs."""
+    return [entry[0] for entry in (*self.grid, *self.random)]
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
-  """One command of a run.
+class Run:
+  """What follows `--config=`, what varies, all that is set, and the workdir."""
 
-  Attributes:
-    name: 'train' or 'probe'.
-    arguments: of main.py.
+  experiment: str
+  varied: Mapping[str, Any]
+  settings: Mapping[str, Any]
+  folder: pathlib.Path
+  stages: list[list[str]]  # arguments of main.py
+
+  def state(self) -> dict[str, Any]:
+    """What `run.json` says."""
+    path = self.folder / "run.json"
+    found = {"state": WAITING, "error": "", "done": []}
+    if path.exists():
+      found = json.loads(path.read_text())
+    # Another probe may be wanted than the one that was made.
+    if found["state"] == DONE and found["done"] != self.stages:
+      found["state"] = WAITING
+    return found
+
+  def is_trained(self) -> bool:
+    """Whether the newest checkpoint is that of the last step."""
+    path = self.folder / "checkpoints"
+    if not path.is_dir():
+      return False
+    with checkpoint.Checkpoints(path, read_only=True) as found:
+      return found.latest and found.latest == found.meta()["total_steps"]
+
+
+def plan(config: Settings) -> list[Run]:
+  """All runs of a sweep, checked.
+
+  Raises:
+    ValueError: A run's config, or the probe's, is wrong.
   """
+  names = [key for key, _ in config.grid]
+  points = itertools.product(*(values for _, values in config.grid))
+  drawn = draw(config.random, config.draws, config.draw_seed)
+  runs = []
+  for values, more in itertools.product(points, drawn):
+    varied = {**dict(zip(names, values, strict=True)), **more}
+    runs.append(_run(config, varied))
+  if config.probe:
+    probe = _load(config.probe, dict(config.probe_fixed), "probe_fixed")
+    probe.workdir, probe.data.path = "w", probe.data.path or "d"
+    probe_settings.validate(probe)
+  return runs
 
-  name: str
-  arguments: tuple[str, ...]
 
-  @property
-  def stamp(self) -> str:
-    """Tells the command from any other."""
-    return hashlib.sha256(repr(self.arguments).encode()).hexdigest()[:16]
-
-
-def stages(config: ConfigDict, run: Run) -> list[Stage]:
-  """The commands of a run, in their order."""
-  folder = folder_of(config, run)
-  workdir = ("--config.workdir=" + str(folder),)
-  found = [Stage("train", (*run.arguments(), *workdir))]
+def _run(config: Settings, varied: Mapping[str, Any]) -> Run:
+  settings = {**dict(config.fixed), **varied}
+  experiment = settings.pop("experiment", config.experiment)
+  folder = (
+    pathlib.Path(config.out) / "runs" / _name(experiment, varied, settings)
+  )
+  settings["workdir"] = str(folder)
+  told = _load(experiment, settings, "grid")
+  if not told.data.path:
+    raise ValueError(
+      f"{experiment}: data.path is not set; --config.fixed="
+      "\"(('data.path', 'DATA'),)\" sets it for all runs"
+    )
+  try:
+    configs.validate(told, tasks.get(told.task).CHECKS)
+  except ValueError as error:
+    raise ValueError(f"{experiment}, {dict(varied)}: {error}") from error
+  stages = [_flags(experiment, settings)]
   if config.probe:
     # The data of training, unless the probe's settings say otherwise.
-    settings = {"data.path": run.settings.get("data.path", "")}
-    settings |= dict(config.probe_fixed)
-    if not settings["data.path"]:
-      settings["data.path"] = sweep_plan.load(run.experiment).data.path
-    if settings["data.path"] == "synthetic":
-      settings["data.path"] = str(folder / "data")
-    settings |= {"checkpoint.path": str(folder)}
-    settings |= {"workdir": str(folder / "probe")}
-    probe_flags = sweep_plan.flags_of(settings.items())
-    found.append(Stage("probe", (f"--config={config.probe}", *probe_flags)))
+    own = str(folder / "data")
+    data = own if told.data.path == "synthetic" else told.data.path
+    pairs = {"data.path": data} | dict(config.probe_fixed)
+    pairs |= {"checkpoint.path": str(folder), "workdir": str(folder / "probe")}
+    stages.append(_flags(config.probe, pairs))
+  return Run(experiment, varied, settings, folder, stages)
+
+
+def _name(experiment: str, varied: Mapping, settings: Mapping) -> str:
+  parts = [
+    f"{key.rpartition('.')[2]}={str(value).rpartition('/')[2]}"
+    for key, value in varied.items()
+  ]
+  safe = re.sub(r"[^\w=.-]", "_", "-".join(parts))[:90]
+  everything = json.dumps([experiment, settings], sort_keys=True)
+  digest = hashlib.sha256(everything.encode()).hexdigest()[:8]
+  return "-".join(filter(None, (safe, digest)))
+
+
+def _flags(config: str, pairs: Mapping[str, Any]) -> list[str]:
+  return [
+    f"--config={config}",
+    *(f"--config.{k}={v}" for k, v in pairs.items()),
+  ]
+
+
+def _load(experiment: str, values: Mapping[str, Any], where: str) -> ConfigDict:
+  """The config of `path/to/file.py:preset`, with values set."""
+  path, _, preset = experiment.partition(":")
+  if not pathlib.Path(path).is_file():
+    raise ValueError(f"config.experiment = {experiment!r}: there is no {path}")
+  config = runpy.run_path(path)["get_config"](preset)
+  try:
+    config.update_from_flattened_dict(values)
+  except (AttributeError, KeyError, TypeError) as error:
+    raise ValueError(f"config.{where} = {dict(values)}: {error}") from error
+  return config
+
+
+def draw(
+  entries: Sequence[Sequence[Any]], draws: int, seed: int
+) -> list[dict[str, Any]]:
+  """Random values of settings; the first ones stay when there are more.
+
+  Args:
+    entries: (key, how, low, high); 'log' is uniform in the logarithm, 'int'
+      uniform over the whole numbers from low to high.
+    draws: How many; a single empty one if there are no entries.
+    seed: Of the draws.
+  """
+  found = [{} for _ in range(draws if entries else 1)]
+  for number, place in itertools.product(range(draws), range(len(entries))):
+    key, how, low, high = entries[place]
+    rng = np.random.default_rng([seed, number, place])
+    if how == "int":
+      value = int(rng.integers(int(low), int(high), endpoint=True))
+    elif how == "log":
+      value = math.exp(rng.uniform(math.log(low), math.log(high)))
+    else:
+      value = rng.uniform(low, high)
+    # Readable in names and tables.
+    found[number][key] = value if how == "int" else float(f"{value:.4g}")
   return found
 
 
-def is_trained(folder: pathlib.Path) -> bool:
-  """Whether the newest checkpoint is that of the last step.
+def execute(runs: Sequence[Run], main: pathlib.Path = _MAIN) -> None:
+  """Calls what is not done of runs, one after the other.
 
-  A run that was told to stop ends well, too: its exit code says nothing.
+  Raises:
+    KeyboardInterrupt: At Ctrl-C or SIGTERM, when the run at hand has saved.
   """
-  path = folder / "checkpoints"
-  if not path.is_dir():
-    return False
-  with checkpoint.Checkpoints(path, read_only=True) as checkpoints:
-    last = checkpoints.latest
-    return last is not None and last == checkpoints.meta()["total_steps"]
-
-
-class Sweep:
-  """Starts runs, and stops them when told to.
-
-  Args:
-    config: see `configs/sweep.py`.
-    runs: all runs, of which only this process's share is started.
-    environ: the environment variables.
-    main: the program that runs are given to.
-  """
-
-  def __init__(
-    self,
-    config: ConfigDict,
-    runs: Sequence[Run],
-    environ: Mapping[str, str] = os.environ,
-    main: pathlib.Path = _MAIN,
-  ):
-    place, count = share(environ)
-    self._mine = runs[place::count]
-    self._config, self._environ, self._main = config, environ, main
-    self._slots = queue.SimpleQueue()
-    for slot in range(config.at_once):
-      child_environment(environ, slot, config.at_once, config.gpus_each)
-      self._slots.put(slot)
-    self._active: set[subprocess.Popen] = set()
-    self._is_stopping = False
-    self._finished = 0
-
-  def execute(self) -> None:
-    """Runs whatever of this process's share is not done."""
-    before = {
-      number: signal.signal(number, self._on_signal)
-      for number in (signal.SIGTERM, signal.SIGINT)
-    }
+  signal.signal(signal.SIGTERM, signal.default_int_handler)
+  for number, run in enumerate(runs):
+    run.folder.mkdir(parents=True, exist_ok=True)
+    state = run.state() | {"state": STOPPED, "error": ""}
     try:
-      with concurrent.futures.ThreadPoolExecutor(self._config.at_once) as pool:
-        jobs = [pool.submit(self._one, run) for run in self._mine]
-        for job in concurrent.futures.as_completed(jobs):
-          job.result()
+      for stage in run.stages:
+        if stage in state["done"]:
+          continue
+        code = _call([str(main), *stage], run.folder / "log.txt")
+        if code not in (0, _STOPPED_CODE):
+          said = (run.folder / "log.txt").read_text().split("\n")[-2][:200]
+          state |= {"state": FAILED, "error": f"exit code {code}: {said}"}
+        if code or not run.is_trained():
+          break
+        state["done"] = [*state["done"], stage]
+      else:
+        state |= {"state": DONE, "done": run.stages}
     finally:
-      for number, handler in before.items():
-        signal.signal(number, handler)
+      text = json.dumps(state, indent=2)
+      atomic.write_atomic(run.folder / "run.json", text + "\n")
+    words = f"[{number + 1}/{len(runs)}] {run.folder.name}: {state['state']}"
+    print(words, state["error"], file=sys.stderr, flush=True)
 
-  def _on_signal(self, number, frame) -> None:
-    del frame
-    name = signal.Signals(number).name
-    print(f"{name}: runs save, then stop", file=sys.stderr, flush=True)
-    self._is_stopping = True
-    for process in tuple(self._active):
-      # A second one ends a run at once, as it would without a sweep.
-      process.send_signal(signal.SIGTERM)
 
-  def _one(self, run: Run) -> None:
-    folder = folder_of(self._config, run)
-    state = {"state": WAITING}
-    if not self._is_stopping:
-      slot = self._slots.get()
-      try:
-        with locked(folder) as lock:
-          state = {"state": ELSEWHERE}
-          if lock is not None:
-            state = self._stages(run, folder, slot, lock)
-      finally:
-        self._slots.put(slot)
-    self._finished += 1
-    text = f"[{self._finished}/{len(self._mine)}] {run.name}: {state['state']}"
-    if state.get("error"):
-      text += f": {state['error']}"
-    print(text, file=sys.stderr, flush=True)
-
-  def _stages(
-    self, run: Run, folder: pathlib.Path, slot: int, lock: int
-  ) -> dict[str, Any]:
-    state = read_state(folder)
-    state["state"], state["error"] = DONE, ""
-    for stage in stages(self._config, run):
-      if state["stages"].get(stage.name) == stage.stamp:
-        continue
-      start = time.monotonic()
-      code = self._call(stage, folder, slot, lock)
-      state["seconds"] += time.monotonic() - start
-      is_whole = code == 0 and (stage.name != "train" or is_trained(folder))
-      if is_whole:
-        state["stages"][stage.name] = stage.stamp
-        self._write(folder, run, state)
-        continue
-      state["state"] = STOPPED
-      if code != 0 and not self._is_stopping:
-        state["state"], state["error"] = FAILED, _last_line(folder, code)
-      break
-    self._write(folder, run, state)
-    return state
-
-  def _call(
-    self, stage: Stage, folder: pathlib.Path, slot: int, lock: int
-  ) -> int:
-    config = self._config
-    environment = child_environment(
-      self._environ, slot, config.at_once, config.gpus_each
+def _call(arguments: Sequence[str], log: pathlib.Path) -> int:
+  """Exit code of a program, which is told to stop when this process is."""
+  with log.open("a") as file:
+    print("$", *arguments, file=file, flush=True)
+    # The terminal's Ctrl-C reaches the sweep alone, which passes it on.
+    process = subprocess.Popen(
+      [sys.executable, *arguments],
+      stdout=file,
+      stderr=file,
+      start_new_session=True,
     )
-    with (folder / "log.txt").open("a") as log:
-      log.write(f"$ main.py {' '.join(stage.arguments)}\n")
-      log.flush()
-      process = subprocess.Popen(
-        [sys.executable, str(self._main), *stage.arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        env=environment,
-        # The terminal's Ctrl-C reaches the sweep alone, which passes it on.
-        start_new_session=True,
-        pass_fds=(lock,),
-      )
-      self._active.add(process)
-      if self._is_stopping:
-        process.send_signal(signal.SIGTERM)
-      code = process.wait()
-      self._active.discard(process)
-    return code
-
-  def _write(
-    self, folder: pathlib.Path, run: Run, state: Mapping[str, Any]
-  ) -> None:
-    said = {"experiment": run.experiment, "settings": run.settings, **state}
-    with atomic.replacing(folder / "run.json") as draft:
-      draft.write_text(json.dumps(said, indent=2) + "\n")
+    try:
+      return process.wait()
+    except KeyboardInterrupt:
+      process.terminate()
+      process.wait()
+      raise
 
 
-def _last_line(folder: pathlib.Path, code: int) -> str:
-  lines = (folder / "log.txt").read_text().splitlines()
-  said = [line.strip() for line in lines if line.strip()]
-  return f"exit code {code}: {said[-1][:200]}"
-
-
-def collect(config: ConfigDict, runs: Sequence[Run]) -> list[dict[str, Any]]:
-  """A row of the table for each run, from what lies on disk.
-
-  Args:
-    config: see `configs/sweep.py`.
-    runs: all runs.
+def collect(runs: Sequence[Run]) -> pd.DataFrame:
+  """A row a run, from what lies on disk.
 
   Returns:
-    run, experiment, what varies, state, seconds, error, step, and the last
-    value of each metric, by name.
+    run, experiment, what varies, state, error, step, and the last value of each
+    metric; those of a probe are 'target/probe/fraction/score'.
   """
   rows = []
   for run in runs:
-    folder = folder_of(config, run)
-    state = read_state(folder)
-    known = {stage.name: stage.stamp for stage in stages(config, run)}
-    name = state["state"]
-    if name == DONE and state["stages"] != known:
-      name = WAITING  # for another probe than the one that was made
-    values = {}
-    for line in writers.read_metrics(folder / "metrics.jsonl"):
-      values |= line
-    values |= sweep_tables.probe_values(folder / "probe")
-    rows.append(
-      {
-        "run": run.name,
-        sweep_plan.EXPERIMENT: run.experiment,
-        **run.varied,
-        "state": name,
-        "seconds": round(state["seconds"], 1),
-        "error": state["error"],
-        **values,
-      }
+    state = run.state()
+    row = {"run": run.folder.name, "experiment": run.experiment}
+    for key, value in run.varied.items():
+      row[key] = value if isinstance(value, int | float) else str(value)
+    row |= {"state": state["state"], "error": state["error"]}
+    for line in writers.read_metrics(run.folder / "metrics.jsonl"):
+      row |= line
+    path = run.folder / "probe" / "probe_summary.csv"
+    if path.exists():
+      names = ["target", "probe", "fraction", "metric"]
+      means = pd.read_csv(path, dtype=dict.fromkeys(names, str))
+      means = means.dropna(subset="mean").set_index(names)["mean"]
+      row |= {"/".join(key): value for key, value in means.items()}
+    rows.append(row)
+  return pd.DataFrame(rows)
+
+
+def summarise(table: pd.DataFrame, config: Settings) -> pd.DataFrame:
+  """Mean and std (NaN for one) of the metric over seeds, best first.
+
+  Raises:
+    ValueError: No run has the metric.
+  """
+  if config.metric not in table:
+    raise ValueError(
+      f"config.metric = {config.metric!r}: no run has it; there are "
+      f"{[name for name in table if '/' in name]}"
     )
-  return rows
+  keys = dict.fromkeys(["experiment", *config.varied])
+  keys.pop("seed", None)
+  groups = table.groupby(list(keys), sort=False)[config.metric]
+  found = groups.agg(["mean", "std", "count"]).reset_index()
+  return found.sort_values("mean", ascending=config.goal == "min")
 
 
-def sweep(config: ConfigDict) -> int:
+def plot(path: pathlib.Path, table: pd.DataFrame, config: Settings) -> None:
+  """Draws the metric over each setting: points for runs, a line for means."""
+  names = [name for name in config.varied if name != "seed"] or ["experiment"]
+  figure = matplotlib.figure.Figure((5 * len(names), 4), layout="constrained")
+  panels = figure.subplots(1, len(names), squeeze=False)[0]
+  for axes, name in zip(panels, names, strict=True):
+    means = table.groupby(name)[config.metric].mean()
+    axes.plot(table[name], table[config.metric], "o", alpha=0.5)
+    axes.plot(means.index, means, "_-")
+    axes.set(xlabel=name, ylabel=config.metric)
+    is_number = pd.api.types.is_numeric_dtype(table[name])
+    axes.tick_params(axis="x", rotation=0 if is_number else 30)
+    if is_number and table[name].min() > 0:
+      axes.set_xscale("log")
+  with atomic.replacing(path) as draft:
+    figure.savefig(draft, format="png")
+
+
+def sweep(config: ConfigDict, main: pathlib.Path = _MAIN) -> int:
   """Runs what is not done, writes the tables.
 
   Args:
-    config: see `configs/sweep.py`.
+    config: See `configs/sweep.py`.
+    main: The program that runs are given to.
 
   Returns:
     The exit code.
 
   Raises:
-    ValueError: the sweep's config is wrong, or one of the runs'.
+    ValueError: The sweep's config is wrong, or one of the runs'.
   """
-  runs = sweep_plan.plan(config)
-  out = pathlib.Path(config.out)
+  settings = schema.build(Settings, config)
+  runs, out = plan(settings), pathlib.Path(settings.out)
+  # Each task of a Slurm array takes its share.
+  task, first, tasks_ = (
+    int(os.environ.get(f"SLURM_ARRAY_TASK_{name}", default))
+    for name, default in (("ID", 0), ("MIN", 0), ("COUNT", 1))
+  )
+  mine = slice(task - first, None, tasks_)
+  try:
+    if not settings.table_only:
+      execute(runs[mine], main)
+  except KeyboardInterrupt:
+    print("stopped; the same command goes on", file=sys.stderr, flush=True)
+  table = collect(runs)
   out.mkdir(parents=True, exist_ok=True)
-  if not config.table_only:
-    print(f"{len(runs)} runs in {out}", file=sys.stderr, flush=True)
-    Sweep(config, runs).execute()
-  rows = collect(config, runs)
-  varied = list(dict.fromkeys(key for run in runs for key in run.varied))
-  sweep_tables.write(out, rows, varied, config.metric, config.goal)
-  place, count = share(os.environ)
-  states = {row["state"] for row in rows[place::count]}
-  if FAILED in states:
-    return 1
-  return 0 if states == {DONE} else 3
+  atomic.write_atomic(out / "sweep.csv", table.to_csv(index=False))
+  if (table["state"] == DONE).any():
+    summary = summarise(table, settings)
+    text = summary.to_csv(index=False)
+    atomic.write_atomic(out / "sweep_summary.csv", text)
+    plot(out / "sweep.png", table, settings)
+    print(summary.to_string(index=False))
+  states = set(table["state"][mine])
+  return 1 if FAILED in states else 0 if states == {DONE} else 3
 
 
 def main(_: list[str]) -> None:
   """Reads the config, and exits with the sweep's code."""
   # The sweep computes nothing: devices are its runs'.
   jax.config.update("jax_platforms", "cpu")
-  if not flags.FLAGS["verbosity"].present:
-    logging.set_verbosity(logging.WARNING)
+  logging.set_verbosity(logging.WARNING)
   try:
     sys.exit(sweep(flags.FLAGS.config))
   except (ValueError, FileNotFoundError) as error:
@@ -400,9 +380,6 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
   # Not when imported: main.py has a flag of this name.
-  config_flags.DEFINE_config_file(
-    "config", None, "The sweep: configs/sweep.py or a copy, and a preset.",
-    lock_config=True,
-  )  # fmt: skip
+  config_flags.DEFINE_config_file("config", lock_config=True)
   flags.mark_flag_as_required("config")
   app.run(main)

@@ -8,8 +8,10 @@ import os
 import pathlib
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
+T = TypeVar("T")
 TIFF_EXTENSIONS = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif")
 DICOM_EXTENSIONS = (".dcm", ".dicom")
 # `.dat` lies beside `.mrxs` by the dozen and is never a slide.
@@ -54,21 +56,46 @@ def folded(name: str) -> str:
   return unicodedata.normalize("NFC", name).casefold().strip()
 
 
-class Files:
-  """Files by name, below one folder.
+def match(ids: Iterable[str], files: Mapping[str, T]) -> dict[str, T]:
+  """Files of slides, whatever the spelling of their ids.
 
   Args:
-    paths: the files.
-    root: folder that their folders are counted from; '' takes names alone.
+    ids: the slides.
+    files: anything by slide id.
+
+  Returns:
+    By the given ids; slides without a file, or with two that differ in
+    spelling alone, are not in it.
+
+  Example:
+    >>> match(["s1", "S2.svs", "S3"], {"S1": 1, "S2": 2, "x": 3})
+    {'s1': 1, 'S2.svs': 2}
+  """
+  near: dict[str, list[str]] = {}
+  for name in files:
+    near.setdefault(folded(stem(name)), []).append(name)
+  found = {}
+  for slide_id in ids:
+    alike = near.get(folded(stem(slide_id)), [])
+    if slide_id in files:
+      found[slide_id] = files[slide_id]
+    elif len(alike) == 1:
+      found[slide_id] = files[alike[0]]
+  return found
+
+
+class Files:
+  """Files by name.
+
+  Args:
+    paths: each file, and where it lies below the folder that names start at.
   """
 
-  def __init__(
-    self, paths: Iterable[pathlib.Path], root: str | os.PathLike = ""
-  ):
-    self._root = root
-    self._by_name: dict[str, list[pathlib.Path]] = {}
-    for path in paths:
-      self._by_name.setdefault(folded(stem(path)), []).append(path)
+  def __init__(self, paths: Mapping[pathlib.Path, str]):
+    self._by_name: dict[str, list[tuple[list[str], pathlib.Path]]] = {}
+    for path, place in paths.items():
+      parts = [folded(part) for part in folders_of(place)]
+      self._by_name.setdefault(folded(stem(path)), []).append((parts, path))
 
   def find(self, name: str) -> pathlib.Path | None:
     """The file that a name means; None if there is none.
@@ -79,13 +106,10 @@ class Files:
     Raises:
       ValueError: it means several files alike.
     """
-    found = self._by_name.get(folded(stem(name)), [])
     wanted = [folded(part) for part in folders_of(name)]
     end = _extension(name)
     scored = []
-    for path in found:
-      own = os.path.relpath(path, self._root) if self._root else path.name
-      parts = [folded(part) for part in folders_of(own)]
+    for parts, path in self._by_name.get(folded(stem(name)), []):
       common = min(len(parts), len(wanted)) - 1
       if common and parts[-common - 1 : -1] != wanted[-common - 1 : -1]:
         continue

@@ -120,7 +120,7 @@ class Table:
     found = found or [c for c in self.heading if plain(c) == plain(name)]
     if not found or not plain(name):
       raise ValueError(
-        f"config.{key} = {name!r}: {self.path} has the columns "
+        f"config.{key}: {self.path} has no column {name!r}, only "
         f"{list(self.heading)}"
       )
     return self._alone(found[0])
@@ -228,19 +228,20 @@ def read(
 
 
 def describe(
-  table: Table, found: Mapping[str, str], log: Callable[[str], None] = say
+  table: Table,
+  found: Mapping[str, str],
+  log: Callable[[str], None] = say,
+  more: Mapping[str, str] | None = None,
 ) -> None:
   """Says which column was taken for what, and that patients are unknown."""
-  taken = [f"{key} is {name!r}" for key, name in found.items() if name]
-  left = [repr(n) for n in table.heading if n not in found.values()]
+  used = {**found, **(more or {})}
+  taken = [f"{key} is {name!r}" for key, name in used.items() if name]
+  left = [repr(n) for n in table.heading if n not in used.values()]
   text = f"{table.path}: {', '.join(taken)}"
   log(text + (f"; not read: {', '.join(left)}" if left else ""))
   if not found.get("patient_id", True):
-    names = ", ".join(ALIASES["patient_id"][:3])
-    log(
-      f"warning: {table.path} has no column of patients ({names}, ...): every "
-      "slide counts as a patient of its own, unless its name is a TCGA barcode"
-    )
+    some = ", ".join(ALIASES["patient_id"][:3])
+    log(f"warning: {table.path} has no column of patients ({some}, ...)")
 
 
 def _decode(content: bytes, path: pathlib.Path, log) -> str:

@@ -7,15 +7,14 @@ The order of things, and why it survives being killed anywhere:
 3. Do the others, one slide a worker; each leaves a complete folder or none.
 4. Give new patients a split. This comes after the work, so that a slide which
    fails takes no place in a split, and it depends on names and seed alone.
-5. Link the finished files into a TFDS data set, which appears in one step.
+5. Link the finished files into a TFDS data set, which appears in one step, and
+   write the labels beside them.
 
-Each step finds what an earlier, killed run left and goes on from there.
+Each step finds what an earlier, killed run left and goes on from there. A part
+(`config.part`) ends after step 3.
 """
 
 import contextlib
-import dataclasses
-import errno
-import fcntl
 import pathlib
 import sys
 import time
@@ -24,40 +23,97 @@ from typing import Any
 
 import tqdm
 
-from data_prep import cluster, records, shards, splits
+from data_prep import cluster, records, runs, shards, splits
 from data_prep.files import atomic, tables
 from data_prep.files import errors as error_rows
 from data_prep.files.errors import SlideError
-from data_prep.sequences import geometry, settings, slide_job, summary
-from data_prep.sequences.slide_job import Job, Outcome
-from data_prep.wsi import find
+from data_prep.sequences import geometries, slide_job, summary
+from data_prep.sequences.geometries import Geometry
+from data_prep.sequences.slide_job import SlideJob, SlideOutcome
+from data_prep.targets import (
+  Target,
+  TargetTable,
+  class_name,
+  encode,
+  is_missing,
+  number,
+  resolve,
+)
+from data_prep.wsi import find, tissue
 from data_prep.wsi.find import SlideEntry
 
-EXIT_GOOD, EXIT_NOTHING, EXIT_USAGE, EXIT_SOME_FAILED = 0, 1, 2, 3
 _TABLES_EVERY_SECONDS = 5.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Summary:
-  """What a run did.
+def check_config(config: Mapping[str, Any]) -> Geometry:
+  """Checks all settings before any work is done.
 
-  Attributes:
-    outcomes: what became of each slide, by slide id.
-    errors: everything that could not be used, by slide.
-    changed: whether anything was written.
-    text: the result in words.
-    exit_code: see `configs/prep_wsi.py`.
+  Args:
+    config: the whole preparation config as plain dictionaries.
+
+  Returns:
+    The geometry.
+
+  Raises:
+    ValueError: naming the config key, the value and what is allowed.
   """
+  sequence = config["sequence"]
+  for key, condition, want in (
+    ("slides", bool(config["slides"]), "slides to prepare"),
+    ("reader", config["reader"] in ("auto", "openslide"), "auto or openslide"),
+    ("mpp_tolerance", 0 <= config["mpp_tolerance"] < 1, "a share from 0 to 1"),
+    ("default_mpp", config["default_mpp"] >= 0, "0 or more"),
+    (
+      "tissue.method",
+      config["tissue"]["method"] in tissue.METHODS,
+      f"one of {tissue.METHODS}",
+    ),
+    (
+      "tissue.thumbnail_px",
+      config["tissue"]["thumbnail_px"] >= 64,
+      "at least 64",
+    ),
+    ("sequence.spacing_um", sequence["spacing_um"] >= 0, "0 or more"),
+    ("sequence.max_centres", sequence["max_centres"] >= 0, "0 or more"),
+    (
+      "sequence.min_tissue",
+      0 < sequence["min_tissue"] <= 1,
+      "a share above 0 and up to 1",
+    ),
+  ):
+    runs.need(config, key, condition, want)
+  runs.check_config(config)
+  return geometries.from_config(config)
 
-  outcomes: Mapping[str, Outcome]
-  errors: Sequence[SlideError]
-  changed: bool
-  text: str
-  exit_code: int
+
+def label_of(entries: Sequence[SlideEntry], given: Sequence[str]) -> Target:
+  """Says what the labels of slides are: numbers, or which classes.
+
+  Args:
+    entries: the slides.
+    given: `config.labels`; empty = the labels found, sorted.
+
+  Raises:
+    ValueError: a slide has a label that is not among the given ones.
+  """
+  cells = [entry.label or "" for entry in entries]
+  names = {class_name(cell) for cell in cells if not is_missing(cell)}
+  if given:
+    target = Target("label", tuple(class_name(name) for name in given))
+    for entry in entries:
+      if entry.label and class_name(entry.label) not in target.classes:
+        raise ValueError(
+          f"slide {entry.slide_id!r} has label {entry.label!r}, "
+          f"config.labels allows {tuple(given)}"
+        )
+    return target
+  if all(number(name) is not None for name in names):
+    return resolve({"label": cells}, ())[0]
+  return Target("label", tuple(sorted(names)))
 
 
-def prepare(config: Mapping[str, Any]) -> Summary:
-  """Prepares a data set.
+def prepare(config: Mapping[str, Any]) -> runs.RunSummary:
+  """Prepares a data set, or a part of its slides.
 
   Args:
     config: the whole preparation config as plain dictionaries.
@@ -70,23 +126,28 @@ def prepare(config: Mapping[str, Any]) -> Summary:
     OSError: the output folder cannot be written.
   """
   begin = time.perf_counter()
-  spec = settings.check_config(config)
+  geometry = check_config(config)
   entries, errors = find.find_slides(config["slides"], config["table"])
-  entries, bad_names = slide_job.usable_names(entries)
+  entries, bad_names = find.usable_names(entries)
   errors = [*errors, *bad_names]
   given = splits.pinned((e.slide_id, e.patient_id, e.split) for e in entries)
-  classes = settings.class_names(entries, config["labels"])
+  label = label_of(entries, config["labels"])
   out = pathlib.Path(config["out"])
   for name in ("parts", "qc"):
     (out / name).mkdir(parents=True, exist_ok=True)
-  with lock(out):
-    atomic.remove_temporaries(out)
+  part, parts = runs.share(config["part"])
+  with runs.lock(out, config["part"]):
     existing = splits.load(out / "splits.json")
     # Contradictions end the run before hours of work, not after them.
     splits.assign([], config["splits"], config["seed"], given, existing)
+    if parts > 1:
+      run = _Run(config, entries[part - 1 :: parts], errors, existing)
+      run.work()
+      return run.summary([runs.part_text(config["part"])])
+    atomic.remove_temporaries(out)
     run = _Run(config, entries, errors, existing)
-    run.work(classes)
-    return _finish(run, spec, given, classes, begin)
+    run.work()
+    return _finish(run, geometry, given, label, begin)
 
 
 class _Run:
@@ -103,10 +164,13 @@ class _Run:
     self.out = pathlib.Path(config["out"])
     self.found_errors = list(errors)
     self.assignment = assignment
-    self.outcomes: dict[str, Outcome] = {}
+    self.outcomes: dict[str, SlideOutcome] = {}
     self.changed = False
-    earlier = tables.rows_of(self.out / "slides.csv")
+    earlier = tables.rows_of(self._table("slides"))
     self._earlier = {row.get("slide_id", ""): row for row in earlier}
+
+  def _table(self, name: str) -> pathlib.Path:
+    return self.out / runs.table_name(name, self.config["part"])
 
   @property
   def errors(self) -> list[SlideError]:
@@ -114,74 +178,62 @@ class _Run:
     failed = [o.error for o in self.outcomes.values() if o.error is not None]
     return sorted([*self.found_errors, *failed], key=lambda e: e.slide)
 
-  def work(self, classes: Sequence[str]) -> None:
+  def work(self) -> None:
     """Does all slides that are not finished."""
-    jobs = list(self._jobs(classes))
-    if not jobs:
-      return
-    running: dict[int, str] = {}
-    written = time.perf_counter()
+    jobs = list(self._jobs())
     bar = tqdm.tqdm(
       total=len(self.entries),
       initial=len(self.entries) - len(jobs),
       unit="slide",
       dynamic_ncols=True,
       smoothing=0.1,
+      disable=not jobs,
     )
-    events = cluster.run(slide_job.process, jobs, self.config, self.out)
-    with bar, contextlib.closing(events):
-      try:
-        for event in events:
-          slide_id = jobs[event.index].entry.slide_id
-          if isinstance(event, cluster.Started):
-            running[event.index] = slide_id
-          else:
-            del running[event.index]
-            self._take(slide_id, event)
-            bar.update()
-            if time.perf_counter() - written > _TABLES_EVERY_SECONDS:
-              self.write_tables()
-              written = time.perf_counter()
-          bar.set_postfix_str(", ".join(running.values()))
-      finally:
-        self.write_tables()
+    results = cluster.run(slide_job.process, jobs, self.config)
+    written = time.perf_counter()
+    try:
+      with bar, contextlib.closing(results):
+        for index, result in results:
+          self._take(jobs[index].entry.slide_id, result)
+          bar.set_postfix_str(jobs[index].entry.slide_id, refresh=False)
+          bar.update()
+          if time.perf_counter() - written > _TABLES_EVERY_SECONDS:
+            self.write_tables()
+            written = time.perf_counter()
+    finally:
+      self.write_tables()
 
-  def _jobs(self, classes: Sequence[str]) -> Iterator[Job]:
+  def _jobs(self) -> Iterator[SlideJob]:
     """Yields the slides to do; notes those finished or unreadable."""
     for entry in self.entries:
-      targets = settings.target_of(entry, classes)
       try:
-        digest = slide_job.config_hash(entry, self.config, targets)
+        job = slide_job.make_job(entry, self.config)
       except SlideError as error:
-        self.outcomes[entry.slide_id] = Outcome(
+        self.outcomes[entry.slide_id] = SlideOutcome(
           entry.slide_id, slide_job.FAILED, {}, None, error
         )
         continue
-      job = Job(entry, self.config, str(self.out), targets, digest)
       outcome = slide_job.finished(job)
       if outcome is None:
         yield job
       else:
         self.outcomes[entry.slide_id] = outcome
 
-  def _take(self, slide_id: str, event: cluster.Done | cluster.Died) -> None:
-    if isinstance(event, cluster.Died):
+  def _take(self, slide_id: str, result: SlideOutcome | cluster.Died) -> None:
+    if isinstance(result, cluster.Died):
       error = SlideError(
-        f"the process reading it died ({event.reason}): most likely a damaged "
+        f"the process reading it died ({result.reason}): most likely a damaged "
         "file, or too little memory",
         stage="process",
         error="worker_died",
         slide=slide_id,
       )
-      outcome = Outcome(slide_id, slide_job.FAILED, {}, None, error)
-    else:
-      outcome = event.value
-    self.outcomes[slide_id] = outcome
-    if outcome.status != slide_job.FAILED:
-      self.changed = True
-    elif outcome.error is not None:
+      result = SlideOutcome(slide_id, slide_job.FAILED, {}, None, error)
+    self.outcomes[slide_id] = result
+    self.changed |= result.status != slide_job.FAILED
+    if result.error is not None:
       tqdm.tqdm.write(
-        f"{slide_id}: {outcome.error.error}: {outcome.error.message}",
+        f"{slide_id}: {result.error.error}: {result.error.message}",
         file=sys.stderr,
       )
 
@@ -191,55 +243,40 @@ class _Run:
       self.entries, self.outcomes, self.assignment, self._earlier
     )
     self.changed |= tables.write(
-      self.out / "slides.csv", tables.SLIDE_COLUMNS, rows
+      self._table("slides"), tables.SLIDE_COLUMNS, rows
     )
-    self.changed |= error_rows.write(self.out / "errors.csv", self.errors)
+    self.changed |= error_rows.write(self._table("errors"), self.errors)
 
-
-@contextlib.contextmanager
-def lock(out: pathlib.Path) -> Iterator[None]:
-  """Keeps two runs out of one folder; goes when the process does.
-
-  Args:
-    out: the output folder.
-
-  Yields:
-    Once, while no other run can take it.
-
-  Raises:
-    ValueError: another run has it.
-  """
-  with open(out / ".lock", "a") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-      if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-        raise
-      raise ValueError(
-        f"config.out={str(out)!r} is in use by another run: wait for it, or "
-        "choose another folder"
-      ) from error
-    yield
+  def summary(self, lines: Sequence[str]) -> runs.RunSummary:
+    """Says what was done."""
+    lines = list(lines)
+    if self.errors:
+      rows = "1 row" if len(self.errors) == 1 else f"{len(self.errors)} rows"
+      lines.append(f"{rows} in {self._table('errors')}")
+    text = summary.closing_text(
+      self.entries, self.outcomes, self.errors, self.assignment, lines
+    )
+    code = runs.EXIT_SOME_FAILED if self.errors else runs.EXIT_GOOD
+    return runs.RunSummary(self.errors, self.changed, text, code)
 
 
 def _finish(
   run: _Run,
-  spec: geometry.Spec,
+  geometry: Geometry,
   given: Mapping[str, str],
-  classes: Sequence[str],
+  label: Target,
   begin: float,
-) -> Summary:
+) -> runs.RunSummary:
   """Splits the patients, puts the data set together, and says what was done."""
   config, out, entries = run.config, run.out, run.entries
-  patients = {entry.slide_id: entry.patient_id for entry in entries}
-  full = {
-    slide_id: outcome.info
-    for slide_id, outcome in sorted(run.outcomes.items())
-    if outcome.info.get("sequences")
-  }
+  full = [
+    (entry, run.outcomes[entry.slide_id].info)
+    for entry in sorted(entries, key=lambda entry: entry.slide_id)
+    if run.outcomes[entry.slide_id].info.get("sequences")
+  ]
   if full:
     run.assignment = splits.assign(
-      {patients[slide_id] for slide_id in full},
+      {entry.patient_id for entry, _ in full},
       config["splits"],
       config["seed"],
       given,
@@ -250,20 +287,37 @@ def _finish(
     )
     parts = [
       shards.Part(
-        path=slide_job.folder(str(out), slide_id) / slide_job.SHARD,
-        slide_id=slide_id,
-        split=run.assignment[patients[slide_id]],
+        path=out / "parts" / entry.slide_id / slide_job.SHARD,
+        slide_id=entry.slide_id,
+        split=run.assignment[entry.patient_id],
         sequences=info["sequences"],
         num_bytes=info["num_bytes"],
       )
-      for slide_id, info in full.items()
+      for entry, info in full
     ]
-    layout = spec.layout(1)
-    metadata = _metadata(run, spec, layout, full, parts, classes)
-    run.changed |= shards.assemble(out / "shards", parts, layout, metadata)
+    run.changed |= shards.assemble(
+      out / "shards",
+      parts,
+      geometry.layout(),
+      _metadata(run, geometry, full),
+      TargetTable(
+        (label,),
+        {e.slide_id: (encode(label, e.label or ""),) for e, _ in full},
+      ),
+    )
   run.write_tables()
-  sequences = sum(info["sequences"] for info in full.values())
-  took = time.perf_counter() - begin
+  result = run.summary(_closing_lines(run, geometry, full, begin))
+  # "No tissue" on every slide is a result, but not one to train on.
+  return result if full else runs.nothing(result)
+
+
+def _closing_lines(
+  run: _Run,
+  geometry: Geometry,
+  full: Sequence[tuple[SlideEntry, Mapping[str, Any]]],
+  begin: float,
+) -> list[str]:
+  out, sequences = run.out, sum(info["sequences"] for _, info in full)
   worked = [
     o for o in run.outcomes.values() if o.seconds is not None and o.info
   ]
@@ -277,64 +331,53 @@ def _finish(
       f"{out / 'shards'}; nothing was written."
     )
   else:
-    height, width = spec.window_px
+    height, width = geometry.window_px
     speed = sum(o.seconds for o in worked) / made * 1e3 if made else 0.0
     lines += [
-      f"{sequences:,} {spec.geometry} sequences of {spec.frames} frames, "
-      f"{height} x {width} px at {spec.mpp:g} um/px, in {out / 'shards'}",
-      f"{took:.1f} s"
+      f"{sequences:,} {run.config['sequence']['geometry']} sequences of "
+      f"{geometry.frames} frames, {height} x {width} px at "
+      f"{geometry.mpp:g} um/px, in {out / 'shards'}",
+      f"{time.perf_counter() - begin:.1f} s"
       + (f", {speed:.1f} ms a sequence and process" if made else ""),
     ]
-  if run.errors:
-    rows = "1 row" if len(run.errors) == 1 else f"{len(run.errors)} rows"
-    lines.append(f"{rows} in {out / 'errors.csv'}")
-  others = {p.name for p in (out / "parts").iterdir()} - set(patients)
+  named = {entry.slide_id for entry in run.entries}
+  others = {p.name for p in (out / "parts").iterdir()} - named
   if others:
     lines.append(
       f"{len(others)} slides of earlier runs were not named this time: they "
       f"stay in {out / 'parts'}, outside the data set"
     )
-  code = EXIT_SOME_FAILED if run.errors else EXIT_GOOD
-  # "No tissue" on every slide is a result, but not one to train on.
-  code = code if full else EXIT_NOTHING
-  text = summary.closing_text(
-    entries, run.outcomes, run.errors, run.assignment, lines
-  )
-  return Summary(run.outcomes, run.errors, run.changed, text, code)
+  return lines
 
 
 def _metadata(
   run: _Run,
-  spec: geometry.Spec,
-  layout: shards.Layout,
-  full: Mapping[str, Mapping[str, Any]],
-  parts: Sequence[shards.Part],
-  classes: Sequence[str],
+  geometry: Geometry,
+  full: Sequence[tuple[SlideEntry, Mapping[str, Any]]],
 ) -> dict[str, Any]:
   """Makes the content of metadata.json; no path and no time goes in."""
   shaping = slide_job.shaping_config(run.config)
+  layout = geometry.layout()
   return {
     "schema_version": records.SCHEMA_VERSION,
     "fingerprint": shards.fingerprint(shaping),
-    "geometry": spec.geometry,
+    "geometry": run.config["sequence"]["geometry"],
     "frames": layout.frames,
     "panels": layout.panels,
     "panel_px": list(layout.panel_px),
-    "frame_px": list(spec.window_px),
+    "frame_px": list(geometry.window_px),
     "time_unit": "um",
-    "mpp": spec.mpp,
-    "target_names": ["label"],
-    "target_classes": {"label": list(classes)} if classes else {},
+    "mpp": geometry.mpp,
     "slides": {
-      part.slide_id: {
-        "mpp": full[part.slide_id]["mpp"],
-        "mpp_origin": full[part.slide_id]["mpp_origin"],
-        "level0_px": full[part.slide_id]["level0_px"],
-        "split": part.split,
-        "patient_id": full[part.slide_id]["patient_id"],
-        "sequences": part.sequences,
+      entry.slide_id: {
+        "mpp": info["mpp"],
+        "mpp_origin": info["mpp_origin"],
+        "level0_px": info["level0_px"],
+        "split": run.assignment[entry.patient_id],
+        "patient_id": entry.patient_id,
+        "sequences": info["sequences"],
       }
-      for part in parts
+      for entry, info in full
     },
     "config": {**shaping, "splits": dict(run.config["splits"])},
   }

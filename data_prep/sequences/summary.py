@@ -12,14 +12,14 @@ from data_prep.sequences.slide_job import (
   FAILED,
   NO_REGION,
   NO_TISSUE,
-  Outcome,
+  SlideOutcome,
 )
 from data_prep.wsi.find import SlideEntry
 
 
 def slide_rows(
   entries: Sequence[SlideEntry],
-  outcomes: Mapping[str, Outcome],
+  outcomes: Mapping[str, SlideOutcome],
   splits: Mapping[str, str],
   earlier: Mapping[str, Mapping[str, str]],
 ) -> list[dict[str, Any]]:
@@ -73,7 +73,7 @@ def slide_rows(
 
 def closing_text(
   entries: Sequence[SlideEntry],
-  outcomes: Mapping[str, Outcome],
+  outcomes: Mapping[str, SlideOutcome],
   errors: Sequence[SlideError],
   splits: Mapping[str, str],
   lines: Sequence[str],

@@ -1,17 +1,15 @@
 """Makes the records of some series: the unit of work of a run.
 
-Series are dealt into *parts* by a hash of the patient's name, so that a data
+Series are dealt into *groups* by a hash of the patient's name, so that a data
 set of 50,000 subjects is some 64 files a split, and one more subject means one
-part done again. A part is a folder `parts/<split>-<number>/` with its records
+group done again. A group is a folder `parts/<split>-<number>/` with its records
 and a `part.json`, written last: a folder that has one is complete, made from
 the files and settings its hash names, and remembers what could not be used.
 """
 
 import dataclasses
 import itertools
-import json
 import pathlib
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +17,7 @@ import cv2
 import numpy as np
 
 from data_prep import records, shards
-from data_prep.files import atomic
+from data_prep.files.done import Done
 from data_prep.files.errors import SlideError, as_slide_error
 from data_prep.series import files, images
 from data_prep.series.spans import Series, Span, frame_times, kept
@@ -35,61 +33,64 @@ class Shape:
   Attributes:
     frames: frames of a sequence, padding included.
     frame_px: (h, w) of a frame.
-    targets: number of labels.
   """
 
   frames: int
   frame_px: tuple[int, int]
-  targets: int
 
   @property
   def layout(self) -> shards.Layout:
     """The shapes as the writer wants them: one panel a frame."""
-    return shards.Layout(self.frames, self.frames, self.frame_px, self.targets)
+    return shards.Layout(self.frames, self.frames, self.frame_px)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Job:
-  """One part.
+class SeriesJob:
+  """One group.
 
   Attributes:
     name: `<split>-<number>`.
-    series: its series and, for each of their spans, the numbers to store.
+    series: its series.
     config: the whole preparation config as plain dictionaries.
     shape: what all sequences share.
-    out: the output folder; '' = write nothing, to see which series kills.
-    config_hash: names everything that shapes the part.
+    content: everything that shapes the group.
     deadly: series whose files kill the process that reads them, and how.
+    is_trial: write nothing, to see which series kills.
   """
 
   name: str
-  series: tuple[tuple[Series, tuple[tuple[float, ...], ...]], ...]
+  series: tuple[Series, ...]
   config: Mapping[str, Any]
   shape: Shape
-  out: str
-  config_hash: str
+  content: Mapping[str, Any]
   deadly: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  is_trial: bool = False
 
   @property
   def folder(self) -> pathlib.Path:
-    """Where the finished part lies."""
-    return pathlib.Path(self.out) / "parts" / self.name
+    """Where the finished group lies."""
+    return pathlib.Path(self.config["out"]) / "parts" / self.name
+
+  @property
+  def done(self) -> Done:
+    """The mark that says what the folder was made from."""
+    return Done(self.folder / MARK, self.content)
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
-  """What became of a part.
+class SeriesOutcome:
+  """What became of a group.
 
   Attributes:
-    name: the part.
-    info: the content of `part.json`; empty if it failed as a whole.
-    fresh: whether it was made now.
+    name: the group.
+    info: the facts in `part.json`; empty if it failed as a whole.
+    is_fresh: whether it was made now.
     error: what kept it from being written, such as a full disk.
   """
 
   name: str
   info: Mapping[str, Any]
-  fresh: bool
+  is_fresh: bool
   error: SlideError | None = None
 
   @property
@@ -99,53 +100,32 @@ class Outcome:
     return rows if self.error is None else [self.error]
 
 
-def finished(job: Job) -> Outcome | None:
-  """Looks whether a part is finished with these files and settings.
-
-  Args:
-    job: the part.
-
-  Returns:
-    What became of it, or None if it has to be done.
-  """
-  try:
-    info = json.loads((job.folder / MARK).read_text())
-  except (OSError, ValueError):
-    return None
-  if info.get("config_hash") != job.config_hash:
-    return None
-  if info["sequences"] and not (job.folder / SHARD).is_file():
-    return None
-  return Outcome(job.name, info, fresh=False)
+def finished(job: SeriesJob) -> SeriesOutcome | None:
+  """Returns what became of a group, None if it has to be done."""
+  info = job.done.read()
+  return None if info is None else SeriesOutcome(job.name, info, False)
 
 
-def process(job: Job) -> Outcome:
-  """Makes one part; whatever goes wrong with a series is in the result.
-
-  Args:
-    job: the part.
-
-  Returns:
-    What became of it.
-  """
-  cv2.setNumThreads(1)  # parallel over parts; more threads only get in the way
+def process(job: SeriesJob) -> SeriesOutcome:
+  """Makes one group; whatever goes wrong with a series is in the result."""
+  cv2.setNumThreads(1)  # parallel over groups; more threads are in the way
   maker = _Maker(job)
-  if not job.out:
+  if job.is_trial:
     for _ in maker.make():
       pass
-    return Outcome(job.name, {}, fresh=True)
+    return SeriesOutcome(job.name, {}, True)
   try:
-    return Outcome(job.name, _write(job, maker), fresh=True)
+    return SeriesOutcome(job.name, _write(job, maker), True)
   except OSError as error:
     # Reading errors belong to a series and are in `maker`: this is writing.
     problem = as_slide_error(error, job.name, "write", "config.out")
-    return Outcome(job.name, {}, fresh=True, error=problem)
+    return SeriesOutcome(job.name, {}, True, problem)
 
 
-def _write(job: Job, maker: "_Maker") -> dict[str, Any]:
+def _write(job: SeriesJob, maker: "_Maker") -> dict[str, Any]:
   job.folder.mkdir(parents=True, exist_ok=True)
   # From here on the folder is not what its old mark says.
-  (job.folder / MARK).unlink(missing_ok=True)
+  job.done.clear()
   made = maker.make()
   first = next(made, None)
   count = num_bytes = 0
@@ -156,23 +136,21 @@ def _write(job: Job, maker: "_Maker") -> dict[str, Any]:
       job.folder / SHARD, itertools.chain([first], made), job.shape.layout
     )
   info = {
-    # A process that died may have wanted memory: next time it is tried again.
-    "config_hash": "" if job.deadly else job.config_hash,
     "sequences": count,
     "num_bytes": num_bytes,
     "series": maker.done,
     "errors": [error.state() for error in maker.errors],
   }
-  atomic.write_atomic(
-    job.folder / MARK, json.dumps(info, ensure_ascii=False, sort_keys=True)
-  )
+  # A process that died may have wanted memory: next time it is tried again.
+  if not job.deadly:
+    job.done.write(info, [job.folder / SHARD] if count else [])
   return info
 
 
 class _Maker:
   """Turns the series of a part into records, one series after the other."""
 
-  def __init__(self, job: Job):
+  def __init__(self, job: SeriesJob):
     self.job = job
     self.done: dict[str, dict[str, Any]] = {}
     self.errors: list[SlideError] = []
@@ -183,17 +161,15 @@ class _Maker:
 
   def make(self) -> Iterator[records.SequenceRecord]:
     """Yields the records of all series of the part."""
-    for series, targets in self.job.series:
-      yield from self._series(series, targets)
+    for series in self.job.series:
+      yield from self._series(series)
 
-  def _series(
-    self, series: Series, targets: Sequence[Sequence[float]]
-  ) -> list[records.SequenceRecord]:
+  def _series(self, series: Series) -> list[records.SequenceRecord]:
     """All records of a series; a list, so that a failure leaves none."""
     made, info = [], {}
     self._pictures: dict[str, np.ndarray | None] = {}
     before = len(self.errors)
-    for span, values in zip(series.spans, targets, strict=True):
+    for span in series.spans:
       try:
         if series.series_id in self.job.deadly:
           reason = self.job.deadly[series.series_id]
@@ -203,7 +179,7 @@ class _Maker:
             "process",
             "worker_died",
           )
-        more = self._span(series, span, values, info)
+        more = self._span(series, span, info)
       except Exception as error:  # the one place where a series may fail
         self.errors.append(_as_error(error, series, span))
         if series.series_id in self.job.deadly:
@@ -226,7 +202,6 @@ class _Maker:
     self,
     series: Series,
     span: Span,
-    values: Sequence[float],
     info: dict[str, Any],
   ) -> list[records.SequenceRecord]:
     config = self.job.config
@@ -264,7 +239,6 @@ class _Maker:
           series,
           [panels[i] for i in choice],
           [times[i] for i in choice],
-          values,
         )
       )
     info["frames"] = max(info.get("frames", 0), len(times))
@@ -339,7 +313,6 @@ class _Maker:
     series: Series,
     panels: list[bytes],
     times: list[float],
-    values: Sequence[float],
   ) -> records.SequenceRecord:
     """Pads a sequence to the length of the data set and makes its record."""
     t, real = self.job.shape.frames, len(panels)
@@ -357,19 +330,11 @@ class _Maker:
       frame_mask=(np.arange(t) < real).astype(np.float32),
       mpp=float("nan"),
       heading_deg=float("nan"),
-      targets=np.array(values, np.float32),
     )
 
 
 def _as_error(error: Exception, series: Series, span: Span) -> SlideError:
-  if isinstance(error, SlideError):
-    error.slide = series.series_id
-  else:
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    place = f"{pathlib.Path(last.filename).name}:{last.lineno}"
-    error = SlideError(
-      f"{error} ({place})", "read", type(error).__name__, series.series_id
-    )
+  problem = as_slide_error(error, series.series_id, "read", "config.out")
   if span.name:
-    error.message = f"{span.name}: {error.message}"
-  return error
+    problem.message = f"{span.name}: {problem.message}"
+  return problem

@@ -30,7 +30,7 @@ from data_prep.series.spans import (
   time_of,
 )
 from data_prep.series.table import Row, Table
-from data_prep.series.targets import is_missing, number
+from data_prep.targets import is_missing, number
 
 
 def find_series(

@@ -5,67 +5,99 @@ The order of things, and why it survives being killed anywhere:
 1. Read the table; everything wrong with it is a row of errors.csv.
 2. Look at every file: is it there, has it changed, how many frames has it.
    From this follows what all sequences share: their length and frame size.
-3. Give new patients a split. Before the work, because a part has one split;
+3. Give new patients a split. Before the work, because a group has one split;
    a patient whose files turn out unreadable keeps the place.
-4. Deal the series into parts by patient, skip those that are finished, do the
-   others, one part a worker; each appears complete or not at all.
-5. Link the parts into a TFDS data set, which appears in one step.
+4. Deal the series into groups by patient, skip those that are finished, do the
+   others, one group a worker; each appears complete or not at all.
+5. Link the groups' files into a TFDS data set, which appears in one step, and
+   write the labels beside them.
 
-`series_table.py` reads tables, `series_layouts.py` makes series of their lines,
-`series_files.py` opens files, `series_images.py` makes frames of one size and
-type, `series_job.py` makes the records.
+A part (`config.part`) ends after step 4.
 """
 
 import collections
 import contextlib
 import dataclasses
 import hashlib
+import math
 import pathlib
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tqdm
 
-from data_prep import cluster, records, schedulers, shards, splits
+from data_prep import cluster, records, runs, shards, splits
 from data_prep.files import atomic
 from data_prep.files.errors import SlideError
-from data_prep.sequences import prepare
-from data_prep.series import images, layouts, report, settings
+from data_prep.series import images, layouts, report, spans
 from data_prep.series import job as series_job
 from data_prep.series import look as series_look
 from data_prep.series import table as series_table
-from data_prep.series import targets as series_targets
-from data_prep.series.job import Job, Outcome, Shape
+from data_prep.series.job import SeriesJob, SeriesOutcome, Shape
 from data_prep.series.spans import Series
+from data_prep.targets import Target, TargetTable, encode, resolve
 
+TIME_UNITS = ("year", "s", "frame")
+RULES = ("last", "subsample", "windows")
 # Settings that say what is read and how it is run, not what a frame looks like.
 RUN_KEYS = (
-  "csv", "images", "out", "splits", "seed", "layout", "columns", "parts",
-  *schedulers.KEYS,
-)  # fmt: skip
+  *runs.RUN_KEYS,
+  *("csv", "images", "seed", "layout", "columns", "parts", "targets"),
+)
 
 
-@dataclasses.dataclass(frozen=True)
-class Summary:
-  """What a run did.
+def check_config(config: Mapping[str, Any]) -> None:
+  """Checks all settings before any work is done.
 
-  Attributes:
-    errors: everything that could not be used or was changed, by series.
-    changed: whether anything was written.
-    text: the result in words.
-    exit_code: see `configs/prep_series.py`.
+  Raises:
+    ValueError: naming the config key, the value and what is allowed.
   """
+  rules, image = config["sequence"], config["image"]
+  window, (low, high) = image["window"], image["percentiles"]
+  frame_px = image["frame_px"]
+  for key, condition, want in (
+    ("csv", bool(config["csv"]), "a CSV file"),
+    ("parts", config["parts"] >= 1, "at least 1"),
+    _one_of("layout", config["layout"], series_table.LAYOUTS),
+    _one_of("sequences", config["sequences"], spans.SEQUENCES),
+    _one_of("time_unit", config["time_unit"], TIME_UNITS),
+    ("time_divisor", config["time_divisor"] > 0, "a positive number"),
+    ("fps", config["fps"] >= 0, "0 (what the files say) or more"),
+    _one_of("sequence.rule", rules["rule"], RULES),
+    ("sequence.max_frames", rules["max_frames"] >= 0, "0 or more"),
+    ("sequence.stride", rules["stride"] >= 0, "0 or more"),
+    ("sequence.min_frames", rules["min_frames"] >= 1, "at least 1"),
+    (
+      "image.frame_px",
+      len(frame_px) in (1, 2) and min(frame_px) >= 1,
+      "(height, width), or (short side,), in pixels",
+    ),
+    _one_of("image.fit", image["fit"], images.FITS),
+    (
+      "image.window",
+      not window or (len(window) == 2 and window[0] < window[1]),
+      "() or (low, high)",
+    ),
+    (
+      "image.percentiles",
+      0 <= low < high <= 100,
+      "0 <= low < high <= 100",
+    ),
+  ):
+    runs.need(config, key, condition, want)
+  runs.check_config(config)
 
-  errors: Sequence[SlideError]
-  changed: bool
-  text: str
-  exit_code: int
+
+def _one_of(
+  key: str, value: str, allowed: Sequence[str]
+) -> tuple[str, bool, str]:
+  return key, value in allowed, f"one of {tuple(allowed)}"
 
 
-def prepare_series(config: Mapping[str, Any]) -> Summary:
-  """Prepares a data set.
+def prepare_series(config: Mapping[str, Any]) -> runs.RunSummary:
+  """Prepares a data set, or a part of its groups.
 
   Args:
     config: the whole preparation config as plain dictionaries.
@@ -78,10 +110,10 @@ def prepare_series(config: Mapping[str, Any]) -> Summary:
     OSError: the output folder cannot be written.
   """
   begin = time.perf_counter()
-  settings.check_config(config)
+  check_config(config)
   table = series_table.read(config)
   found, errors = layouts.find_series(table, config)
-  targets = series_targets.resolve(
+  targets = resolve(
     {
       name: [span.labels[name] for one in found for span in one.spans]
       for name in table.labels
@@ -91,17 +123,57 @@ def prepare_series(config: Mapping[str, Any]) -> Summary:
   out = pathlib.Path(config["out"])
   for name in ("parts", "qc"):
     (out / name).mkdir(parents=True, exist_ok=True)
-  with prepare.lock(out):
-    atomic.remove_temporaries(out)
+  with runs.lock(out, config["part"]):
+    _, parts = runs.share(config["part"])
+    if parts == 1:
+      atomic.remove_temporaries(out)
     look = series_look.Look(found)
     errors += look.errors
-    values = {
-      one.series_id: settings.values(one, targets, errors)
-      for one in look.series
-    }
-    run = _Run(config, look, values, targets, errors)
+    rows = {}
+    for one in look.series:
+      rows |= _target_rows(one, targets, errors)
+    run = _Run(config, look, TargetTable(tuple(targets), rows), errors)
     run.work()
+    if parts > 1:
+      return run.part_summary()
     return run.finish(begin, bool(table.columns["patient_id"]))
+
+
+def _target_rows(
+  series: Series, targets: Sequence[Target], errors: list[SlideError]
+) -> dict[str, tuple[float, ...]]:
+  """The numbers of all labels of a series; notes those that are unknown."""
+  rows, missing = {}, collections.Counter()
+  for span in series.spans:
+    row = []
+    for target in targets:
+      value = math.nan
+      try:
+        value = encode(target, span.labels[target.name])
+        missing[target.name] += math.isnan(value)
+      except ValueError as error:
+        errors.append(
+          SlideError(
+            f"{error}; stored as unknown (NaN)",
+            "target",
+            "bad_target",
+            series.series_id,
+          )
+        )
+      row.append(value)
+    name = "/".join(part for part in (series.series_id, span.name) if part)
+    rows[name] = tuple(row)
+  unknown = [name for name, count in missing.items() if count]
+  if unknown:
+    errors.append(
+      SlideError(
+        f"no value for {', '.join(unknown)}: stored as unknown (NaN)",
+        series_table.NOTE,
+        "missing_target",
+        series.series_id,
+      )
+    )
+  return rows
 
 
 class _Run:
@@ -111,31 +183,28 @@ class _Run:
     self,
     config: Mapping[str, Any],
     look: series_look.Look,
-    values: Mapping[str, tuple[tuple[float, ...], ...]],
-    targets: Sequence[series_targets.Target],
+    targets: TargetTable,
     errors: Sequence[SlideError],
   ):
     self.config, self.look, self.targets = config, look, targets
     self.out = pathlib.Path(config["out"])
     self.found_errors = list(errors)
-    self.outcomes: dict[str, Outcome] = {}
+    self.outcomes: dict[str, SeriesOutcome] = {}
     self.changed = False
     self.assignment = self._assign()
     self.shape = self._shape()
-    self.jobs = self._jobs(values) if look.series else []
+    self.jobs = self._jobs() if look.series else []
 
   def _assign(self) -> dict[str, str]:
-    series = self.look.series
+    series, config = self.look.series, self.config
     given = splits.pinned((s.series_id, s.patient_id, s.split) for s in series)
     path = self.out / "splits.json"
-    existing = splits.load(path)
-    config = self.config
     assignment = splits.assign(
       {s.patient_id for s in series},
       config["splits"],
       config["seed"],
       given,
-      existing,
+      splits.load(path),
     )
     if series:
       self.changed |= splits.save(
@@ -146,51 +215,46 @@ class _Run:
   def _shape(self) -> Shape:
     rules, image = self.config["sequence"], self.config["image"]
     if not self.look.series:
-      return Shape(0, (0, 0), len(self.targets))
+      return Shape(0, (0, 0))
     longest = max(
       self.look.frames(span) for s in self.look.series for span in s.spans
     )
     frames = min(longest, rules["max_frames"] or longest)
     size = images.target_px(image["frame_px"], self.look.source_px())
-    return Shape(max(frames, 1), size, len(self.targets))
+    return Shape(max(frames, 1), size)
 
   def shaping(self) -> dict[str, Any]:
     """What shapes every frame of the data set."""
     config = {k: v for k, v in self.config.items() if k not in RUN_KEYS}
-    config["shape"] = dataclasses.asdict(self.shape)
-    config["targets"] = [dataclasses.asdict(t) for t in self.targets]
-    return config
+    return {**config, "shape": dataclasses.asdict(self.shape)}
 
-  def _jobs(
-    self, values: Mapping[str, tuple[tuple[float, ...], ...]]
-  ) -> list[Job]:
-    parts: dict[str, list[Series]] = {}
+  def _jobs(self) -> list[SeriesJob]:
+    """Deals the series into groups; only those of this part."""
+    groups: dict[str, list[Series]] = {}
     for series in self.look.series:
       digest = hashlib.sha256(series.patient_id.encode()).digest()
       bucket = int.from_bytes(digest[:8], "little") % self.config["parts"]
       name = f"{self.assignment[series.patient_id]}-{bucket:04d}"
-      parts.setdefault(name, []).append(series)
+      groups.setdefault(name, []).append(series)
     shaping = self.shaping()
-    jobs = []
-    for name, members in sorted(parts.items()):
-      content = [
-        [self._content(series), repr(values[series.series_id])]
-        for series in members
-      ]
-      jobs.append(
-        Job(
-          name,
-          tuple((series, values[series.series_id]) for series in members),
-          self.config,
-          self.shape,
-          str(self.out),
-          shards.fingerprint({**shaping, "part": name, "series": content}),
-        )
+    part, parts = runs.share(self.config["part"])
+    return [
+      SeriesJob(
+        name,
+        tuple(members),
+        self.config,
+        self.shape,
+        {
+          **shaping,
+          "part": name,
+          "series": [self._content(series) for series in members],
+        },
       )
-    return jobs
+      for name, members in sorted(groups.items())[part - 1 :: parts]
+    ]
 
   def _content(self, series: Series) -> dict[str, Any]:
-    """What shapes a series' records; not where its files lie."""
+    """What shapes a series' records; not where its files lie, nor labels."""
     content = dataclasses.asdict(series)
     for span in content["spans"]:
       span["files"] = [self.look.digests[path] for path in span["files"]]
@@ -198,7 +262,7 @@ class _Run:
     return content
 
   def work(self) -> None:
-    """Does all parts that are not finished."""
+    """Does all groups that are not finished."""
     waiting = []
     for job in self.jobs:
       outcome = series_job.finished(job)
@@ -213,54 +277,54 @@ class _Run:
     )
     with bar:
       died = self._do(waiting, bar)
-      # Whatever killed a process has taken its whole part with it.
+      # Whatever killed a process has taken its whole group with it.
       died = self._do([self._without_deadly(job) for job in died], bar)
-    for job, event in died.items():
+    for job, reason in died.items():
       problem = SlideError(
-        f"its process died again ({event.reason}) without the series that "
-        "killed it before: most likely too little memory",
+        f"its process died again ({reason}) without the series that killed it "
+        "before: most likely too little memory",
         "process",
         "worker_died",
         job.name,
       )
-      self.outcomes[job.name] = Outcome(job.name, {}, True, problem)
+      self.outcomes[job.name] = SeriesOutcome(job.name, {}, True, problem)
     for name, outcome in self.outcomes.items():
-      if outcome.fresh and outcome.info:
-        self.changed = True
-      for error in outcome.errors if outcome.fresh else ():
+      self.changed |= outcome.is_fresh and bool(outcome.info)
+      for error in outcome.errors if outcome.is_fresh else ():
         tqdm.tqdm.write(
           f"{error.slide or name}: {error.error}: {error.message}",
           file=sys.stderr,
         )
 
-  def _do(self, jobs: Sequence[Job], bar: tqdm.tqdm) -> dict[Job, cluster.Died]:
-    """Does parts; returns those whose process died, and how."""
+  def _do(
+    self, jobs: Sequence[SeriesJob], bar: tqdm.tqdm
+  ) -> dict[SeriesJob, str]:
+    """Does groups; returns those whose process died, and how."""
     died = {}
-    with contextlib.closing(self._events(jobs)) as events:
-      for event in events:
-        job = jobs[event.index]
-        if isinstance(event, cluster.Done):
-          self.outcomes[job.name] = event.value
-          bar.update(len(job.series))
-        elif isinstance(event, cluster.Died):
-          died[job] = event
+    results = cluster.run(series_job.process, jobs, self.config)
+    with contextlib.closing(results):
+      for index, result in results:
+        if isinstance(result, cluster.Died):
+          died[jobs[index]] = result.reason
+        else:
+          self.outcomes[result.name] = result
+          bar.update(len(jobs[index].series))
     return died
 
-  def _without_deadly(self, job: Job) -> Job:
+  def _without_deadly(self, job: SeriesJob) -> SeriesJob:
     """Finds the series that kill, by reading each in a process of its own."""
     alone = [
-      dataclasses.replace(job, series=(one,), out="") for one in job.series
+      dataclasses.replace(job, series=(one,), is_trial=True)
+      for one in job.series
     ]
-    deadly = {}
-    with contextlib.closing(self._events(alone)) as events:
-      for event in events:
-        if isinstance(event, cluster.Died):
-          series_id = alone[event.index].series[0][0].series_id
-          deadly[series_id] = event.reason
+    results = cluster.run(series_job.process, alone, self.config)
+    with contextlib.closing(results):
+      deadly = {
+        alone[index].series[0].series_id: result.reason
+        for index, result in results
+        if isinstance(result, cluster.Died)
+      }
     return dataclasses.replace(job, deadly=deadly)
-
-  def _events(self, jobs: Sequence[Job]) -> Iterator[cluster.Event]:
-    return cluster.run(series_job.process, jobs, self.config, self.out)
 
   @property
   def errors(self) -> list[SlideError]:
@@ -272,24 +336,42 @@ class _Run:
     }
     return [unique[key] for key in sorted(unique)]
 
-  def finish(self, begin: float, has_patients: bool) -> Summary:
+  def part_summary(self) -> runs.RunSummary:
+    """Says what a part did; tables are made when all are put together."""
+    text = "\n".join(
+      [
+        *(f"{e.slide} [{e.stage}/{e.error}] {e.message}" for e in self.errors),
+        runs.part_text(self.config["part"]),
+      ]
+    )
+    bad = any(error.stage != series_table.NOTE for error in self.errors)
+    code = runs.EXIT_SOME_FAILED if bad else runs.EXIT_GOOD
+    return runs.RunSummary(self.errors, self.changed, text, code)
+
+  def finish(self, begin: float, has_patients: bool) -> runs.RunSummary:
     """Puts the data set together, and says what was done."""
-    full = [
-      job for job in self.jobs if self.outcomes[job.name].info.get("sequences")
-    ]
+    full = {
+      job: self.outcomes[job.name].info
+      for job in self.jobs
+      if self.outcomes[job.name].info.get("sequences")
+    }
     parts = [
       shards.Part(
         job.folder / series_job.SHARD,
         job.name,
         job.name.split("-")[0],
-        self.outcomes[job.name].info["sequences"],
-        self.outcomes[job.name].info["num_bytes"],
+        info["sequences"],
+        info["num_bytes"],
       )
-      for job in full
+      for job, info in full.items()
     ]
     if parts:
       self.changed |= shards.assemble(
-        self.out / "shards", parts, self.shape.layout, self._metadata(full)
+        self.out / "shards",
+        parts,
+        self.shape.layout,
+        self._metadata(),
+        self.targets,
       )
       self.changed |= report.contact_sheet(
         self.out, parts, self.config["time_unit"]
@@ -300,7 +382,7 @@ class _Run:
     text, code = report.closing(
       self.out,
       shape=self.shape,
-      targets=self.targets,
+      targets=self.targets.targets,
       done=self._done(),
       assignment=self.assignment,
       errors=self.errors,
@@ -308,14 +390,14 @@ class _Run:
       seconds=time.perf_counter() - begin,
       has_patients=has_patients,
     )
-    return Summary(self.errors, self.changed, text, code)
+    return runs.RunSummary(self.errors, self.changed, text, code)
 
   def _done(self) -> dict[str, dict[str, Any]]:
     """What became of each series that gave a sequence, by id."""
     infos = (o.info.get("series", {}) for o in self.outcomes.values())
     return dict(sorted(collections.ChainMap(*infos).items()))
 
-  def _metadata(self, full: Iterable[Job]) -> dict[str, Any]:
+  def _metadata(self) -> dict[str, Any]:
     """Makes the content of metadata.json; no path and no time goes in."""
     shaping = self.shaping()
     return {
@@ -328,12 +410,6 @@ class _Run:
       "frame_px": list(self.shape.frame_px),
       "time_unit": self.config["time_unit"],
       "mpp": None,
-      "target_names": [target.name for target in self.targets],
-      "target_classes": {
-        target.name: list(target.classes)
-        for target in self.targets
-        if target.classes
-      },
       "slides": {
         series_id: {**info, "split": self.assignment[info["patient_id"]]}
         for series_id, info in self._done().items()

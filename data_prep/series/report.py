@@ -14,15 +14,14 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 from tensorflow_datasets.core import example_parser
 
-from data_prep import records, shards
+from data_prep import records, runs, shards
 from data_prep.files import atomic, tables
 from data_prep.files import errors as error_rows
 from data_prep.files.errors import SlideError
-from data_prep.sequences import prepare
-from data_prep.series import targets as series_targets
 from data_prep.series.job import Shape
 from data_prep.series.spans import Series
 from data_prep.series.table import NOTE
+from data_prep.targets import Target
 from data_prep.wsi import qc
 
 COLUMNS = (
@@ -163,7 +162,7 @@ def closing(
   out: pathlib.Path,
   *,
   shape: Shape,
-  targets: Sequence[series_targets.Target],
+  targets: Sequence[Target],
   done: Mapping[str, Mapping[str, Any]],
   assignment: Mapping[str, str],
   errors: Sequence[SlideError],
@@ -240,11 +239,11 @@ def closing(
   if errors:
     rows = "1 row" if len(errors) == 1 else f"{len(errors)} rows"
     text.append(f"{rows} in {out / 'errors.csv'}")
-  code = prepare.EXIT_SOME_FAILED if bad else prepare.EXIT_GOOD
-  return "\n".join(text), code if done else prepare.EXIT_NOTHING
+  code = runs.EXIT_SOME_FAILED if bad else runs.EXIT_GOOD
+  return "\n".join(text), code if done else runs.EXIT_NOTHING
 
 
-def _described(target: series_targets.Target) -> str:
+def _described(target: Target) -> str:
   if not target.classes:
     return f"{target.name}: a number"
   return f"{target.name}: class, {' | '.join(target.classes)}"

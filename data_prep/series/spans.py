@@ -10,7 +10,7 @@ from typing import Any
 from data_prep import splits
 from data_prep.files.errors import SlideError
 from data_prep.series.table import NOTE, Row, Table
-from data_prep.series.targets import is_missing, number
+from data_prep.targets import is_missing, number
 
 SEQUENCES = ("series", "history")
 

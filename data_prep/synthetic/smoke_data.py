@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from data_prep import records, shards
+from data_prep import records, shards, targets
 
 SPLITS = {"slide_a": "train", "slide_b": "train", "slide_c": "val"}
 
@@ -56,7 +56,6 @@ def drift_record(
     frame_mask=np.ones(frames, np.float32),
     mpp=1.0,
     heading_deg=0.0,
-    targets=np.zeros(0, np.float32),
   )
 
 
@@ -83,7 +82,7 @@ def make_shards(
   if (out / "features.json").is_file():
     return out
   panel_px = (window_px, window_px + (frames - 1) * step_px)
-  layout = shards.Layout(frames, panels=1, panel_px=panel_px, targets=0)
+  layout = shards.Layout(frames, panels=1, panel_px=panel_px)
   parts, slides = [], {}
   for slide_id, split in SPLITS.items():
     path = folder / "parts" / slide_id / "sequences.array_record"
@@ -114,10 +113,14 @@ def make_shards(
     "frame_px": [window_px, window_px],
     "time_unit": "um",
     "mpp": 1.0,
-    "target_names": [],
-    "target_classes": {},
     "slides": slides,
     "config": config,
   }
-  shards.assemble(out, parts, layout, metadata)
+  shards.assemble(
+    out,
+    parts,
+    layout,
+    metadata,
+    targets.TargetTable((), {slide: () for slide in SPLITS}),
+  )
   return out

@@ -13,6 +13,7 @@ import simplejpeg
 
 from data_prep import records, shards
 from data_prep.synthetic import smoke_data
+from data_prep.targets import Target, TargetTable
 
 FRAMES, WINDOW_PX, STEP_PX = 8, 32, 2
 CLASSES = ("dark", "middle", "bright")
@@ -56,8 +57,8 @@ def make_shards(folder: pathlib.Path) -> pathlib.Path:
   if (out / "features.json").is_file():
     return out
   panel_px = (WINDOW_PX, WINDOW_PX + (FRAMES - 1) * STEP_PX)
-  layout = shards.Layout(FRAMES, panels=1, panel_px=panel_px, targets=4)
-  parts = []
+  layout = shards.Layout(FRAMES, panels=1, panel_px=panel_px)
+  parts, rows = [], {}
   for split, count in PATIENTS.items():
     path = folder / "parts" / split / "sequences.array_record"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,6 +67,7 @@ def make_shards(folder: pathlib.Path) -> pathlib.Path:
       for n in range(count)
       for i in range(SEQUENCES)
     ]
+    rows |= {r.sequence_id: tuple(map(float, r.targets)) for r in made}
     found, size = shards.write_part(path, made, layout)
     parts.append(shards.Part(path, split, split, found, size))
   config = {"geometry": "drift", "labelled": True}
@@ -79,10 +81,14 @@ def make_shards(folder: pathlib.Path) -> pathlib.Path:
     "frame_px": [WINDOW_PX, WINDOW_PX],
     "time_unit": "um",
     "mpp": 1.0,
-    "target_names": ["kind", "level", "rare", "constant"],
-    "target_classes": {"kind": list(CLASSES), "rare": ["no", "yes"]},
     "slides": {},
     "config": config,
   }
-  shards.assemble(out, parts, layout, metadata)
+  columns = (
+    Target("kind", CLASSES),
+    Target("level"),
+    Target("rare", ("no", "yes")),
+    Target("constant"),
+  )
+  shards.assemble(out, parts, layout, metadata, TargetTable(columns, rows))
   return out

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 import pydicom
 import pydicom.errors
 
+from data_prep.files import names
 from data_prep.files.errors import SlideError
 
 _WSI_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy
@@ -24,6 +25,7 @@ _TAGS = (
   "ImageType",
   "TotalPixelMatrixColumns",
   "PatientID",
+  "ContainerIdentifier",
 )
 _ITEM = b"\xfe\xff\x00\xe0"  # tag (FFFE,E000), which begins each frame
 
@@ -46,6 +48,21 @@ class Series:
   members: list[pathlib.Path]
 
 
+def is_dicom(path: pathlib.Path) -> bool:
+  """Whether a file without a telling extension is DICOM, by its content.
+
+  Names of DICOM files are often bare identifiers, such as `1.2.840.5.17`.
+  """
+  end = path.suffix[1:]
+  if end and not end.isdigit() or path.name == "DICOMDIR":
+    return False
+  try:
+    with open(path, "rb") as file:
+      return file.read(132)[128:] == b"DICM"
+  except OSError:
+    return False
+
+
 def group(
   paths: Iterable[pathlib.Path],
 ) -> tuple[list[Series], list[SlideError]]:
@@ -57,7 +74,7 @@ def group(
   Returns:
     The slides, and the files that are no part of one, with the reason.
   """
-  series: dict[str, list[tuple[int, pathlib.Path, str]]] = {}
+  series: dict[tuple, list[tuple[int, pathlib.Path, str]]] = {}
   errors = []
   for path in paths:
     try:
@@ -80,13 +97,17 @@ def group(
     size = int(header.get("TotalPixelMatrixColumns") or 0)
     uid = str(header.get("SeriesInstanceUID") or path)
     patient = str(header.get("PatientID") or "")
-    series.setdefault(uid, []).append((size, path, patient))
+    # Copies and anonymised studies share identifiers; a slide never leaves its
+    # folder, and has one container.
+    container = str(header.get("ContainerIdentifier") or "")
+    one = (uid, path.absolute().parent, patient, container)
+    series.setdefault(one, []).append((size, path, patient))
   largest = [max(members, key=lambda m: m[0]) for members in series.values()]
   folders = [path.parent for _, path, _ in largest]
   found = []
   for members, (_, path, patient) in zip(series.values(), largest, strict=True):
     own_folder = len(members) > 1 and folders.count(path.parent) == 1
-    slide_id = path.absolute().parent.name if own_folder else path.stem
+    slide_id = path.absolute().parent.name if own_folder else names.stem(path)
     found.append(Series(path, slide_id, patient, [m[1] for m in members]))
   return found, errors
 
@@ -121,4 +142,4 @@ def is_mislabelled_ycbcr(path: str | os.PathLike) -> bool:
 
 
 def _error(path: pathlib.Path, error: str, message: str) -> SlideError:
-  return SlideError(message, stage="find", error=error, slide=path.stem)
+  return SlideError(message, stage="find", error=error, slide=names.stem(path))

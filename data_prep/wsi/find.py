@@ -3,70 +3,51 @@
 `find_slides` turns what the user named into a list of `SlideEntry` and a list
 of `SlideError` for what cannot be used; nothing named is lost in between.
 
-Tables. A CSV with a heading, our own columns being `slide_id, filename,
-case_id, label, mpp`, plus `split`, `mask` and `tissue_<parameter>` (see
-`data_prep.wsi.tissue`). The names used by CLAM (`case_id, slide_id, label`,
-`process`), TRIDENT (`wsi, mpp`), STAMP (`PATIENT, FILENAME`) and slideflow
-(`patient, slide`) are understood (`ALIASES`). File names are relative to the
-table; without a file name the slide is looked for next to the table by its id.
+Tables have a heading; our own columns are `slide_id, filename, patient_id,
+label, mpp`, plus `split`, `mask` and `tissue_<parameter>` (see
+`data_prep.wsi.tissue`). Names of other tools are understood
+(`data_prep.files.tables.ALIASES`), as is CLAM's `process`. File names are
+relative to the table; without one the slide is looked for by its id, beside the
+table and below. Rows of one file that contradict each other refuse it.
 
 Folders are searched with everything below them. A `slides.csv` in a slide's
-folder, or in the folder above it, gives case, label, mpp and so on, also to
-slides named by file or glob: splits by patient must not depend on how slides
-were named. What was named decides which slides are used, so slides that the
-table does not list are not lost; a file which the table says is in a named
-folder and is not becomes an error.
+folder, or in the folder above it, describes slides, also those named by file or
+glob: splits by patient must not depend on how slides were named. The slides.csv
+that a run writes is not taken for one. What was named decides which slides are
+used, so slides that the table does not list are not lost; a file which the
+table says is in a named folder and is not becomes an error.
 
-Slide id: the file name without extension. Patient: the table's case, a TCGA
+Slide id: the file name without extension. Patient: the table's, a TCGA
 barcode's first 12 characters, a DICOM file's PatientID, else the slide id.
 
-DICOM is one file per pyramid level, so instances are grouped by
-SeriesInstanceUID, and the one with the largest picture stands for the slide.
+DICOM is one file per pyramid level, known by its content where it has no
+extension; `dicom_series.py` groups instances into slides.
 """
 
-import csv
+import collections
 import dataclasses
 import glob
-import math
 import os
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
+from data_prep.files import atomic, done, names, tables, values
 from data_prep.files.errors import SlideError
 from data_prep.wsi import dicom_series, tissue
 
-TIFF_EXTENSIONS = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif")
-DICOM_EXTENSIONS = (".dcm", ".dicom")
-# `.dat` lies beside `.mrxs` by the dozen and is never a slide.
-SLIDE_EXTENSIONS = (
-  *TIFF_EXTENSIONS,
-  *DICOM_EXTENSIONS,
-  ".mrxs",
-  ".svslide",
-  ".vms",
-  ".vmu",
-  ".czi",
+# Slides of other programs, which nothing here reads.
+_UNREADABLE = (
+  *(".vsi", ".isyntax", ".i2syntax", ".kfb", ".sdpc", ".mds", ".tmap", ".lif"),
+  *(".nd2", ".zvi", ".oir", ".dyqx", ".tron", ".hdx"),
 )
-ALIASES = {
-  "slide_id": ("slide_id", "slide", "image_id"),
-  "filename": (
-    "filename",
-    "wsi",
-    "file",
-    "path",
-    "slide_path",
-    "image_filename",
-    "image",
-  ),
-  "patient_id": ("case_id", "patient_id", "patient", "case"),
-  "label": ("label",),
-  "mpp": ("mpp",),
-  "split": ("split",),
-  "mask": ("mask", "mask_path"),
-}
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_TCGA = re.compile(r"TCGA-\w{2}-\w{4}(?=-|$)")
+_TCGA = re.compile(r"TCGA-\w{2}-\w{4}(?=-|$)", re.IGNORECASE)
+_COLUMNS = (
+  *("slide_id", "file", "patient_id", "label", "mpp", "split", "mask"),
+  "process",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,31 +75,8 @@ class SlideEntry:
   split: str | None = None
 
 
-def slide_id_of(path: str | os.PathLike) -> str:
-  """Returns the file name without its extension.
-
-  Args:
-    path: a file name.
-
-  Returns:
-    The slide id.
-
-  Example:
-    >>> slide_id_of('a/b/S-1.2.ome.tif'), slide_id_of('x.svs')
-    ('S-1.2', 'x')
-  """
-  name = pathlib.Path(path).stem
-  return name[:-4] if name.lower().endswith(".ome") else name
-
-
 def patient_id_of(slide_id: str) -> str:
-  """Returns the patient a slide id tells of: TCGA's, else the slide itself.
-
-  Args:
-    slide_id: the slide.
-
-  Returns:
-    The patient id.
+  """The patient a slide id tells of: TCGA's, else the slide itself.
 
   Example:
     >>> patient_id_of('TCGA-A1-A0SB-01Z-00-DX1.ABC'), patient_id_of('S7')
@@ -128,17 +86,39 @@ def patient_id_of(slide_id: str) -> str:
   return match.group() if match else slide_id
 
 
+def warn_of_patients(
+  patients: Mapping[str, str], log: Callable[[str], None] = tables.say
+) -> None:
+  """Says how many slides count as patients of their own.
+
+  Args:
+    patients: slide id to patient.
+    log: is told.
+  """
+  alone = sum(slide == patient for slide, patient in patients.items())
+  if alone > 1:
+    log(
+      f"warning: nothing says whose {alone} of the {len(patients)} slides are: "
+      "each counts as a patient of its own"
+    )
+
+
 def find_slides(
   spec: str | os.PathLike | Iterable[str | os.PathLike],
   table: str | os.PathLike = "",
+  classes: Collection[str] = (),
+  log: Callable[[str], None] = tables.say,
 ) -> tuple[list[SlideEntry], list[SlideError]]:
   """Finds the slides a user named.
 
   Args:
-    spec: a file, folder, glob, or CSV, or several of them in a list (or in one
-      string, with commas between).
-    table: a CSV that describes slides named in `spec` (case, label, mpp, ...);
-      it selects nothing.
+    spec: a file, folder, glob, or table, or several of them in a list (or in
+      one string, with commas between).
+    table: describes slides named in `spec` (patient, label, mpp, ...); it
+      selects nothing.
+    classes: names of classes, which are labels even if they look like
+      "unknown".
+    log: is told what was made of tables.
 
   Returns:
     The slides, sorted by id, and what cannot be used, each with its reason.
@@ -146,7 +126,7 @@ def find_slides(
   Raises:
     ValueError: `spec` names nothing, or `table` is no table.
   """
-  finder = _Finder()
+  finder = _Finder(classes, log)
   if isinstance(spec, (str, os.PathLike)):
     whole = str(spec)
     # A comma may belong to a name; what exists as it stands is one name.
@@ -165,19 +145,43 @@ def find_slides(
   return finder.finish()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Note:
+  """What a row of a table says of a slide.
+
+  Attributes:
+    table: the table.
+    where: the row, for messages.
+    name: the slide's id, for messages.
+    asked: how the row names the file, or else the slide.
+    has_file: whether it names the file.
+    facts: fields of `SlideEntry` that are known.
+    problem: why the row cannot be used; '' if it can.
+  """
+
+  table: pathlib.Path
+  where: str
+  name: str
+  asked: str
+  has_file: bool
+  facts: dict[str, Any]
+  problem: str = ""
+
+
 class _Finder:
   """Collects files and what tables say of them; see `find_slides`."""
 
-  def __init__(self):
+  def __init__(self, classes: Collection[str], log: Callable[[str], None]):
+    self.classes, self.log = classes, log
     self.files: dict[str, pathlib.Path] = {}  # real path -> path as named
-    self.rows: dict[str, dict] = {}  # real path, or id -> row of a table
+    self.places: dict[pathlib.Path, str] = {}  # path below what was named
+    self.notes = collections.defaultdict(list)  # real path -> rows of tables
+    self.waiting: list[tuple[_Note, pathlib.Path | None]] = []
     self.errors: list[SlideError] = []
     self.described: set[pathlib.Path] = set()  # tables that were found
 
-  def error(self, slide, error: str, message: str) -> None:
-    self.errors.append(
-      SlideError(message, stage="find", error=error, slide=str(slide))
-    )
+  def error(self, slide, code: str, message: str) -> None:
+    self.errors.append(SlideError(message, "find", code, str(slide)))
 
   # What the user named.
 
@@ -185,7 +189,7 @@ class _Finder:
     path = pathlib.Path(part).expanduser()
     if path.is_dir():
       self.add_folder(path)
-    elif path.suffix.lower() == ".csv":
+    elif path.suffix.lower() in (".csv", ".tsv", ".txt"):
       if path.is_file():
         self.select(path)
       else:
@@ -197,17 +201,27 @@ class _Finder:
       found = sorted(glob.glob(str(path), recursive=True))
       if not found:
         self.error(part, "no_match", f"no file matches {part}")
-      for name in found:
-        if os.path.isdir(name):
-          self.add_folder(pathlib.Path(name))
-        elif name.lower().endswith(SLIDE_EXTENSIONS):
-          self.add_file(pathlib.Path(name))
-          self.describe_near(pathlib.Path(name).parent)
+      for one in map(pathlib.Path, found):
+        if one.is_dir():
+          self.add_folder(one)
+        elif self.is_slide(one):
+          self.add_file(one)
+          self.describe_near(one.parent)
     else:
       self.error(part, "missing_file", f"no such file or folder: {part}")
 
-  def add_file(self, path: pathlib.Path) -> None:
-    self.files.setdefault(os.path.realpath(path), path)
+  def add_file(self, path: pathlib.Path, root: pathlib.Path | None = None):
+    path = self.files.setdefault(os.path.realpath(path), path)
+    self.places.setdefault(path, os.path.relpath(path, root or path.parent))
+
+  def is_slide(self, path: pathlib.Path) -> bool:
+    """Whether a file that nobody named is a slide; one in vain is an error."""
+    if path.name.lower().endswith(_UNREADABLE):
+      text = f"{path}: {path.suffix} is not read: export it as TIFF or DICOM"
+      self.error(names.stem(path), "unsupported_format", text)
+    return path.name.lower().endswith(
+      names.SLIDE_EXTENSIONS
+    ) or dicom_series.is_dicom(path)
 
   def add_folder(self, folder: pathlib.Path) -> None:
     def unreadable(error: OSError) -> None:
@@ -218,15 +232,12 @@ class _Finder:
       )
 
     before = len(self.files) + len(self.errors)
-    for place, folders, names in os.walk(folder, onerror=unreadable):
+    for place, folders, inside in os.walk(folder, onerror=unreadable):
       folders[:] = sorted(name for name in folders if name[0] != ".")
-      found = [
-        name
-        for name in sorted(names)
-        if name.lower().endswith(SLIDE_EXTENSIONS) and name[0] != "."
-      ]
-      for name in found:
-        self.add_file(pathlib.Path(place, name))
+      paths = [pathlib.Path(place, n) for n in sorted(inside) if n[0] != "."]
+      found = [path for path in paths if self.is_slide(path)]
+      for path in found:
+        self.add_file(path, folder)
       if found or place == str(folder):
         self.describe_near(pathlib.Path(place), folder)
     if len(self.files) + len(self.errors) == before:
@@ -236,19 +247,34 @@ class _Finder:
 
   def select(self, table: pathlib.Path) -> None:
     """Takes every slide of a table, and what it says of them."""
-    for number, row in self.read_table(table):
-      path = self.locate(table, row)
-      name = row["slide_id"] or row["filename"]
-      if path is None:
-        where = row["filename"] or f"{row['slide_id']}.*"
+    below: names.Files | None = None
+    for note in self.read_table(table):
+      name = note.asked
+      path = _beside(table, name)
+      # `m.mrxs` has its data in the folder `m`.
+      if not (path and path.is_file()) and not note.problem:
+        below = below or _files_below(table.parent)
+        try:
+          path = below.find(name) or path
+        except ValueError as error:
+          self.error(note.name, "ambiguous_name", f"{note.where}: {error}")
+          continue
+      if path is None and not note.problem:
         self.error(
-          name,
+          note.name,
           "missing_file",
-          f"row {number} of {table}: no file {where} in {table.parent}",
+          f"{note.where}: no file {name} in {table.parent} or below",
         )
-        continue
-      self.add_file(path)
-      self.note(path, row)
+      elif path is not None and path.is_dir():
+        self.add_folder(path)
+        for inside in list(self.places):
+          if inside.is_relative_to(path):
+            self.notes[os.path.realpath(inside)].append(note)
+      elif path is not None:
+        self.add_file(path, table.parent)
+        self.notes[os.path.realpath(path)].append(note)
+      else:
+        self.error(note.name, "bad_row", note.problem)
 
   def describe_near(
     self, place: pathlib.Path, folder: pathlib.Path | None = None
@@ -258,113 +284,81 @@ class _Finder:
     for table in (place / "slides.csv", place.parent / "slides.csv"):
       if table.is_file() and table not in self.described:
         self.described.add(table)
-        self.describe(table, folder)
+        self.describe(table, folder, is_named=False)
 
   def describe(
-    self, table: pathlib.Path, folder: pathlib.Path | None = None
+    self,
+    table: pathlib.Path,
+    folder: pathlib.Path | None = None,
+    is_named: bool = True,
   ) -> None:
     """Takes what a table says of slides; those of `folder` have to exist."""
-    for number, row in self.read_table(table):
-      path = self.locate(table, row)
-      if path is not None:
-        self.note(path, row)
-        continue
-      self.rows.setdefault(row["slide_id"], row)
-      path = (table.parent / row["filename"]).absolute()
-      if row["filename"] and folder and path.is_relative_to(folder.absolute()):
-        self.error(
-          row["slide_id"] or row["filename"],
-          "missing_file",
-          f"row {number} of {table}: no such file {path}",
-        )
+    notes = self.read_table(table, is_named)
+    self.waiting += [(note, folder) for note in notes]
 
-  def note(self, path: pathlib.Path, row: dict) -> None:
-    self.rows.setdefault(os.path.realpath(path), row)
-
-  def read_table(self, table: pathlib.Path) -> list[tuple[int, dict]]:
-    """Reads a table under our names; rows that cannot be read are errors."""
+  def read_table(
+    self, path: pathlib.Path, is_named: bool = True
+  ) -> list[_Note]:
+    """Reads a table; rows without a slide are errors."""
     try:
-      with open(table, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        heading = [name.strip() for name in reader.fieldnames or ()]
-        reader.fieldnames = heading
-        lines = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-      self.error(table, "unreadable_table", f"cannot read {table}: {error}")
+      table = tables.read(path, self.classes, self.log)
+      if table.is_ours and not is_named:
+        self.log(f"{path} was written by a run: it describes no slides")
+        return []
+      found = table.columns(_COLUMNS)
+    except ValueError as error:
+      self.error(path, "unreadable_table", str(error))
       return []
-    found = {}
-    for ours, names in ALIASES.items():
-      for name in names:
-        hits = [column for column in heading if column.lower() == name]
-        if hits:
-          found[ours] = hits[0]
-          break
-    if "slide_id" not in found and "filename" not in found:
+    if not (found["slide_id"] or found["file"]):
+      expected = [*tables.ALIASES["slide_id"], *tables.ALIASES["file"]]
       self.error(
-        table,
+        path,
         "unreadable_table",
-        f"{table} has the columns {heading}: expected one of "
-        f"{[*ALIASES['slide_id'], *ALIASES['filename']]}",
+        f"{path} has the columns {list(table.heading)}: expected one of "
+        f"{expected}",
       )
       return []
-    rows = []
-    for number, line in enumerate(lines, 2):
-      row = {
-        key: (line.get(found.get(key, "")) or "").strip() for key in ALIASES
-      }
-      row["table"], row["number"] = table, number
-      try:
-        skipped = float(line.get("process") or 1) == 0  # CLAM's process lists
-        row["mpp"] = float(row["mpp"]) if row["mpp"] else None
-        row["tissue"] = _tissue_columns(line)
-        if row["mpp"] is not None and not math.isfinite(row["mpp"]):
-          row["mpp"] = None  # pandas writes an empty cell as nan
-      except ValueError as error:
-        self.error(
-          row["slide_id"] or row["filename"],
-          "bad_row",
-          f"row {number} of {table}: {error}",
-        )
-        continue
-      if not (row["slide_id"] or row["filename"]):
-        self.error(table, "bad_row", f"row {number} of {table} names no slide")
-      elif not skipped:
-        rows.append((number, row))
-    return rows
-
-  def locate(self, table: pathlib.Path, row: dict) -> pathlib.Path | None:
-    """Returns the file of a row, None where there is none."""
-    if row["filename"]:
-      path = table.parent / pathlib.Path(row["filename"]).expanduser()
-      return path if path.is_file() else None
-    # CLAM's tables give the id alone, with or without the extension.
-    for suffix in ("", *SLIDE_EXTENSIONS, ".ome.tif", ".ome.tiff"):
-      path = table.parent / (row["slide_id"] + suffix)
-      if path.is_file():
-        return path
-    return None
+    if table.is_ours:  # what was measured is no description
+      found |= {"mpp": "", "mask": ""}
+    tables.describe(table, found, self.log, _tissue_columns(table.heading))
+    for name, problem in table.bad:
+      self.error(name, "bad_row", problem)
+    notes = []
+    for row in table.rows:
+      note = _note(table, found, row)
+      if not note.name:
+        self.error(path, "bad_row", f"{row.where} names no slide")
+      elif values.number(row.cells.get(found["process"], "")) != 0:
+        notes.append(note)
+    return notes
 
   # From files to slides.
 
   def finish(self) -> tuple[list[SlideEntry], list[SlideError]]:
+    self.match_waiting()
     plain, dicom = [], []
     for path in self.files.values():
-      is_dicom = path.suffix.lower() in DICOM_EXTENSIONS
+      kind = path.suffix.lower()
+      is_dicom = kind in names.DICOM_EXTENSIONS or (
+        kind not in names.SLIDE_EXTENSIONS and dicom_series.is_dicom(path)
+      )
       (dicom if is_dicom else plain).append(path)
-    entries = {}
-    candidates = [(path, slide_id_of(path), "", [path]) for path in plain]
+    candidates = [(path, names.stem(path), "", [path]) for path in plain]
     series, errors = dicom_series.group(dicom)
     self.errors += errors
     candidates += [
       (one.path, one.slide_id, one.patient_id, one.members) for one in series
     ]
+    entries: dict[str, SlideEntry] = {}
     for path, slide_id, patient, members in candidates:
       reason = _not_a_slide(path)
       if reason:
         self.error(slide_id, *reason)
         continue
-      row = self.row_of(slide_id, members)
-      slide_id = _row_id(row) or slide_id
+      facts = self.facts_of(slide_id, members)
+      if facts is None:
+        continue
+      slide_id = facts.get("slide_id", slide_id)
       if slide_id in entries:
         self.error(
           slide_id,
@@ -373,57 +367,150 @@ class _Finder:
           f"used, {path} is not; give ids in a CSV",
         )
         continue
-      entries[slide_id] = self.entry(slide_id, path, patient, row)
+      other = patient or patient_id_of(slide_id)
+      entry = {"slide_id": slide_id, "patient_id": other, **facts}
+      entries[slide_id] = SlideEntry(path=str(path), **entry)
     slides = sorted(entries.values(), key=lambda entry: entry.slide_id)
+    warn_of_patients({s.slide_id: s.patient_id for s in slides}, self.log)
     return slides, self.errors
 
-  def row_of(self, slide_id: str, members: list[pathlib.Path]) -> dict:
-    for path in members:
-      row = self.rows.get(os.path.realpath(path))
-      if row:
-        return row
-    return self.rows.get(slide_id, {})
+  def match_waiting(self) -> None:
+    """Finds the files of rows that describe."""
+    index = names.Files(self.places)
+    lost = collections.Counter()
+    for note, folder in self.waiting:
+      name = note.asked
+      path = _beside(note.table, name)
+      try:
+        path = path if path and path.is_file() else index.find(name)
+      except ValueError:
+        path = None  # two slides of one id: one is an error
+      if path is not None:
+        self.notes[os.path.realpath(path)].append(note)
+        continue
+      # A DICOM slide has the name of its folder.
+      self.notes[names.folded(names.stem(note.name))].append(note)
+      path = (note.table.parent / note.asked).absolute()
+      if note.has_file and folder and path.is_relative_to(folder.absolute()):
+        text = f"{note.where}: no such file {path}"
+        self.error(note.name, "missing_file", text)
+      elif not folder:
+        lost[note.table] += 1
+    for table, count in lost.items():
+      self.log(f"{table}: {count} rows are of slides that were not named")
 
-  def entry(
-    self, slide_id: str, path: pathlib.Path, patient: str, row: dict
-  ) -> SlideEntry:
-    mask = row.get("mask") or None
-    if mask:
-      mask = str(row["table"].parent / pathlib.Path(mask).expanduser())
-    return SlideEntry(
-      slide_id=slide_id,
-      path=str(path),
-      patient_id=row.get("patient_id") or patient or patient_id_of(slide_id),
-      label=row.get("label") or None,
-      mpp=row.get("mpp"),
-      tissue=row.get("tissue", {}),
-      mask_path=mask,
-      split=row.get("split") or None,
+  def facts_of(
+    self, slide_id: str, members: Sequence[pathlib.Path]
+  ) -> dict[str, Any] | None:
+    """What the tables say of a slide; None if they contradict themselves."""
+    keys = [os.path.realpath(path) for path in members]
+    keys += [names.folded(slide_id)]
+    notes = next((self.notes[k] for k in keys if k in self.notes), [])
+    # Of several tables the first counts.
+    notes = [note for note in notes if note.table == notes[0].table]
+    wrong = [note for note in notes if note.problem]
+    if wrong:
+      for note in wrong:
+        self.error(note.name, "bad_row", note.problem)
+      return None
+    facts: dict[str, Any] = {}
+    for note in notes:
+      facts = {**note.facts, **facts}
+    clash = sorted(
+      {
+        key
+        for note in notes
+        for key, value in note.facts.items()
+        if names.folded(str(value)) != names.folded(str(facts[key]))
+      }
     )
+    if not clash:
+      return facts
+    where = " and ".join(note.where for note in notes)
+    for name in dict.fromkeys(note.name for note in notes):
+      self.error(
+        name,
+        "contradicting_rows",
+        f"{where} name one file, {members[0]}, and differ in {clash}: the "
+        "slide is left out; leave one of the rows",
+      )
+    return None
 
 
-def _row_id(row: dict) -> str:
-  """Returns a row's slide id less the extension some tables leave on it."""
-  slide_id = row.get("slide_id", "")
-  known = slide_id.lower().endswith(SLIDE_EXTENSIONS)
-  return slide_id_of(slide_id) if known else slide_id
+def _beside(table: pathlib.Path, name: str) -> pathlib.Path | None:
+  """What a table means by a name if it lies exactly there."""
+  exact = table.parent / os.path.expanduser(name)
+  for path in (exact, table.parent.joinpath(*names.folders_of(name))):
+    if os.path.exists(path):
+      return path
+  return None
 
 
-def _tissue_columns(line: dict[str, str]) -> dict[str, str | float]:
-  """Reads the `tissue_<parameter>` columns of a row; empty cells say none."""
+def _files_below(folder: pathlib.Path) -> names.Files:
   found = {}
-  for column, value in line.items():
-    if not column or not column.lower().startswith("tissue_"):
+  for place, folders, inside in os.walk(folder):
+    folders[:] = sorted(name for name in folders if name[0] != ".")
+    for path in (pathlib.Path(place, name) for name in inside):
+      is_slide = path.name.lower().endswith(names.SLIDE_EXTENSIONS)
+      if path.name[0] != "." and (is_slide or dicom_series.is_dicom(path)):
+        found[path] = os.path.relpath(path, folder)
+  return names.Files(found)
+
+
+def _note(table: tables.Table, found: dict[str, str], row: tables.Row) -> _Note:
+  """What a row says."""
+  cell = {key: row.cells.get(column, "") for key, column in found.items()}
+  facts: dict[str, Any] = {}
+  problem = ""
+  if cell["slide_id"]:
+    facts["slide_id"] = names.stem(cell["slide_id"])
+  for key in ("patient_id", "split"):
+    if cell[key]:
+      facts[key] = cell[key]
+  if cell["label"]:
+    facts["label"] = values.class_name(cell["label"])
+  if cell["mask"]:
+    mask = _beside(table.path, cell["mask"])
+    facts["mask_path"] = str(mask or table.path.parent / cell["mask"])
+  try:
+    mpp = table.number(row, found["mpp"])
+    facts |= {} if mpp is None else {"mpp": mpp}
+    tissue_facts = _tissue(table, row)
+    facts |= {"tissue": tissue_facts} if tissue_facts else {}
+  except ValueError as error:
+    problem = str(error)
+    if row.where not in problem:
+      problem = f"{row.where}: {problem}"
+  name = names.stem(cell["slide_id"] or cell["file"])
+  asked = cell["file"] or cell["slide_id"]
+  return _Note(
+    table.path, row.where, name, asked, bool(cell["file"]), facts, problem
+  )
+
+
+def _tissue_columns(heading: Iterable[str]) -> dict[str, str]:
+  """The columns `tissue_<parameter>`, by parameter."""
+  plain = {re.sub(r"[\s-]+", "_", name.lower()): name for name in heading}
+  return {
+    name.removeprefix("tissue_"): column
+    for name, column in plain.items()
+    if name.startswith("tissue_") and name != "tissue_mm2"
+  }
+
+
+def _tissue(table: tables.Table, row: tables.Row) -> dict[str, str | float]:
+  """The parameters of tissue in a row; empty cells say none."""
+  found: dict[str, str | float] = {}
+  for name, column in _tissue_columns(table.heading).items():
+    if not row.cells[column]:
       continue
-    if not (value or "").strip():
-      continue
-    name = column.lower().removeprefix("tissue_")
     if name != "method" and name not in tissue.PARAMETERS:
       raise ValueError(
         f"column {column}: no such tissue parameter; choose "
         f"{['method', *sorted(tissue.PARAMETERS)]}"
       )
-    found[name] = value.strip() if name == "method" else float(value)
+    is_name = name == "method"
+    found[name] = row.cells[column] if is_name else table.number(row, column)
   if found.get("method", "guarded") not in tissue.METHODS:
     raise ValueError(
       f"tissue_method={found['method']!r}: choose {sorted(tissue.METHODS)}"
@@ -440,10 +527,53 @@ def _not_a_slide(path: pathlib.Path) -> tuple[str, str] | None:
     return "unreadable", f"cannot read {path}: {error.strerror}"
   if not start:
     return "empty_file", f"the file is empty: {path}"
-  is_tiff = path.suffix.lower() in TIFF_EXTENSIONS
+  is_tiff = path.suffix.lower() in names.TIFF_EXTENSIONS
   if is_tiff and start not in _TIFF_STARTS:
     return (
       "not_an_image",
       f"{path} is named like a slide but is no TIFF (it starts with {start!r})",
     )
   return None
+
+
+def usable_names(
+  entries: Sequence[SlideEntry],
+) -> tuple[list[SlideEntry], list[SlideError]]:
+  """Sets slides aside whose id cannot be the name of a file or folder."""
+  good, bad = [], []
+  for entry in entries:
+    name = entry.slide_id
+    if "/" in name or name[:1] == "." or atomic.TEMPORARY in name:
+      message = (
+        f"the slide id {name!r} cannot name a file or folder (no '/', "
+        f"no leading '.', no {atomic.TEMPORARY!r}): give another in a CSV"
+      )
+      bad.append(SlideError(message, "find", "bad_slide_id", name))
+    else:
+      good.append(entry)
+  return good, bad
+
+
+def content(entry: SlideEntry) -> dict[str, Any]:
+  """Returns everything of a slide that shapes what is made from it.
+
+  Where its file lies, its label and its split do not.
+
+  Raises:
+    SlideError: the slide or its mask file cannot be read.
+  """
+  own = dataclasses.asdict(entry)
+  for key in ("path", "split", "label"):
+    del own[key]
+  try:
+    own["file"] = done.file_digest(entry.path)
+    if entry.mask_path:
+      own["mask_path"] = done.file_digest(entry.mask_path)
+  except OSError as error:
+    raise SlideError(
+      f"cannot read {error.filename}: {error.strerror}",
+      stage="open",
+      error="unreadable",
+      slide=entry.slide_id,
+    ) from error
+  return own

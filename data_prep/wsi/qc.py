@@ -6,9 +6,11 @@ import os
 import cv2
 import matplotlib
 import numpy as np
+import simplejpeg
 from jaxtyping import Bool, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+THUMBNAIL_PX = 1024  # longest side of the pictures of slides
 _OUTLINE = (0, 150, 60)
 _CENTRE = (255, 200, 0)
 _INK = (20, 20, 20)
@@ -151,3 +153,21 @@ def _caption(
   text_line(draw, (size, 2.3 * size), facts, size, left - 2 * size)
   text_line(draw, (size, 0.6 * size), title, size, width - 2 * size)
   return np.asarray(image)
+
+
+def shrink(
+  picture: UInt8[np.ndarray, "h w 3"], longest_px: int
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+  """Shrinks a picture until its longest side fits."""
+  factor = longest_px / max(picture.shape[:2])
+  if factor >= 1:
+    return picture
+  size = tuple(max(1, round(side * factor)) for side in picture.shape[1::-1])
+  return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+
+
+def jpeg(picture: UInt8[np.ndarray, "h w 3"]) -> bytes:
+  """Encodes a picture for people."""
+  return simplejpeg.encode_jpeg(
+    np.ascontiguousarray(picture), quality=85, colorsubsampling="420"
+  )

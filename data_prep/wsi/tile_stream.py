@@ -20,12 +20,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-import simplejpeg
 
+from data_prep import shards
 from data_prep.files import atomic
 from data_prep.files.errors import SlideError, as_slide_error
-from data_prep.sequences import slide_job
-from data_prep.wsi import qc, tiles, tissue
+from data_prep.wsi import find, qc, tiles, tissue
 from data_prep.wsi.find import SlideEntry
 from data_prep.wsi.slides import Slide
 
@@ -126,9 +125,11 @@ def slide_hash(
   Raises:
     SlideError: the slide or its mask cannot be read.
   """
-  own = dataclasses.replace(entry, patient_id="")
+  own = find.content(dataclasses.replace(entry, patient_id=""))
+  # `targets` was always empty; it stays, so that features made with it stay.
   shaping = {**dataclasses.asdict(settings), "encoder": dict(encoder)}
-  return slide_job.config_hash(own, shaping, ())
+  shaping["slide"] = {**own, "targets": []}
+  return shards.fingerprint(shaping)
 
 
 def events(
@@ -307,12 +308,7 @@ def _draw(
     mpp_origin=slide.mpp_origin,
     title=f"{slide_id} · {len(grid):,} tiles of {tile_um:g} µm",
   )
-  factor = max(1.0, max(thumbnail.shape[:2]) / slide_job.THUMBNAIL_PX)
-  size = [max(1, round(v / factor)) for v in thumbnail.shape[1::-1]]
-  small = cv2.resize(thumbnail, size, interpolation=cv2.INTER_AREA)
+  small = qc.shrink(thumbnail, qc.THUMBNAIL_PX)
   for folder, image in (("qc", picture), ("thumbnails", small)):
     (out / folder).mkdir(parents=True, exist_ok=True)
-    jpeg = simplejpeg.encode_jpeg(
-      np.ascontiguousarray(image), quality=85, colorsubsampling="420"
-    )
-    atomic.write_atomic(out / folder / f"{slide_id}.jpg", jpeg)
+    atomic.write_atomic(out / folder / f"{slide_id}.jpg", qc.jpeg(image))

@@ -108,7 +108,6 @@ ROWS = "slide_id,case_id,label,split\na,p,0,train\nb,p,1,train\nc,q,1,test\n"
 @pytest.mark.parametrize(
   "text, change, words",
   [
-    (ROWS + "b,p,1,train\n", {}, "slide 'b' is in rows 3 and 5"),
     (
       ROWS.replace("b,p,1,train", "b,p,1,test"),
       {},
@@ -128,13 +127,16 @@ ROWS = "slide_id,case_id,label,split\na,p,0,train\nb,p,1,train\nc,q,1,test\n"
       {"target_type": "survival", "label": "label,label"},
       "times must be above",
     ),
-    (ROWS.replace("q,1", "q,x"), {"target_type": "regression"}, "'c' has 'x'"),
+    (
+      ROWS.replace("q,1", "q,x"),
+      {"target_type": "regression"},
+      "'c', column label is 'x'",
+    ),
     (
       ROWS.replace("q,1", "q,7"),
       {"target_type": "multilabel"},
       "label = 7: must be 0",
     ),
-    (ROWS + ",p,1,train\n", {}, "row 5 .* names no slide"),
     ("slide_id,label\na,\n", {"split_column": ""}, "no slide with a label"),
   ],
 )
@@ -148,12 +150,77 @@ def test_bad_tables(tmp_path, text, change, words):
     cohort.read(table(tmp_path, text), **{**arguments, **change})
 
 
+def test_rows_that_cannot_be_used_are_errors(tmp_path):
+  rows = ROWS + "B.svs,p,1.0,train\nd,r,0,test\nd,r,1,test\n,p,1,train\n"
+  found = cohort.read(
+    table(tmp_path, rows + "e,q,1,test,x\n"), "label", "binary"
+  )
+  assert found.ids == ["a", "b", "c"] and found.classes == ("0", "1")
+  errors = {(e.slide, e.error): e.message for e in found.errors}
+  assert list(errors) == [
+    ("e", "bad_row"),
+    ("d", "contradicting_rows"),
+    ("row 8 of table.csv", "bad_row"),
+  ]
+  assert "row 6 of table.csv and row 7" in errors["d", "contradicting_rows"]
+  # The slide is known, so that its features are no surprise.
+  assert "d" in found.unlabelled
+
+
+@pytest.mark.parametrize(
+  "word", ["NA", "nan", "None", "n/a", "NULL", "-", "", "#N/A"]
+)
+def test_unknown_words_are_no_labels(tmp_path, word):
+  rows = f"slide,Patient ID,label\na,{word},{word}\nb,{word},1\nc,q,0\n"
+  found = cohort.read(table(tmp_path, rows), "label", "binary")
+  assert found.ids == ["b", "c"] and found.unlabelled == ("a",)
+  assert found.patients.tolist() == ["b", "q"] and found.classes == ("0", "1")
+
+
+def test_one_and_one_point_zero_are_one_class(tmp_path):
+  rows = "slide_id,label\na,1\nb,1.0\nc,0.0\nd,0\n"
+  found = cohort.read(table(tmp_path, rows), "label", "binary")
+  assert found.classes == ("0", "1")
+  assert found.labels[:, 0].tolist() == [1, 1, 0, 0]
+  found = cohort.read(table(tmp_path, rows), "label", "binary", ("1.0", "0.0"))
+  assert found.classes == ("1", "0")
+
+
+@pytest.mark.parametrize(
+  "heading", ["PatientID", "Patient ID", "patient", "PATIENT", "case-id"]
+)
+def test_patients_by_any_name(tmp_path, capsys, heading):
+  rows = f"slide_id,{heading},label\na,p,1\nb,p,0\n"
+  found = cohort.read(table(tmp_path, rows), "label", "binary")
+  assert found.patients.tolist() == ["p", "p"]
+  assert f"patient_id is {heading!r}" in capsys.readouterr().err
+  rows = rows.replace(heading, "zip")
+  cohort.read(table(tmp_path, rows), "label", "binary")
+  said = capsys.readouterr().err
+  assert "no column of patients" in said and "each counts as a patient" in said
+
+
 def test_no_table():
-  with pytest.raises(ValueError, match="data.table = 'nowhere.csv': there is"):
+  with pytest.raises(ValueError, match="data.table = 'nowhere.csv'"):
     cohort.read("nowhere.csv", "label", "binary")
 
 
 # Feature folders.
+
+
+@pytest.mark.parametrize(
+  ("file", "slide"),
+  [
+    ("S1.svs", "S1"),  # features `S1.svs.h5`
+    ("S1", "S1.svs.h5"),
+    ("S1.svs", "s1.svs"),
+    ("M\u00fcller", "Mu\u0308ller"),
+  ],
+)
+def test_spellings_of_one_slide(tmp_path, file, slide):
+  put(tmp_path / "f", file, 3)
+  bags = Bags(str(tmp_path / "f"), [slide])
+  assert bags.tiles == {slide: 3}
 
 
 def test_failures_are_kept_and_explained(tmp_path):

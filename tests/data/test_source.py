@@ -1,11 +1,14 @@
 import json
+import pathlib
 import pickle
 
 import numpy as np
 import pytest
 
 from data_prep import records
+from data_prep.targets import Target, TargetTable
 from tests import small_run
+from tests.data_prep import tiny_shards
 from wsiseq_jax.data import source as sources
 
 
@@ -40,6 +43,38 @@ def test_spec(folder):
   assert sources.split_names(folder) == ("train", "val")
 
 
+def test_labels_are_joined_when_read(tmp_path):
+  folder = tiny_shards.write(tmp_path, {"a": "train", "b": "train"})
+  assert sources.read_spec(folder).target_classes == {"label": ("a", "b")}
+  train = sources.RecordSource(folder, "train")
+  assert [train.record(i).targets.tolist() for i in (0, 4)] == [[0.0], [1.0]]
+  table = TargetTable((Target("grade"),), {"a": (float("nan"),), "b": (2.5,)})
+  (folder / "targets.json").write_text(table.to_json())
+  again = sources.RecordSource(folder, "train")
+  assert again.spec.target_names == ("grade",)
+  assert not again.spec.target_classes
+  assert np.isnan(again.record(0).targets)
+  assert again.record(4).targets.tolist() == [2.5]
+  # The records are the same: what was made from their pixels stays valid.
+  assert again.identity == train.identity
+  (folder / "targets.json").write_text('{"targets": [], "rows": {}}')
+  with pytest.raises(ValueError, match="targets.json has no row.*'a/x"):
+    sources.RecordSource(folder, "train").record(0)
+
+
+def test_shards_with_labels_inside_are_read():
+  """Written before labels had a file of their own; labels 0 and 1."""
+  folder = pathlib.Path(__file__).parents[1] / "golden" / "old_shards"
+  spec = sources.read_spec(folder)
+  assert spec.target_names == ("label",)
+  assert spec.target_classes == {"label": ("a", "b")}
+  for split, slide, label in (("train", "a", 0.0), ("val", "b", 1.0)):
+    record = sources.RecordSource(folder, split).record(0)
+    assert (record.slide_id, record.targets.tolist()) == (slide, [label])
+    want = tiny_shards.strip_record(slide, 0)
+    assert record.panels == want.panels
+
+
 def test_survives_pickling(folder):
   train = pickle.loads(pickle.dumps(sources.RecordSource(folder, "train")))
   assert train.record(0).slide_id == "slide_a"
@@ -67,5 +102,5 @@ def test_unknown_schema_is_refused(tmp_path, key, value):
   metadata = json.loads(path.read_text())
   metadata[key] = value
   path.write_text(json.dumps(metadata))
-  with pytest.raises(ValueError, match="this code reads version 2"):
+  with pytest.raises(ValueError, match="this code reads version 2, 3"):
     sources.RecordSource(tmp_path, "train")

@@ -9,7 +9,7 @@ from tests.data_prep import tiny_shards
 
 
 def test_example_and_back():
-  record = tiny_shards.strip_record("s", 3, target=1.0)
+  record = tiny_shards.strip_record("s", 3)
   again = records.from_example(records.to_example(record))
   for field in dataclasses.fields(record):
     before, after = getattr(record, field.name), getattr(again, field.name)

@@ -9,6 +9,7 @@ import pytest
 
 from data_prep import records, shards
 from data_prep.files import atomic
+from data_prep.targets import Target, TargetTable
 from tests.data_prep import tiny_shards
 
 READER = """
@@ -64,6 +65,7 @@ def test_same_bytes_every_time_and_no_path_inside(tmp_path):
     "dataset_info.json",
     "features.json",
     "metadata.json",
+    "targets.json",
     "wsiseq-test.array_record-00000-of-00001",
     "wsiseq-train.array_record-00000-of-00001",
   ]
@@ -88,18 +90,29 @@ def test_assemble_again_writes_nothing_and_grows_when_told(tmp_path):
   info = json.loads((folder / "dataset_info.json").read_text())
   num_bytes = int(info["splits"][0]["numBytes"])
   part = shards.Part(path, "a", "train", 4, num_bytes)
-  again = shards.assemble(folder, [part], tiny_shards.LAYOUT, metadata)
-  assert not again
-  assert before == {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
   more = [part, shards.Part(path, "b", "train", 4, num_bytes)]
-  assert shards.assemble(folder, more, tiny_shards.LAYOUT, metadata)
+
+  def again(parts, label=0.0):
+    table = TargetTable((Target("label", ("a", "b")),), {"a": (label,)})
+    layout = tiny_shards.LAYOUT
+    return shards.assemble(folder, parts, layout, metadata, table)
+
+  assert not again([part])
+  assert before == {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
+  # A corrected label writes one small file.
+  assert again([part], label=1.0)
+  after = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
+  assert {n for n in after if after[n] != before[n]} == {"targets.json"}
+  assert again(more)
   assert (folder / "wsiseq-train.array_record-00001-of-00002").exists()
   assert not (folder / "wsiseq-train.array_record-00000-of-00001").exists()
 
 
 def test_nothing_to_assemble_is_said(tmp_path):
   with pytest.raises(ValueError, match="no slide gave a sequence"):
-    shards.assemble(tmp_path / "shards", [], tiny_shards.LAYOUT, {})
+    shards.assemble(
+      tmp_path / "shards", [], tiny_shards.LAYOUT, {}, TargetTable((), {})
+    )
 
 
 def test_a_failing_slide_leaves_no_file(tmp_path):
@@ -114,7 +127,7 @@ def test_a_failing_slide_leaves_no_file(tmp_path):
 
 
 def test_a_record_of_another_shape_is_refused(tmp_path):
-  layout = shards.Layout(frames=8, panels=1, panel_px=(32, 64), targets=1)
+  layout = shards.Layout(frames=8, panels=1, panel_px=(32, 64))
   with pytest.raises(ValueError, match="sequence 's/.*frames=9.*frames=8"):
     shards.write_part(
       tmp_path / "x", iter([tiny_shards.strip_record("s", 0)]), layout
@@ -148,8 +161,8 @@ def test_parsed_example_is_a_record(tmp_path):
   spec = shards.features(tiny_shards.LAYOUT).get_serialized_info()
   parser = example_parser.ExampleParserNp(spec)
   record = records.from_example(parser.parse_example(reader.read([2])[0]))
-  want = tiny_shards.strip_record("a", 2, target=0.0)
+  want = tiny_shards.strip_record("a", 2)
   assert record.panels == want.panels
   assert record.sequence_id == want.sequence_id
-  assert record.targets.tolist() == [0.0]
+  assert not len(record.targets)
   np.testing.assert_array_equal(record.frame_level0_xy, want.frame_level0_xy)

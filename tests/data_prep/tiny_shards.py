@@ -6,16 +6,15 @@ import numpy as np
 import simplejpeg
 
 from data_prep import records, shards
+from data_prep.targets import Target, TargetTable
 
 WINDOW_PX, STEP_PX, FRAMES = 32, 4, 9
 STRIP_PX = WINDOW_PX + (FRAMES - 1) * STEP_PX
-LAYOUT = shards.Layout(
-  frames=FRAMES, panels=1, panel_px=(WINDOW_PX, STRIP_PX), targets=1
-)
+LAYOUT = shards.Layout(frames=FRAMES, panels=1, panel_px=(WINDOW_PX, STRIP_PX))
 
 
 def strip_record(
-  slide_id: str, index: int, patient_id: str = "", target: float = np.nan
+  slide_id: str, index: int, patient_id: str = ""
 ) -> records.SequenceRecord:
   """Returns one drift sequence of smooth noise, a function of its name."""
   seed = [index, *slide_id.encode()]
@@ -40,7 +39,6 @@ def strip_record(
     frame_mask=np.ones(FRAMES, np.float32),
     mpp=0.5,
     heading_deg=0.0,
-    targets=np.array([target], np.float32),
   )
 
 
@@ -60,15 +58,12 @@ def write(
     The TFDS folder.
   """
   parts, slides = [], {}
-  for number, (slide_id, split) in enumerate(splits.items()):
+  for slide_id, split in splits.items():
     path = out / "parts" / slide_id / "sequences.array_record"
     path.parent.mkdir(parents=True, exist_ok=True)
     count, num_bytes = shards.write_part(
       path,
-      (
-        strip_record(slide_id, index, target=float(number % 2))
-        for index in range(sequences)
-      ),
+      (strip_record(slide_id, index) for index in range(sequences)),
       LAYOUT,
     )
     parts.append(shards.Part(path, slide_id, split, count, num_bytes))
@@ -91,10 +86,10 @@ def write(
     "frame_px": [WINDOW_PX, WINDOW_PX],
     "time_unit": "um",
     "mpp": 0.5,
-    "target_names": ["label"],
-    "target_classes": {"label": ["a", "b"]},
     "slides": slides,
     "config": config,
   }
-  shards.assemble(out / "shards", parts, LAYOUT, metadata)
+  rows = {slide_id: (float(n % 2),) for n, slide_id in enumerate(splits)}
+  table = TargetTable((Target("label", ("a", "b")),), rows)
+  shards.assemble(out / "shards", parts, LAYOUT, metadata, table)
   return out / "shards"

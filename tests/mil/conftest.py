@@ -16,4 +16,4 @@ def data(tmp_path_factory):
 def finished(tmp_path_factory, data):
   """A finished job, and the summary it returned."""
   config = make(tmp_path_factory.mktemp("run"), data=data)
-  return config, job.mil(config)
+  return config, job.run(config)

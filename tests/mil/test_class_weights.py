@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wsiseq_jax.mil import class_weights, job, trainer
+from wsiseq_jax.mil import class_weights, one_fold, trainer
 from wsiseq_jax.mil.cohort import Cohort
 
 LOG2, LOG3 = np.log(2.0), np.log(3.0)
@@ -78,7 +78,7 @@ def test_loss_of_several_classes_and_labels():
 def test_prior_of_failures():
   def prior(labels, head, names, weighting):
     cohort = Cohort((), labels, head, names)
-    return job.prior_of(cohort, labels, weighting).tolist()
+    return one_fold.prior_of(cohort, labels, weighting).tolist()
 
   labels = column(0, 0, 0, 1)
   assert prior(labels, "binary", ("a", "b"), "none") == [0.75, 0.25]

@@ -12,9 +12,8 @@ from data_prep.files import done
 from tests import small_run
 from tests.mil.small_job import folder_of, make, table
 from wsiseq_jax.maps.tile_map import TileMap
-from wsiseq_jax.mil import job, results, settings, synthetic
+from wsiseq_jax.mil import job, one_fold, results, settings, synthetic
 from wsiseq_jax.mil.trainer import BagTrainer
-from wsiseq_jax.models.mil import config as mil_config
 
 
 def test_scores_and_tables(finished):
@@ -116,7 +115,7 @@ def test_maps_are_the_predictions_taken_apart(finished):
   )  # fmt: skip
   assert one.attention.sum() == pytest.approx(1, abs=1e-5)
   assert one.probability.min() >= 0 and one.probability.max() <= 1
-  # Contributions of the additive model sum to the logit, in each of its models.
+  # Contributions of the model sum to the logit, in each of its models.
   tests = [
     results.load(folder / "models", run).predicted["test"]
     for run in results.find(folder / "models")
@@ -154,17 +153,17 @@ def test_only_what_is_missing_is_computed_and_nothing_changes(
     return plain(self, *args, **kwargs)
 
   monkeypatch.setattr(BagTrainer, "fit", counted)
-  job.mil(config)
+  job.run(config)
   assert calls == [0]
   assert before == {name: (folder / name).read_bytes() for name in names}
   assert mask.stat().st_mtime_ns == written
-  job.mil(config)
+  job.run(config)
   assert calls == [0]
 
 
 def test_what_a_model_depends_on(finished, data, tmp_path):
   def made_from(config, run=results.Run(0, 0, 0)):  # noqa: B008
-    return done.digest(job.inputs(job.prepare(config), run))
+    return done.digest(one_fold.inputs(job.prepare(config), run))
 
   old = made_from(finished[0])
   config = make(tmp_path, data=data)
@@ -192,7 +191,7 @@ def test_features_that_turn_out_unreadable_are_failures(data, tmp_path):
     seeds=(0,),
     optim={"epochs": 2},
   )
-  job.mil(config)
+  job.run(config)
   for _ in range(2):  # also where all models are done
     rows = table(tmp_path / "run" / "errors.csv")
     assert [r["slide_id"] for r in rows] == ["slide00", "slide05"]
@@ -202,7 +201,7 @@ def test_features_that_turn_out_unreadable_are_failures(data, tmp_path):
       "slide00",
       "slide05",
     }
-    assert job.mil(config)
+    assert job.run(config)
 
 
 def test_saved_models_come_back(finished):
@@ -215,7 +214,7 @@ def test_saved_models_come_back(finished):
   assert params["tile"]["embed"]["kernel"].shape == (synthetic.WIDTH, 32)
 
 
-HEADS = {
+TARGETS = {
   "multiclass": ("kind", "auroc", 0.6),
   "multilabel": ("mark,spot", "auroc", 0.4),
   "regression": ("amount", "r2", 0.3),
@@ -223,16 +222,16 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_other_heads(head, data, tmp_path):
-  label, metric, least = HEADS[head]
+@pytest.mark.parametrize("target_type", TARGETS)
+def test_other_target_types(target_type, data, tmp_path):
+  label, metric, least = TARGETS[target_type]
   # The smallest model compiles fastest.
-  preset = "smoke" if head == "multiclass" else "mean,smoke"
-  config = make(tmp_path, preset, data, target_type=head, seeds=(0,))
+  preset = "smoke" if target_type == "multiclass" else "mean,smoke"
+  config = make(tmp_path, preset, data, target_type=target_type, seeds=(0,))
   config.data.label = label
-  if head == "survival":
+  if target_type == "survival":
     config.data.batch_size = 5
-  summary = job.mil(config)
+  summary = job.run(config)
   of = {(r["of"], r["class"], r["metric"]): r for r in summary}
   assert of["model", "", metric]["mean"] > least
   rows = table(tmp_path / "predictions_slide.csv")
@@ -241,31 +240,31 @@ def test_other_heads(head, data, tmp_path):
   assert failed["status"] == "no_tissue"
   one = TileMap.load(tmp_path / "maps" / "slide07.npz")
   assert 0 <= one.probability.min() <= one.probability.max() <= 1
-  if head == "multiclass":
+  if target_type == "multiclass":
     assert ("model", "c", "auroc") in of
     p = [float(failed[f"p_{name}"]) for name in "abc"]
     assert sum(p) == pytest.approx(1, abs=1e-5) and max(p) < 0.8
     assert one.class_name == rows[7]["predicted"]
-  if head == "multilabel":
+  if target_type == "multilabel":
     assert of["model", "mark", "auroc"]["mean"] > 0.9
     assert rows[0]["label"] == "0;" and failed["threshold_mark"]
-  if head == "regression":
+  if target_type == "regression":
     assert of["model", "", "mae"]["mean"] < 1.5
     assert np.isnan(one.threshold) and one.class_name == "amount"
-  if head == "survival":
-    # Risks are in deviations of the validation slides; the prior is their mean.
+  if target_type == "survival":
+    # Risks are in std of the validation slides; the prior is their mean.
     assert float(failed["value"]) == 0
     assert rows[7]["label"].split(";")[1] == "1"
 
 
-@pytest.mark.parametrize("preset", mil_configs.PRESETS)
+@pytest.mark.parametrize("preset", mil_configs.presets())
 def test_presets_are_valid(preset):
   config = mil_configs.get_config(preset)
   config.workdir = "w"
   if not preset.endswith("smoke"):
     config.data.update({"features": "f", "table": "t"})
-  settings.validate(config)
-  assert settings.model_config(config, 16, 1).name == config.model.name
+  asked = settings.read(config)
+  assert asked.model_config(16, 2).name == config.model.name
 
 
 @pytest.mark.parametrize(
@@ -273,12 +272,12 @@ def test_presets_are_valid(preset):
   [
     ("optim", "lr", -1.0, "optim.lr = -1.0"),
     ("data", "unlisted", "skip", "'error', 'ignore'"),
-    ("folds", "k", 1, "folds.k = 1: must be a whole number, 2"),
+    ("folds", "k", 1, "folds.k = 1: must be a whole number, 2 or more"),
     ("folds", "val_share", 0.8, "folds.val_share"),
     ("data", "table", "", "data.table = ''"),
     ("data", "features", "", "data.features = ''"),
     ("predict", "models", "m", "is for config.job = 'mil_predict'"),
-    ("model", "name", "abmil", "'additive', 'gated'"),
+    ("model", "name", "abmil", "'gated', 'attention'"),
     ("optim", "class_weights", "rare", "'none', 'balanced'"),
   ],
 )
@@ -288,29 +287,33 @@ def test_bad_values_are_named(block, key, value, words):
   config.data.update({"features": "f", "table": "t"})
   config[block][key] = value
   with pytest.raises(ValueError, match=words):
-    settings.validate(config)
+    settings.read(config)
 
 
 def test_class_weights_want_classes():
   config = mil_configs.get_config("smoke")
   config.workdir, config.optim.class_weights = "w", "balanced"
-  settings.validate(config)
+  settings.read(config)
   config.target_type = "survival"
   with pytest.raises(ValueError, match="'balanced'.*'survival' has no classes"):
-    settings.validate(config)
+    settings.read(config)
 
 
-def test_presets_are_all_models():
-  assert mil_configs.MODELS == mil_config.MODELS
+def test_a_field_of_another_model_is_refused(data, tmp_path):
+  config = make(tmp_path, data=data)
+  with config.unlocked():
+    config.model.instance_tiles = 4
+  with pytest.raises(ValueError, match=r"'gated' has no such.*attention_width"):
+    job.run(config)
 
 
 def test_another_config_is_told_apart(tmp_path):
   config = small_run.small_config(tmp_path, "synthetic")
   with pytest.raises(ValueError, match="--config=configs/mil.py"):
-    settings.validate(config)
+    settings.read(config)
 
 
 def test_class_of_maps_must_exist(data, tmp_path):
   config = make(tmp_path, data=data, maps={"class_name": "tumor"})
   with pytest.raises(ValueError, match=r"'tumor': classes are \('normal', 'tu"):
-    job.mil(config)
+    job.run(config)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tests.mil.small_job import folder_of, make, table
+from wsiseq_jax.data import tile_features
 from wsiseq_jax.mil import predict, synthetic
 
 
@@ -31,7 +32,7 @@ def apply(workdir, models, data, label="label", **changes):
   config.data.label = label
   config.job = "mil_predict"
   config.predict.models = str(models)
-  return predict.mil_predict(config), config
+  return predict.run(config), config
 
 
 def test_models_on_other_slides(finished, others, tmp_path):
@@ -67,6 +68,32 @@ def test_models_on_other_slides(finished, others, tmp_path):
     (r["slide_id"], r["p_tumour"]) for r in rows if r["slide_id"] != "other04"
   ]
   assert {(r["label"], r["scored"]) for r in bare} == {("", "0")}
+
+
+def test_a_slide_is_read_once_for_all_models(
+  finished, others, tmp_path, monkeypatch
+):
+  calls, plain = [], tile_features.read
+
+  def read(path, *more):
+    calls.append(path.stem)
+    return plain(path, *more)
+
+  monkeypatch.setattr(tile_features, "read", read)
+  monkeypatch.setattr(predict, "_CHUNK", 4)
+  blocks = {"maps": {"write": False}}
+  apply(tmp_path, folder_of(finished), others, **blocks)
+  assert len(calls) == len(set(calls)) == 10  # one is empty, one is gone
+  names = ("predictions.csv", "summary.csv", "errors.csv")
+  before = {name: (tmp_path / name).read_bytes() for name in names}
+  # Killed after the first chunk and in the second: the others are done again.
+  calls.clear()
+  chunks = sorted((tmp_path / "chunks").glob("*.json"))
+  assert len(chunks) == 3
+  chunks[2].unlink()
+  apply(tmp_path, folder_of(finished), others, **blocks)
+  assert 0 < len(calls) <= 4
+  assert before == {name: (tmp_path / name).read_bytes() for name in names}
 
 
 def test_slides_that_were_trained_on_are_not_scored(finished, data, tmp_path):

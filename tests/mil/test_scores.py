@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from wsiseq_jax.mil import job, scores
+from wsiseq_jax.mil import one_fold, scores
 
 
 def test_youden():
@@ -19,9 +19,9 @@ def test_youden():
 
 def test_thresholds_of_one_class():
   labels, p = np.zeros((3, 1)), np.full((3, 2), 0.5)
-  found, is_chosen = job.thresholds("binary", labels, p)
+  found, is_chosen = one_fold.thresholds("binary", labels, p)
   assert found.tolist() == [0.5, 0.5] and not is_chosen
-  found, is_chosen = job.thresholds("multiclass", labels, p)
+  found, is_chosen = one_fold.thresholds("multiclass", labels, p)
   assert np.isnan(found).all() and is_chosen
 
 

@@ -14,13 +14,12 @@ from wsiseq_jax.mil.trainer import (
   check_model,
   local_mesh,
 )
-from wsiseq_jax.models.mil.config import MilConfig
+from wsiseq_jax.models import mil
 
-MODEL = MilConfig(
-  width=synthetic.WIDTH, hidden=8, attention_width=4, dropout=0.0
-)
+SMALL = {"width": synthetic.WIDTH, "hidden": 8, "dropout": 0.0}
+MODEL = mil.configure("gated", attention_width=4, **SMALL)
 # Compiles fastest.
-MEAN = dataclasses.replace(MODEL, name="mean")
+MEAN = mil.configure("mean", **SMALL)
 # Of eight devices one divides three bags.
 SETTINGS = BagFitSettings(
   lr=3e-2, warmup_epochs=0, epochs=30, patience=5, batch_size=3
@@ -79,12 +78,12 @@ def test_a_seed_says_all(data, trainer, fitted):
 
 def test_tiles_of_one_slide(data, trainer, fitted):
   bags, ids, _ = data
-  output = trainer.explain(fitted.params, bags, ids[0])
+  (output,) = trainer.explain([fitted.params], bags, bags.read(ids[0]))
   tiles = bags.tiles[ids[0]]
   assert output.attention.shape[0] == output.instance_logits.shape[0] == tiles
   assert output.attention.sum() == pytest.approx(1, abs=1e-5)
   logit = trainer.logits(fitted.params, bags, ids[:1])
-  # Contributions of an additive model are the logit.
+  # Contributions of a gated model are the logit.
   assert output.contribution.sum() == pytest.approx(logit[0, 0], abs=1e-4)
 
 
@@ -141,7 +140,7 @@ def test_several_devices_change_nothing(data):
 
 
 def test_what_does_not_go_together():
-  clam = dataclasses.replace(MODEL, name="clam_sb")
+  clam = mil.configure("clam_sb", **SMALL)
   with pytest.raises(ValueError, match="'clam_sb'.*'regression'.*auxiliary_we"):
     BagTrainer(clam, "regression", SETTINGS)
   check_model(dataclasses.replace(clam, auxiliary_weight=0.0), "survival")

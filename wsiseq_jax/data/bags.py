@@ -28,6 +28,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from data_prep.files import names as slide_names
 from wsiseq_jax import launch
 from wsiseq_jax.data import tile_features
 from wsiseq_jax.data.tile_features import TileFeatures
@@ -125,7 +126,11 @@ class Bags:
       self._files = tile_features.find(pathlib.Path(folder).expanduser())
     except ValueError as error:
       raise ValueError(f"config.data.features = {folder!r}: {error}") from error
-    self._check_names(ids, unlisted, known)
+    more = set(self._files)
+    self._files = slide_names.match(ids, self._files)
+    more -= {slide_names.stem(path) for path in self._files.values()}
+    more -= set(slide_names.match(more, dict.fromkeys(known)))
+    self._check_names(ids, unlisted, sorted(more), folder)
     self._tile_size = tile_size or None
     self._smallest = smallest_bucket
     self._room = int(cache_gb * 2**30)
@@ -165,15 +170,15 @@ class Bags:
       )
 
   def _check_names(
-    self, ids: Sequence[str], unlisted: str, known: Sequence[str]
+    self, ids: Sequence[str], unlisted: str, more: Sequence[str], folder: str
   ) -> None:
-    if not set(ids) & set(self._files):
+    if not self._files:
+      near = more[0] if more else "none of the table"
       raise ValueError(
         "config.data.features and config.data.table have no slide in common: "
-        f"files are named like {next(iter(self._files))!r}, slides of the "
-        f"table like {ids[0]!r}"
+        f"files of {folder} are named like {near!r}, slides of the table like "
+        f"{ids[0]!r}"
       )
-    more = sorted(set(self._files) - set(ids) - set(known))
     if more and unlisted == "error":
       raise ValueError(
         f"config.data.features: {len(more)} slides are missing from "
@@ -273,30 +278,42 @@ class Bags:
         # The first bag fills the batch up, with no weight: a bag without any
         # tile has no softmax.
         filled = [*rows, *[rows[0]] * (size - len(rows))]
-        batch = Batch(
-          np.zeros((size, length, self.width), np.float32),
-          np.zeros((size, length), bool),
-          np.zeros((size, length, 2), np.float32),
-          np.array(filled),
-          (np.arange(size) < len(rows)).astype(np.float32),
-        )
+        batch = self._empty(length, np.array(filled), len(rows))
         for place, row in enumerate(rows):
-          self._fill(batch, place, next(slides), counts[row], rng)
+          _fill(batch, place, next(slides), counts[row], rng)
         for array in (batch.features, batch.mask, batch.grid_xy):
           array[len(rows) :] = array[0]
         yield batch
 
-  def _fill(self, batch, place, tiles, count, rng) -> None:
-    """Puts a bag into a batch, `count` random tiles of it if it has more."""
-    grid, features = grid_positions(tiles), tiles.features
-    if len(features) > count:
-      chosen = rng.choice(len(features), count, replace=False)
-      # In the order of the file, which TransMIL-like models see.
-      chosen.sort()
-      features, grid = features[chosen], grid[chosen]
-    batch.features[place, : len(features)] = features
-    batch.grid_xy[place, : len(features)] = grid
-    batch.mask[place, : len(features)] = True
+  def alone(self, tiles: TileFeatures) -> Batch:
+    """A batch of one bag."""
+    count = len(tiles.features)
+    batch = self._empty(bucket(count, self._smallest), np.zeros(1, int), 1)
+    _fill(batch, 0, tiles, count)
+    return batch
+
+  def _empty(self, length: int, rows: np.ndarray, real: int) -> Batch:
+    size = len(rows)
+    return Batch(
+      np.zeros((size, length, self.width), np.float32),
+      np.zeros((size, length), bool),
+      np.zeros((size, length, 2), np.float32),
+      rows,
+      (np.arange(size) < real).astype(np.float32),
+    )
+
+
+def _fill(batch, place, tiles, count, rng=None) -> None:
+  """Puts a bag into a batch, `count` random tiles of it if it has more."""
+  grid, features = grid_positions(tiles), tiles.features
+  if len(features) > count:
+    chosen = rng.choice(len(features), count, replace=False)
+    # In the order of the file, which TransMIL-like models see.
+    chosen.sort()
+    features, grid = features[chosen], grid[chosen]
+  batch.features[place, : len(features)] = features
+  batch.grid_xy[place, : len(features)] = grid
+  batch.mask[place, : len(features)] = True
 
 
 def plan(

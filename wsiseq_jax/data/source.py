@@ -4,8 +4,8 @@ Shards are a TFDS directory. Files are opened with Grain's ArrayRecord source
 and parsed with TFDS's NumPy example parser, both without TensorFlow. TFDS's own
 decoder is not used: it decodes images one by one in Python, at half the rate.
 
-A data set names the version of its schema. One that this code does not know is
-refused here, before anything is computed from it.
+Labels are joined here, from `targets.json` beside the shards. A data set names
+the version of its schema; one that this code does not know is refused.
 """
 
 import dataclasses
@@ -20,9 +20,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core import example_parser
 
-from data_prep import records
-
-KNOWN_SCHEMAS = (records.SCHEMA_VERSION,)
+from data_prep import records, targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,14 +91,16 @@ def read_spec(path: str | os.PathLike) -> DataSpec:
   builder = tfds.builder_from_directory(folder)
   metadata = dict(builder.info.metadata or {})
   version = metadata.get("schema_version")
-  if version not in KNOWN_SCHEMAS or not metadata.get("fingerprint"):
-    known = ", ".join(map(str, KNOWN_SCHEMAS))
+  if version not in records.KNOWN_SCHEMAS or not metadata.get("fingerprint"):
+    known = ", ".join(map(str, records.KNOWN_SCHEMAS))
     raise ValueError(
       f"config.data.path = {os.fspath(path)!r}: shards of schema version "
       f"{version!r} with fingerprint {metadata.get('fingerprint')!r}; this "
       f"code reads version {known}. Prepare the data again, or use the "
       "release that wrote it"
     )
+  table = read_targets(folder)
+  columns = {t.name: t.classes for t in table.targets} if table else {}
   return DataSpec(
     fingerprint=metadata["fingerprint"],
     geometry=metadata["geometry"],
@@ -109,13 +109,25 @@ def read_spec(path: str | os.PathLike) -> DataSpec:
     panel_px=tuple(metadata["panel_px"]),
     frame_px=tuple(metadata["frame_px"]),
     time_unit=metadata["time_unit"],
-    target_names=tuple(metadata["target_names"]),
+    # Labels of schema 2 are in the records, their names in the metadata.
+    target_names=tuple(columns or metadata.get("target_names", ())),
     target_classes={
       name: tuple(classes)
-      for name, classes in metadata["target_classes"].items()
+      for name, classes in (
+        columns or metadata.get("target_classes", {})
+      ).items()
+      if classes
     },
     metadata=metadata,
   )
+
+
+def read_targets(folder: epath.Path) -> targets.TargetTable | None:
+  """The labels beside the shards; None where the records hold them."""
+  file = folder / targets.FILE
+  if not file.is_file():
+    return None
+  return targets.TargetTable.from_json(file.read_text())
 
 
 def split_names(path: str | os.PathLike) -> tuple[str, ...]:
@@ -169,6 +181,7 @@ class RecordSource:
         + ", ".join(f"{k} ({v.num_examples})" for k, v in info.splits.items())
       )
     self.split = split
+    self._targets = read_targets(folder)
     self._parser = example_parser.ExampleParserNp(
       info.features.get_serialized_info()
     )
@@ -194,10 +207,14 @@ class RecordSource:
     return len(self._files)
 
   def record(self, index: int) -> records.SequenceRecord:
-    """Reads a record; its panels stay JPEG.
+    """Reads a record and joins its labels; its panels stay JPEG.
 
     Args:
       index: from 0, in the order of the shards.
     """
     example = self._parser.parse_example(self._files[index])
-    return records.from_example(example)
+    record = records.from_example(example)
+    if self._targets is None:
+      return record
+    labels = self._targets.of(record.sequence_id)
+    return dataclasses.replace(record, targets=labels)

@@ -32,8 +32,7 @@ import h5py
 import numpy as np
 from jaxtyping import Float, Float32, Float64
 
-from data_prep.files import atomic
-from data_prep.wsi import find as slide_files
+from data_prep.files import atomic, names
 
 SUFFIXES = (".h5", ".hdf5")
 UNITS = ("level0_px", "um")
@@ -112,20 +111,6 @@ def check(tiles: TileFeatures, name: str) -> None:
     raise ValueError(f"{name}: tile size {tiles.tile_size}, want more than 0")
 
 
-def slide_id_of(name: str | os.PathLike) -> str:
-  r"""The slide id in a name: without folder, `.h5`, and the slide's extension.
-
-  Example:
-    >>> [slide_id_of(n) for n in ("f/S-1.2.h5", "S-1.2.svs.h5", r"a\S-1.2")]
-    ['S-1.2', 'S-1.2', 'S-1.2']
-  """
-  name = str(name).replace("\\", "/").rsplit("/", 1)[-1]
-  for endings in ((*SUFFIXES, ".pt"), slide_files.SLIDE_EXTENSIONS):
-    if name.lower().endswith(endings):
-      name = slide_files.slide_id_of(name)
-  return name
-
-
 def find(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
   """Finds the feature files of a folder and the folders below it.
 
@@ -147,7 +132,7 @@ def find(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
     hidden = any(p.startswith(".") for p in path.relative_to(folder).parts)
     if path.suffix.lower() not in SUFFIXES or hidden or not path.is_file():
       continue
-    slide_id = slide_id_of(path)
+    slide_id = names.stem(path)
     if slide_id in found:
       raise ValueError(
         f"two feature files of the slide {slide_id!r}: {found[slide_id]} and "
@@ -212,7 +197,7 @@ def read(
     on_file, on_features = dict(file.attrs), dict(features.attrs)
     on_coords = dict(coords.attrs)
     is_stamp = features.name == "/feats"
-  common = {"slide_id": slide_id_of(path), "features": rows, "xy": xy}
+  common = {"slide_id": names.stem(path), "features": rows, "xy": xy}
   if is_stamp:
     tiles = _stamp(path, on_file, tile_size, common)
   else:

@@ -29,7 +29,6 @@ from ml_collections import ConfigDict
 
 from data_prep.files.done import Done
 from data_prep.files.errors import SlideError, as_slide_error
-from data_prep.sequences import slide_job
 from data_prep.synthetic import slides
 from data_prep.wsi import find, tile_stream, tiles
 from data_prep.wsi.find import SlideEntry
@@ -85,7 +84,7 @@ def embed_slides(config: ConfigDict, encoder: encoders.Encoder) -> Summary:
       slides.make_cohort(workdir / "slides", slides=3, size_px=(640, 512))
     )
   entries, errors = find.find_slides(source, config.data.table)
-  entries, bad_names = slide_job.usable_names(entries)
+  entries, bad_names = find.usable_names(entries)
   number, parts = (int(v) for v in config.data.part.split("/"))
   work = _Run(
     config, settings, encoder, entries[number - 1 :: parts],

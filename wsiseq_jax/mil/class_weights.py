@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 NAMES = ("none", "balanced")
-# Heads that have classes.
-HEADS = ("binary", "multiclass", "multilabel")
+# Those that have classes.
+TARGET_TYPES = ("binary", "multiclass", "multilabel")
 
 
 def balanced(
@@ -30,7 +30,7 @@ def balanced(
 
   Args:
     labels: of training slides, as in `cohort.Cohort`; NaN = unknown.
-    target_type: one of `HEADS`.
+    target_type: one of `TARGET_TYPES`.
 
   Returns:
     Weights; 1 for a class that no training slide has.
@@ -42,10 +42,10 @@ def balanced(
     >>> balanced(np.array([[0.0], [0.0], [0.0], [1.0]]), "binary").round(3)
     array([[0.667, 2.   ]])
   """
-  if target_type not in HEADS:
+  if target_type not in TARGET_TYPES:
     raise ValueError(
       "config.optim.class_weights = 'balanced', config.target_type = "
-      f"{target_type!r}: has no classes; of use for {HEADS}"
+      f"{target_type!r}: has no classes; of use for {TARGET_TYPES}"
     )
   count = int(np.nanmax(labels, initial=1)) + 1
   weights = np.ones((labels.shape[1], count))

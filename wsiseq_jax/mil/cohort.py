@@ -1,10 +1,10 @@
 """The table of a cohort: patient and label of each slide.
 
-A CSV with a heading. Columns are found by the names that preparation knows
-(`data_prep.wsi.find.ALIASES`): `slide_id` (or slide, image_id, or a file name,
-whose extension is left off), `patient_id` (or patient, case, …). Without a
-patient column a TCGA barcode tells the patient, else each slide is a patient of
-its own. The label is in the column `data.label`.
+Columns have the names of `data_prep.files.tables.ALIASES`: `slide_id` (or
+slide, image_id, or a file name, whose extension is left off), `patient_id` (or
+patient, case, …). Without a patient column a TCGA barcode tells the patient,
+else each slide is a patient of its own. The label is in the column
+`data.label`.
 
 Labels by `config.target_type`:
 
@@ -17,13 +17,12 @@ Labels by `config.target_type`:
 - `survival`: `data.label` = 'time,event': the columns of the follow-up time
   (> 0, any unit) and of the event (1 = it happened, 0 = censored).
 
-A slide whose label is unknown (an empty cell, 'nan' or 'na') can neither be
-learned from nor scored: it is left out and counted.
+A slide whose label is unknown (an empty cell, NA, …) can neither be learned
+from nor scored: it is left out and counted. So is a slide whose rows contradict
+each other; it has a row in errors.csv.
 """
 
-import csv
 import dataclasses
-import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
@@ -31,14 +30,16 @@ import numpy as np
 from jaxtyping import Float
 
 from data_prep import splits
+from data_prep.files import names as slide_names
+from data_prep.files import tables, values
+from data_prep.files.errors import SlideError
 from data_prep.wsi import find
+from wsiseq_jax import launch
 from wsiseq_jax.mil import labels as slide_labels
 
 TARGET_TYPES = ("binary", "multiclass", "multilabel", "regression", "survival")
 CAMELYON16 = "camelyon16"
 _CAMELYON_NAME = re.compile(r"(normal|tumor|test)_\d+$", re.IGNORECASE)
-_UNKNOWN = ("", "nan", "na")
-_FEATURE_EXTENSIONS = (".h5", ".hdf5", ".pt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Cohort:
     target_type: one of `TARGET_TYPES`.
     classes: names of classes or labels; for a number the column's name.
     unlabelled: slides of the table that were left out.
+    errors: rows that cannot be used.
   """
 
   slides: tuple[Slide, ...]
@@ -76,6 +78,7 @@ class Cohort:
   target_type: str
   classes: tuple[str, ...]
   unlabelled: tuple[str, ...] = ()
+  errors: tuple[SlideError, ...] = ()
 
   @property
   def ids(self) -> list[str]:
@@ -84,7 +87,7 @@ class Cohort:
 
   @property
   def patients(self) -> np.ndarray:
-    """Case of each slide."""
+    """Patient of each slide."""
     return np.array([slide.patient_id for slide in self.slides])
 
   @property
@@ -123,11 +126,10 @@ def read(
     The slides whose label is known.
 
   Raises:
-    ValueError: no such file or column, a slide in two rows, a label that is
-      none, a number of classes that does not fit, or a patient in two splits.
+    ValueError: no such file or column, a label that is none, a number of
+      classes that does not fit, or a patient in two splits.
   """
-  heading, rows = _lines(table)
-  slide_of, case_of = _identity(table, heading)
+  data, slide_of, patient_of = _open(table, classes)
   names = [name.strip() for name in label.split(",")]
   if not label and not is_training:
     names = []
@@ -139,41 +141,34 @@ def read(
       f"config.data.label = {label!r}: config.target_type = {target_type!r} "
       f"wants {what.get(wanted, 'the name of one column')} of {table}"
     )
-  columns = [_column(heading, name, table, "data.label") for name in names]
+  columns = [data.column(name, "data.label") for name in names]
   split_key = split_column
   if split_column and split_column != CAMELYON16:
-    split_key = _column(heading, split_column, table, "data.split_column")
-  found: dict[str, tuple[int, Slide]] = {}
-  unknown = []
-  for number, row in rows:
-    slide_id = _slide_id(row[slide_of])
-    if not slide_id:
-      raise ValueError(
-        f"config.data.table: row {number} of {table} names no slide"
-      )
-    if slide_id in found:
-      raise ValueError(
-        f"config.data.table: slide {slide_id!r} is in rows "
-        f"{found[slide_id][0]} and {number} of {table}"
-      )
-    patient = row[case_of] if case_of else ""
-    cells = [row[column] for column in columns]
-    known = [cell.lower() not in _UNKNOWN for cell in cells]
+    split_key = data.column(split_column, "data.split_column")
+  is_class = target_type in ("binary", "multiclass")
+  found: dict[str, list[tuple[str, Slide]]] = {}
+  for row in data.rows:
+    slide_id = slide_names.stem(row.cells[slide_of])
+    cells = [row.cells[column] for column in columns]
+    if is_class:
+      cells = [values.class_name(cell) for cell in cells]
     slide = Slide(
       slide_id,
-      patient or find.patient_id_of(slide_id),
-      ";".join(cell if k else "" for cell, k in zip(cells, known, strict=True)),
-      _given_split(slide_id, row, split_key) if split_key else "",
+      row.cells.get(patient_of, "") or find.patient_id_of(slide_id),
+      ";".join(cells),
+      _given_split(slide_id, row.cells, split_key) if split_key else "",
     )
-    found[slide_id] = (number, slide)
-    if not (
-      any(known) if target_type == "multilabel" else known and all(known)
-    ):
-      unknown.append(slide_id)
-  _check_splits([slide for _, slide in found.values()])
-  slides = sorted((s for _, s in found.values()), key=lambda s: s.slide_id)
+    key = slide_names.folded(slide_id)
+    found.setdefault(key, []).append((row.where, slide))
+  slides, errors = _one_each(found, data.bad)
+  _check_splits(slides)
+  unknown = [s.slide_id for s in slides if not _is_known(s, target_type, names)]
+  find.warn_of_patients({s.slide_id: s.patient_id for s in slides}, launch.log)
   if not is_training:
-    return _to_predict(slides, set(unknown), target_type, names, tuple(classes))
+    cohort = _to_predict(
+      slides, set(unknown), target_type, names, tuple(classes)
+    )
+    return dataclasses.replace(cohort, errors=errors)
   left_out = set(unknown)
   slides = [slide for slide in slides if slide.slide_id not in left_out]
   if not slides:
@@ -181,11 +176,18 @@ def read(
       f"config.data.table: {table} has no slide with a label in {label!r}"
     )
   texts = {slide.slide_id: slide.text for slide in slides}
-  values, named = slide_labels.to_learn(
+  numbers, named = slide_labels.to_learn(
     texts, target_type, names, tuple(classes)
   )
+  # A slide in `errors` has no label either.
+  unlabelled = {*unknown, *(error.slide for error in errors)}
   return Cohort(
-    tuple(slides), values, target_type, named, tuple(sorted(unknown))
+    tuple(slides),
+    numbers,
+    target_type,
+    named,
+    tuple(sorted(unlabelled)),
+    errors,
   )
 
 
@@ -219,68 +221,56 @@ def _to_predict(slides, unknown, target_type, names, classes) -> Cohort:
   return Cohort(tuple(slides), values, target_type, classes)
 
 
-def _lines(table: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-  path = pathlib.Path(table).expanduser()
-  if not table or not path.is_file():
-    raise ValueError(f"config.data.table = {table!r}: there is no such file")
+def _open(table: str, classes: Sequence[str]) -> tuple[tables.Table, str, str]:
+  """The table, and its columns of slides and of patients, '' without one."""
+  if not table:
+    raise ValueError("config.data.table = '': name a table")
   try:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-      reader = csv.DictReader(file)
-      heading = [(name or "").strip() for name in reader.fieldnames or ()]
-      reader.fieldnames = heading
-      rows = [
-        (number, {key: (row.get(key) or "").strip() for key in heading})
-        for number, row in enumerate(reader, 2)
-      ]
-  except (UnicodeDecodeError, csv.Error) as error:
+    data = tables.read(table, classes, launch.log)
+    found = data.columns(("slide_id", "file", "patient_id"))
+  except ValueError as error:
+    raise ValueError(f"config.data.table = {table!r}: {error}") from error
+  if not (found["slide_id"] or found["file"]):
+    allowed = [*tables.ALIASES["slide_id"], *tables.ALIASES["file"]]
     raise ValueError(
-      f"config.data.table = {table!r}: cannot be read: {error}"
-    ) from error
-  # A line of nothing but commas ends many a sheet.
-  return heading, [(n, row) for n, row in rows if any(row.values())]
-
-
-def _identity(table: str, heading: Sequence[str]) -> tuple[str, str]:
-  """The columns of slide and patient; '' if no column tells the patient."""
-
-  def first(*keys: str) -> str:
-    for key in keys:
-      for name in find.ALIASES[key]:
-        for column in heading:
-          if column.lower() == name:
-            return column
-    return ""
-
-  slide = first("slide_id", "filename")
-  if not slide:
-    allowed = [*find.ALIASES["slide_id"], *find.ALIASES["filename"]]
-    raise ValueError(
-      f"config.data.table: {table} has the columns {list(heading)}: expected "
-      f"one of {allowed}"
+      f"config.data.table: {table} has the columns {list(data.heading)}: "
+      f"expected one of {allowed}"
     )
-  return slide, first("patient_id")
+  tables.describe(data, found, launch.log)
+  return data, found["slide_id"] or found["file"], found["patient_id"]
 
 
-def _column(heading: Sequence[str], name: str, table: str, key: str) -> str:
-  for column in heading:
-    if column.lower() == name.lower():
-      return column
-  raise ValueError(
-    f"config.{key}: {table} has no column {name!r}, only {list(heading)}"
-  )
+def _one_each(
+  found: Mapping[str, Sequence[tuple[str, Slide]]],
+  bad: Sequence[tuple[str, str]],
+) -> tuple[list[Slide], tuple[SlideError, ...]]:
+  """One row for each slide; what contradicts itself or names none is left out.
 
-
-def _slide_id(name: str) -> str:
-  """Less folder and extension, where the table has them.
-
-  Example:
-    >>> _slide_id("S-1.2"), _slide_id("a/S-1.2.svs"), _slide_id("x.h5")
-    ('S-1.2', 'S-1.2', 'x')
+  Rows that say the same are one, in whatever spelling of the slide's name.
   """
-  known = (*find.SLIDE_EXTENSIONS, *_FEATURE_EXTENSIONS)
-  if name.lower().endswith(known):
-    return find.slide_id_of(name)
-  return name.replace("\\", "/").rsplit("/", 1)[-1]
+  slides = []
+  errors = [SlideError(text, "table", "bad_row", name) for name, text in bad]
+  for key, rows in found.items():
+    where = " and ".join(place for place, _ in rows)
+    if not key:
+      errors.append(SlideError(f"{where}: no slide", "table", "bad_row", where))
+      continue
+    first = rows[0][1]
+    same = [dataclasses.replace(s, slide_id=first.slide_id) for _, s in rows]
+    if all(slide == first for slide in same):
+      slides.append(first)
+      continue
+    text = f"{where} contradict each other: left out; leave one of the rows"
+    errors.append(
+      SlideError(text, "table", "contradicting_rows", first.slide_id)
+    )
+  return sorted(slides, key=lambda slide: slide.slide_id), tuple(errors)
+
+
+def _is_known(slide: Slide, target_type: str, names: Sequence[str]) -> bool:
+  cells = slide.text.split(";") if names else []
+  some = any if target_type == "multilabel" else all
+  return bool(cells) and some(cells)
 
 
 def _given_split(slide_id: str, row: Mapping[str, str], column: str) -> str:

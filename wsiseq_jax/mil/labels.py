@@ -5,11 +5,12 @@ are one text here, with ';' between them, empty where a label is unknown.
 """
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
+
+from data_prep.files import values as cells
 
 
 def to_learn(
@@ -45,7 +46,7 @@ def to_learn(
       f"config.data.classes = {classes}: of use for config.target_type = "
       f"'binary' and 'multiclass'; leave it () for {target_type!r}"
     )
-  values = _numbers(texts)
+  values = _numbers(texts, names)
   ids = list(texts)
   if target_type == "multilabel":
     _only_01(ids, values, names)
@@ -98,7 +99,7 @@ def to_score(
     raise ValueError(
       f"config.data.label names {tuple(names)}, the models know {classes}"
     )
-  values = _numbers(texts)
+  values = _numbers(texts, names)
   if target_type == "multilabel":
     _only_01(list(texts), values, names)
   elif target_type == "survival":
@@ -109,18 +110,8 @@ def to_score(
 def _class_numbers(
   texts, target_type, classes
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-  found = Counter(texts)
-  names = classes
-  if not classes:
-    try:
-      names = tuple(sorted(found, key=float))
-    except ValueError:
-      names = tuple(sorted(found))
-  other = sorted(set(found) - set(names))
-  if other:
-    raise ValueError(
-      f"config.data.classes = {tuple(classes)}: the table also has {other}"
-    )
+  found = set(texts)
+  names = cells.class_names(texts, classes, "data.classes")
   missing = sorted(set(names) - set(found))
   if missing:
     raise ValueError(f"config.data.classes: no slide is of class {missing}")
@@ -133,31 +124,25 @@ def _class_numbers(
       f"config.target_type = {target_type!r} wants {wanted}, config.data.label "
       f"has {len(names)}: {list(names)[:10]}{hint}"
     )
-  number = {name: i for i, name in enumerate(names)}
-  return np.array([[number[text]] for text in texts], np.float64), names
+  numbers = [[cells.class_number(names, text)] for text in texts]
+  return np.array(numbers), names
 
 
-def _numbers(texts: Mapping[str, str]) -> np.ndarray:
+def _numbers(texts: Mapping[str, str], names: Sequence[str]) -> np.ndarray:
+  """Numbers of slides and columns; NaN where a cell is empty."""
+
+  def number(slide_id: str, name: str, cell: str) -> float:
+    if not cell:
+      return math.nan
+    what = f"config.data.label: slide {slide_id!r}, column {name}"
+    return cells.need_number(cell, what)
+
   return np.array(
     [
-      [_number(slide_id, cell) for cell in text.split(";")]
-      for slide_id, text in texts.items()
+      [number(i, n, c) for n, c in zip(names, text.split(";"), strict=True)]
+      for i, text in texts.items()
     ]
   )
-
-
-def _number(slide_id: str, cell: str) -> float:
-  if not cell:
-    return math.nan
-  try:
-    value = float(cell)
-  except ValueError:
-    value = math.nan
-  if not math.isfinite(value):
-    raise ValueError(
-      f"config.data.label: slide {slide_id!r} has {cell!r}: must be a number"
-    )
-  return value
 
 
 def _only_01(ids, values, names) -> None:

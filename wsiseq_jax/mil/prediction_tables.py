@@ -80,8 +80,8 @@ def slide_columns(cohort: Cohort) -> list[str]:
   """Columns of predictions_slide.csv."""
   columns = value_columns(cohort)
   return [
-    "slide_id", "patient_id", "target_type", "label", "status", "scored",
-    "models", "predicted", *_threshold_columns(cohort), *columns,
+    "slide_id", "patient_id", "label", "status", "scored", "models",
+    "predicted", *_threshold_columns(cohort), *columns,
     *(f"std_{c}" for c in columns),
   ]  # fmt: skip
 
@@ -108,7 +108,6 @@ def slide_rows(
     yield {
       "slide_id": slide.slide_id,
       "patient_id": slide.patient_id,
-      "target_type": cohort.target_type,
       "label": slide.text,
       "status": status[slide.slide_id],
       "scored": int(is_labelled[row]),
@@ -138,13 +137,19 @@ def predicted_name(
 
 
 def write_errors(
-  path: pathlib.Path, status: Mapping[str, str], reason: Mapping[str, str]
+  path: pathlib.Path,
+  cohort: Cohort,
+  status: Mapping[str, str],
+  reason: Mapping[str, str],
 ) -> None:
-  """Writes errors.csv: slides that cannot be used, and why."""
+  """Writes errors.csv: slides and rows that cannot be used, and why."""
   errors.write(
     path,
     [
-      SlideError(text, "features", status[slide_id], slide_id)
-      for slide_id, text in reason.items()
+      *cohort.errors,
+      *(
+        SlideError(text, "features", status[slide_id], slide_id)
+        for slide_id, text in reason.items()
+      ),
     ],
   )

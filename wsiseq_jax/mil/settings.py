@@ -1,155 +1,163 @@
-"""Keys of `configs/mil.py`, and what they may be."""
+"""The config of the jobs `mil` and `mil_predict`: keys, defaults and checks.
 
+`configs/mil.py` says how it is used. The block `model` is the config of the
+chosen model, `wsiseq_jax/models/mil`.
+"""
+
+import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from ml_collections import ConfigDict
 
-from wsiseq_jax import config as configs
+from data_prep.files import schema
+from data_prep.files.schema import DIFFERENT, FILLED, Range
 from wsiseq_jax import jobs
-from wsiseq_jax.mil import class_weights, cohort
-from wsiseq_jax.models.mil import config as mil_config
+from wsiseq_jax.mil import class_weights as weighting
+from wsiseq_jax.mil import cohort
+from wsiseq_jax.mil.trainer import BagFitSettings
+from wsiseq_jax.models import mil
 
-JOBS = ("mil", "mil_predict")
 SYNTHETIC = "synthetic"
+Count = Annotated[int, Range(1)]
+NotNegative = Annotated[float, Range(0)]
 
 
-def _texts(value: Any) -> str | None:
-  is_good = isinstance(value, tuple | list) and all(
-    isinstance(v, str) for v in value
-  )
-  if is_good and len(set(value)) == len(value):
-    return None
-  return "a tuple of different names, () for all"
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MilData:
+  """Features, labels and batches."""
+
+  features: Annotated[str, FILLED]  # a folder, or 'synthetic'
+  table: str = ""  # CSV of slides, patients and labels
+  label: str = "label"
+  classes: Annotated[tuple[str, ...], DIFFERENT] = ()  # () is sorted
+  split_column: str = ""
+  unlisted: Literal["error", "ignore"] = "error"
+  tile_size: NotNegative = 0.0
+  batch_size: Count = 8  # bags in a step
+  max_tiles: Annotated[int, Range(0)] = 0
+  smallest_bucket: Count = 64
+  cache_gb: NotNegative = 8.0
+  threads: Count = 4
 
 
-def _share_or_paper(value: Any) -> str | None:
-  if value == -1 or configs.number(0, 1)(value) is None:
-    return None
-  return "a number from 0 to 1, or -1 for the paper's"
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MilOptim:
+  """AdamW, epochs, and weights of classes."""
+
+  lr: NotNegative = 3e-4
+  weight_decay: NotNegative = 1e-3
+  b1: Annotated[float, Range(0, 1)] = 0.9
+  b2: Annotated[float, Range(0, 1)] = 0.999
+  eps: NotNegative = 1e-8
+  clip_norm: NotNegative = 5.0
+  warmup_epochs: Annotated[int, Range(0)] = 1
+  epochs: Count = 100
+  patience: Annotated[int, Range(0)] = 15
+  class_weights: Literal[weighting.NAMES] = "none"
 
 
-CHECKS: Mapping[str, configs.Check] = {
-  **{
-    key: check
-    for key, check in configs.COMMON.items()
-    if key.startswith("wandb.")
-  },
-  "job": configs.one_of(*JOBS),
-  "workdir": configs.text(),
-  "target_type": configs.one_of(*cohort.TARGET_TYPES),
-  "data.features": configs.text(),
-  "data.table": configs.text(),
-  "data.label": configs.text(),
-  "data.classes": _texts,
-  "data.split_column": configs.text(),
-  "data.unlisted": configs.one_of("error", "ignore"),
-  "data.tile_size": configs.number(0),
-  "data.batch_size": configs.integer(1),
-  "data.max_tiles": configs.integer(0),
-  "data.smallest_bucket": configs.integer(1),
-  "data.cache_gb": configs.number(0),
-  "data.threads": configs.integer(1),
-  "model.name": configs.one_of(*mil_config.MODELS),
-  "model.hidden": configs.integer(1),
-  "model.attention_width": configs.integer(1),
-  "model.dropout": configs.number(0, 0.99),
-  "model.tile_hidden": configs.integer(0),
-  "model.pooling": configs.one_of(*mil_config.POOLINGS),
-  "model.top_tiles": configs.integer(1),
-  "model.sharpness": configs.number(0),
-  "model.extremes": configs.integer(1),
-  "model.chowder_hidden": configs.integers(1, 2),
-  "model.instance_tiles": configs.integer(1),
-  "model.instance_loss": configs.one_of(*mil_config.INSTANCE_LOSSES),
-  "model.subtyping": configs.flag(),
-  "model.query_width": configs.integer(1),
-  "model.heads": configs.integer(1),
-  "model.landmarks": configs.integer(1),
-  "model.pinv_iterations": configs.integer(1),
-  "model.attention_dropout": configs.number(0, 0.99),
-  "model.auxiliary_weight": _share_or_paper,
-  "model.dtype": configs.one_of(*mil_config.DTYPES),
-  "model.remat": configs.one_of(*mil_config.vit.REMAT),
-  "model.chunk_tiles": configs.integer(1),
-  "optim.lr": configs.number(0),
-  "optim.weight_decay": configs.number(0),
-  "optim.b1": configs.number(0, 1),
-  "optim.b2": configs.number(0, 1),
-  "optim.eps": configs.number(0),
-  "optim.clip_norm": configs.number(0),
-  "optim.warmup_epochs": configs.integer(0),
-  "optim.epochs": configs.integer(1),
-  "optim.patience": configs.integer(0),
-  "optim.class_weights": configs.one_of(*class_weights.NAMES),
-  "folds.k": configs.integer(2),
-  "folds.repeats": configs.integer(1),
-  "folds.val_share": configs.number(0.01, 0.5),
-  "folds.stratify": configs.flag(),
-  "folds.seed": configs.integer(0),
-  "seeds": configs.seeds(),
-  "scores.resamples": configs.integer(10),
-  "scores.ece_bins": configs.integer(1),
-  "maps.write": configs.flag(),
-  "maps.class_name": configs.text(),
-  "predict.models": configs.text(),
-}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MilFolds:
+  """Arguments of `folds.draw`."""
+
+  k: Annotated[int, Range(2)] = 5
+  repeats: Count = 1
+  val_share: Annotated[float, Range(0.01, 0.5)] = 0.2
+  stratify: bool = True
+  seed: Annotated[int, Range(0)] = 0
 
 
-def validate(config: ConfigDict) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MilScores:
+  """Intervals and calibration."""
+
+  resamples: Annotated[int, Range(10)] = 1000
+  ece_bins: Count = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MilMaps:
+  """Maps of tiles."""
+
+  write: bool = True
+  class_name: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MilPredict:
+  """What `mil_predict` applies."""
+
+  models: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MilSettings:
+  """Everything that `configs/mil.py` says."""
+
+  job: Literal["mil", "mil_predict"] = "mil"
+  workdir: Annotated[str, FILLED]
+  target_type: Literal[cohort.TARGET_TYPES] = "binary"
+  data: MilData
+  model: Mapping[str, Any]
+  optim: MilOptim
+  folds: MilFolds
+  seeds: Annotated[tuple[int, ...], Range(0), DIFFERENT, FILLED]
+  scores: MilScores
+  maps: MilMaps
+  predict: MilPredict
+  wandb: Mapping[str, str]
+
+  def __post_init__(self):
+    problems = []
+    is_predict = self.job == "mil_predict"
+    if is_predict and not self.predict.models:
+      problems.append(
+        "config.predict.models = '': name the workdir of a finished job 'mil'"
+      )
+    if self.predict.models and not is_predict:
+      problems.append(
+        f"config.predict.models = {self.predict.models!r}: is for config.job = "
+        "'mil_predict'"
+      )
+    is_real = self.data.features != SYNTHETIC
+    if not is_predict and is_real and not self.data.table:
+      problems.append("config.data.table = '': name a CSV of slides and labels")
+    weights = self.optim.class_weights
+    if weights != "none" and self.target_type not in weighting.TARGET_TYPES:
+      problems.append(
+        f"config.optim.class_weights = {weights!r}: config.target_type = "
+        f"{self.target_type!r} has no classes; of use for "
+        f"{weighting.TARGET_TYPES}"
+      )
+    if problems:
+      raise ValueError("\n".join(problems))
+
+  def model_config(self, width: int, outputs: int) -> mil.MilConfig:
+    """The model's shape, for features of a width and slides of some logits."""
+    return mil.configure(**self.model, width=width, outputs=outputs)
+
+  @property
+  def fit_settings(self) -> BagFitSettings:
+    """How to train."""
+    return BagFitSettings(
+      **dataclasses.asdict(self.optim),
+      batch_size=self.data.batch_size,
+      max_tiles=self.data.max_tiles,
+    )
+
+
+def read(config: ConfigDict) -> MilSettings:
   """Checks every key and value of a config of `configs/mil.py`.
 
   Raises:
-    ValueError: all that is wrong.
+    ValueError: what is wrong.
   """
   jobs.check(config, "mil")
-  configs.check_keys(config, CHECKS)
-  problems = []
-  if not config.workdir:
-    problems.append("config.workdir = '': name a folder for the results")
-  if not config.data.features:
-    problems.append("config.data.features = '': name a folder of features")
-  is_predict = config.job == "mil_predict"
-  if is_predict and not config.predict.models:
-    problems.append(
-      "config.predict.models = '': name the workdir of a finished job 'mil'"
-    )
-  if config.predict.models and not is_predict:
-    problems.append(
-      f"config.predict.models = {config.predict.models!r}: is for config.job = "
-      "'mil_predict'"
-    )
-  if not is_predict and config.data.features != SYNTHETIC:
-    if not config.data.table:
-      problems.append("config.data.table = '': name a CSV of slides and labels")
-  weights = config.optim.class_weights
-  if weights != "none" and config.target_type not in class_weights.HEADS:
-    problems.append(
-      f"config.optim.class_weights = {weights!r}: config.target_type = "
-      f"{config.target_type!r} has no classes; of use for {class_weights.HEADS}"
-    )
-  if problems:
-    raise ValueError("bad config:\n  " + "\n  ".join(problems))
-
-
-def model_config(
-  config: ConfigDict, width: int, outputs: int
-) -> mil_config.MilConfig:
-  """The model's shape.
-
-  Args:
-    config: the experiment.
-    width: of features.
-    outputs: logits of a slide.
-
-  Raises:
-    ValueError: naming the key that cannot be.
-  """
-  values = config.model.to_dict()
-  values["chowder_hidden"] = tuple(values["chowder_hidden"])
-  if values["auxiliary_weight"] == -1:
-    values["auxiliary_weight"] = None
-  return mil_config.MilConfig(width=width, outputs=outputs, **values)
+  found = schema.build(MilSettings, config)
+  # Of classes there are two or more; how many is not known yet.
+  found.model_config(1, outputs_of(found.target_type, ("", "")))
+  return found
 
 
 def outputs_of(target_type: str, classes: tuple[str, ...]) -> int:

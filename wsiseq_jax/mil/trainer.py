@@ -1,10 +1,10 @@
 """Fits bag models (`wsiseq_jax/fit.py`) and predicts slides with them.
 
 The score of an epoch is the mean loss of all validation bags, by the class
-weights of training; the lowest is the best. The loss of a step is the head's
-loss of its bags (`models/mil/heads.py`) and the model's auxiliary loss (the
-tiles of CLAM, the critical tile of DSMIL), weighted as the model's config says.
-Class weights are of the head's loss alone. Each bag counts alike, also in an
+weights of training; the lowest is the best. The loss of a step is that of its
+bags, by target type (`models/mil/heads.py`), and the model's auxiliary loss
+(the tiles of CLAM, the critical tile of DSMIL), weighted by the model's config.
+Class weights are of that loss alone. Each bag counts alike, also in an
 incomplete batch.
 
 The Cox loss compares bags with each other: the batch is the risk set, hence
@@ -36,6 +36,7 @@ from jaxtyping import Array, Float
 from wsiseq_jax import parallel
 from wsiseq_jax.data.background import Background
 from wsiseq_jax.data.bags import Bags, Batch
+from wsiseq_jax.data.tile_features import TileFeatures
 from wsiseq_jax.fit import Batch as DeviceBatch
 from wsiseq_jax.fit import (
   Data,
@@ -92,18 +93,18 @@ def local_mesh(batch_size: int) -> Mesh:
   return parallel.make_mesh(1, devices[: math.gcd(batch_size, len(devices))])
 
 
-def check_model(model: MilConfig, head: str) -> None:
-  """Raises if the model's auxiliary loss makes no sense for the head."""
-  if model.loss_weights[1] and head not in class_weights.HEADS:
+def check_model(model: MilConfig, target_type: str) -> None:
+  """Raises if the model's auxiliary loss needs classes and there are none."""
+  if model.loss_weights[1] and target_type not in class_weights.TARGET_TYPES:
     raise ValueError(
-      f"config.model.name = {model.name!r}, config.target_type = {head!r}: its "
-      "auxiliary loss needs classes; set config.model.auxiliary_weight = 0.0, "
-      "or take another model"
+      f"config.model.name = {model.name!r}, config.target_type = "
+      f"{target_type!r}: its auxiliary loss needs classes; set "
+      "config.model.auxiliary_weight = 0.0, or take another model"
     )
 
 
 def bag_loss(
-  head: str,
+  target_type: str,
   logits: Any,
   labels: Any,
   weight: Any = None,
@@ -112,7 +113,7 @@ def bag_loss(
   """Mean loss of bags; numbers standardised.
 
   Args:
-    head: one of `cohort.HEADS`.
+    target_type: one of `cohort.TARGET_TYPES`.
     logits: [b y].
     labels: [b k], as in `cohort.Cohort`.
     weight: 0 for bags that only fill the batch, [b]; all 1 by default.
@@ -122,19 +123,19 @@ def bag_loss(
     >>> round(float(bag_loss("binary", np.zeros((1, 1)), np.ones((1, 1)))), 3)
     0.693
   """
-  kind = heads.HEADS[head](outputs=logits.shape[1])
-  more = () if head == "survival" else (label_weights,)
+  kind = heads.HEADS[target_type](outputs=logits.shape[1])
+  more = () if target_type == "survival" else (label_weights,)
   logits = jax.numpy.asarray(logits)
-  return kind.loss(logits, _shaped(head, labels), weight, *more)
+  return kind.loss(logits, _shaped(target_type, labels), weight, *more)
 
 
-def _shaped(head: str, labels: Any) -> Any:
-  """Labels [b k] as the head wants them."""
-  return labels[:, 0] if head == "multiclass" else labels
+def _shaped(target_type: str, labels: Any) -> Any:
+  """Labels [b k] as the loss wants them."""
+  return labels[:, 0] if target_type == "multiclass" else labels
 
 
 @functools.lru_cache(maxsize=32)
-def bag_model(config: MilConfig, head: str) -> Model:
+def bag_model(config: MilConfig, target_type: str) -> Model:
   """A shape as the trainer wants it, the same one whenever asked for."""
   weights = config.loss_weights
 
@@ -150,17 +151,17 @@ def bag_model(config: MilConfig, head: str) -> Model:
       bags, keys
     )
     total = weights[0] * bag_loss(
-      head, output.logits, labels, weight, batch["label_weight"]
+      target_type, output.logits, labels, weight, batch["label_weight"]
     )
     if weights[1]:
-      kind = heads.HEADS[head](outputs=config.outputs)
+      kind = heads.HEADS[target_type](outputs=config.outputs)
       each = jax.vmap(
         lambda bag, output, label: mil.auxiliary_loss(
           params, config, bag, output, label
         )
-      )(bags, output, kind.onehot(_shaped(head, labels)))
+      )(bags, output, kind.onehot(_shaped(target_type, labels)))
       total += weights[1] * (each * weight).sum() / weight.sum()
-    if head == "survival":  # a mean over events, not over bags
+    if target_type == "survival":  # a mean over events, not over bags
       return total
     return total * weight.sum() / len(weight)
 
@@ -187,25 +188,25 @@ class BagTrainer:
 
   Args:
     model: the shape.
-    head: one of `cohort.HEADS`.
+    target_type: one of `cohort.TARGET_TYPES`.
     settings: how to train.
     mesh: the devices; by default `local_mesh`.
 
   Raises:
-    ValueError: model and head do not go together.
+    ValueError: the model's auxiliary loss needs classes.
   """
 
   def __init__(
     self,
     model: MilConfig,
-    head: str,
+    target_type: str,
     settings: BagFitSettings,
     mesh: Mesh | None = None,
   ):
-    check_model(model, head)
-    self.model, self.head, self.settings = model, head, settings
+    check_model(model, target_type)
+    self.model, self.target_type, self.settings = model, target_type, settings
     self.mesh = local_mesh(settings.batch_size) if mesh is None else mesh
-    self._trainer = Trainer(bag_model(model, head), settings, self.mesh)
+    self._trainer = Trainer(bag_model(model, target_type), settings, self.mesh)
 
   def fit(
     self,
@@ -233,13 +234,13 @@ class BagTrainer:
       launch.Stopped: it was told to stop; the state is saved.
     """
     settings, scale = self.settings, (0.0, 1.0)
-    if self.head in NUMERIC:
+    if self.target_type in NUMERIC:
       scale = standardisation(train_labels)
       train_labels = (train_labels - scale[0]) / scale[1]
       val_labels = (val_labels - scale[0]) / scale[1]
     of_classes = None
     if settings.class_weights == "balanced":
-      of_classes = class_weights.balanced(train_labels, self.head)
+      of_classes = class_weights.balanced(train_labels, self.target_type)
     train_weights, val_weights = (
       class_weights.of_labels(of_classes, labels).astype(np.float32)
       for labels in (train_labels, val_labels)
@@ -254,7 +255,7 @@ class BagTrainer:
           settings.batch_size,
           np.random.default_rng([seed, 1, epoch]),
           settings.max_tiles,
-          mixed=self.head == "survival",
+          mixed=self.target_type == "survival",
         )
         # In the middle of an epoch only the first time.
         first = max(step - epoch * per_epoch, 0)
@@ -292,25 +293,46 @@ class BagTrainer:
   ) -> float:
     """Mean loss of all these slides; labels standardised if numbers."""
     logits, labels = logits.astype(np.float32), labels.astype(np.float32)
-    return float(bag_loss(self.head, logits, labels, None, label_weights))
+    return float(
+      bag_loss(self.target_type, logits, labels, None, label_weights)
+    )
 
-  def explain(self, params: Any, bags: Bags, slide_id: str) -> mil.MilOutput:
-    """What a model says of the tiles of a slide that is `ok`.
+  def logits_of_all(
+    self, members: Sequence[Any], bags: Bags, ids: Sequence[str]
+  ) -> Float[np.ndarray, "s n y"]:
+    """Logits by many parameters; each slide is read once."""
+    found = np.zeros((len(members), len(ids), self.model.outputs))
+    with contextlib.closing(self._in_order(bags, ids)) as batches:
+      for batch in batches:
+        rows = np.sort(
+          np.asarray(batch["index"])[np.asarray(batch["mask"]) > 0]
+        )
+        for number, params in enumerate(members):
+          one = (b for b in (batch,))
+          found[number, rows] = self._trainer.predict(params, one)
+    return found
+
+  def explain(
+    self, members: Sequence[Any], bags: Bags, tiles: TileFeatures
+  ) -> list[mil.MilOutput]:
+    """What each of many parameters says of the tiles of a slide.
 
     Returns:
       NumPy arrays of the real tiles, in the order of the file.
     """
-    batch = next(bags.batches([slide_id], 1))
-    count = bags.tiles[slide_id]
+    batch, count = bags.alone(tiles), len(tiles.features)
     bag = mil.Bag(batch.features[0], batch.mask[0], batch.grid_xy[0])
-    output = _explain(self.model)(params, bag)
-    return mil.MilOutput(
-      logits=np.asarray(output.logits),
-      attention=np.asarray(output.attention)[:count],
-      contribution=np.asarray(output.contribution)[:count],
-      instance_logits=np.asarray(output.instance_logits)[:count],
-      aux={},
-    )
+    outputs = [_explain(self.model)(params, bag) for params in members]
+    return [
+      mil.MilOutput(
+        logits=np.asarray(output.logits),
+        attention=np.asarray(output.attention)[:count],
+        contribution=np.asarray(output.contribution)[:count],
+        instance_logits=np.asarray(output.instance_logits)[:count],
+        aux={},
+      )
+      for output in outputs
+    ]
 
   def put(self, params: Any) -> Any:
     """Parameters on all devices, for several uses."""
@@ -340,20 +362,20 @@ def _ahead(batches: Iterator[Batch]) -> contextlib.closing:
 
 
 def values_of(
-  head: str,
+  target_type: str,
   logits: Float[np.ndarray, "n y"],
   scale: tuple[float, float] = (0.0, 1.0),
 ) -> Float[np.ndarray, "n c"]:
   """What logits say: probabilities of all classes or labels, or a number.
 
   Args:
-    head: one of `cohort.HEADS`.
+    target_type: one of `cohort.TARGET_TYPES`.
     logits: of slides, or of tiles.
     scale: mean and std of the labels of a regression; of the validation slides'
       log risk for survival, which models give on scales of their own.
 
   Returns:
-    Two columns for one logit of a binary head.
+    Two columns for the one logit of a binary target.
 
   Example:
     >>> values_of("binary", np.array([[0.0]])).tolist()
@@ -364,11 +386,15 @@ def values_of(
     [[1.0]]
   """
   logits = np.asarray(logits, np.float64)
-  if head == "regression":
+  if target_type == "regression":
     return logits * scale[1] + scale[0]
-  if head == "survival":
+  if target_type == "survival":
     return (logits - scale[0]) / scale[1]
-  if head == "multiclass":
+  if target_type == "multiclass":
     return scipy.special.softmax(logits, axis=1)
   each = scipy.special.expit(logits)
-  return np.concatenate([1 - each, each], axis=1) if head == "binary" else each
+  return (
+    np.concatenate([1 - each, each], axis=1)
+    if target_type == "binary"
+    else each
+  )

@@ -18,7 +18,9 @@ import json
 import pathlib
 from collections.abc import Sequence
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from data_prep.files import atomic, done
 from wsiseq_jax import launch
@@ -43,6 +45,8 @@ def write(
 ) -> None:
   """Writes the maps of all test slides that have tiles.
 
+  Several processes share out the slides; all of them have to call it.
+
   Args:
     workdir: maps go to its folder `maps`.
     cohort: the slides.
@@ -54,7 +58,7 @@ def write(
   """
   folder = workdir / "maps"
   folder.mkdir(exist_ok=True)
-  whole, _, _ = tables.ensemble([tables.one_model(cohort, r) for r in found])
+  mean, _, _ = tables.ensemble([tables.one_model(cohort, r) for r in found])
   testers: dict[str, list[Result]] = {}
   for result in found:
     for slide_id in result.predicted["test"].ids:
@@ -62,13 +66,14 @@ def write(
   made_from = {r.run: results.inputs_of(models, r.run) for r in found}
   old = _read_stamps(folder / _STAMPS)
   new, todo = {}, []
-  for place, row in enumerate(whole.rows):
+  for place, row in enumerate(mean.rows):
     slide = cohort.slides[row]
+    path = folder / f"{slide.slide_id}.npz"
     if not bags.ok(slide.slide_id):
-      (folder / f"{slide.slide_id}.npz").unlink(missing_ok=True)
+      path.unlink(missing_ok=True)
       continue
     mine = testers[slide.slide_id]
-    chosen = _class_number(cohort, whole.values[place], class_name)
+    chosen = _class_number(cohort, mean.values[place], class_name)
     key = done.digest(
       [
         bags.digest[slide.slide_id],
@@ -78,24 +83,27 @@ def write(
       ]
     )
     new[slide.slide_id] = key
-    is_there = (folder / f"{slide.slide_id}.npz").is_file()
-    if old.get(slide.slide_id) != key or not is_there:
-      todo.append((place, row, chosen, mine))
+    if old.get(slide.slide_id) != key or not path.is_file():
+      todo.append((place, slide, chosen, mine))
   # Slides of the same models next to each other: these are loaded once.
   todo.sort(key=lambda one: [r.run.name for r in one[3]])
   loaded = {}
-  for place, row, chosen, mine in todo:
+  for place, slide, chosen, mine in todo[
+    jax.process_index() :: jax.process_count()
+  ]:
     if set(loaded) != {r.run for r in mine}:
       loaded = {
         r.run: trainer.put(results.load_params(models, r.run)) for r in mine
       }
-    slide = cohort.slides[row]
-    one = _map(
-      cohort, bags, trainer, slide, chosen, [loaded[r.run] for r in mine],
-      whole.values[place], whole.threshold[place],
-    )  # fmt: skip
+    tiles = bags.read(slide.slide_id)
+    outputs = trainer.explain([loaded[r.run] for r in mine], bags, tiles)
+    values, threshold = mean.values[place], mean.threshold[place]
+    one = _map(cohort, slide, chosen, tiles, outputs, values, threshold)
     one.save(folder / f"{slide.slide_id}.npz")
-  atomic.write_atomic(folder / _STAMPS, json.dumps(new, indent=1) + "\n")
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices("maps")
+  if launch.is_main():
+    atomic.write_atomic(folder / _STAMPS, json.dumps(new, indent=1) + "\n")
   launch.log(f"{len(new)} maps, {len(new) - len(todo)} of them done before")
 
 
@@ -112,14 +120,12 @@ def _class_number(cohort: Cohort, values: np.ndarray, name: str) -> int:
   )
 
 
-def _map(
-  cohort, bags, trainer, slide, chosen, models, values, threshold
-) -> TileMap:
+def _map(cohort, slide, chosen, tiles, outputs, values, threshold) -> TileMap:
+  """The mean of what models say of the tiles of a slide."""
   attention, probability, contribution = [], [], []
-  for params in models:
-    output = trainer.explain(params, bags, slide.slide_id)
-    # Of two classes there is one logit, that of the second class.
-    sign = -1.0 if cohort.target_type == "binary" and chosen == 0 else 1.0
+  # Of two classes there is one logit, that of the second.
+  sign = -1.0 if cohort.target_type == "binary" and chosen == 0 else 1.0
+  for output in outputs:
     column = 0 if output.logits.shape[0] == 1 else chosen
     of_map = column if output.attention.shape[1] > 1 else 0
     attention.append(output.attention[:, of_map])
@@ -129,7 +135,6 @@ def _map(
       probability.append(values_of("multiclass", logits)[:, column])
     else:
       probability.append(values_of("multilabel", sign * logits)[:, column])
-  tiles = bags.read(slide.slide_id)
   has_threshold = cohort.target_type in ("binary", "multilabel")
   return TileMap(
     slide_id=slide.slide_id,

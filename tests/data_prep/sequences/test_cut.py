@@ -7,7 +7,8 @@ import pytest
 from configs import prep_wsi
 from data_prep import records
 from data_prep.sequences import cut as sequences
-from data_prep.sequences import geometry
+from data_prep.sequences import geometries
+from data_prep.sequences.geometries import base
 
 RIGHT_ANGLES = (-180.0, -90.0, 0.0, 90.0)
 ALL = (*RIGHT_ANGLES, -135.0, -45.0, 45.0, 135.0)
@@ -41,25 +42,24 @@ class Picture:
 def spec_of(mpp=0.5, preset="", **sequence):
   config = prep_wsi.get_config(preset).unlock()
   config.mpp = mpp
-  config.jpeg = {"quality": 98, "subsampling": "444"}
   sequence.setdefault("window_um", (8.0, 8.0))
   sequence.setdefault("frames", 5)
   sequence.setdefault("step_um", 2.0)
   for key, value in sequence.items():
     config.sequence[key] = value
-  return geometry.spec_from_config(config.to_dict())
+  return geometries.from_config(config.to_dict())
 
 
 def cut(slide, spec, xy=(120, 120), paths=None):
-  paths = range(len(spec.paths_px())) if paths is None else paths
+  paths = range(len(spec.paths())) if paths is None else paths
   made = list(
     sequences.cut_sequences(
       slide,
-      sequences.Centre(xy, tuple(paths)),
+      geometries.Centre(xy, tuple(paths)),
       spec,
       slide_id="s",
       patient_id="p",
-      targets=(math.nan,),
+      jpeg={"quality": 98, "subsampling": "444"},
     )
   )
   for record in made:
@@ -76,21 +76,21 @@ def frame(record, t):
 
 
 def test_defaults_are_the_reference_recipe():
-  spec = geometry.spec_from_config(prep_wsi.get_config().to_dict())
+  spec = geometries.from_config(prep_wsi.get_config().to_dict())
   assert spec.window_px == (336, 336)
   assert spec.step_px == 8.0
   assert spec.frames == 96
   assert spec.strip_px == (336, 1096)
   assert sorted(spec.headings_deg) == list(range(-180, 180, 45))
-  time = geometry.frame_time(spec)
+  time = spec.time()
   assert time[-1] == 190.0  # um
-  assert geometry.frame_box(spec)[-1].tolist() == [760, 0, 336, 336]
+  assert spec.frame_box()[-1].tolist() == [760, 0, 336, 336]
 
 
 def test_demo_suits_the_demo_model():
-  spec = geometry.spec_from_config(prep_wsi.get_config("demo").to_dict())
+  spec = geometries.from_config(prep_wsi.get_config("demo").to_dict())
   assert (spec.window_px, spec.step_px, spec.frames) == ((48, 48), 4.0, 24)
-  assert spec.panel_px == (48, 140)
+  assert spec.layout().panel_px == (48, 140)
 
 
 def test_centres_by_hand():
@@ -141,14 +141,14 @@ def test_tissue_drifts_left_and_the_frame_turns_with_travel(heading):
 def test_right_angles_are_exact_and_agree_with_the_warp(heading):
   rng = np.random.default_rng(0)
   region = rng.integers(0, 255, (100, 100, 3), np.uint8)
-  exact = sequences.cut_strip(region, (50, 50), heading, (12, 16), 40)
-  u, v = geometry.axes(heading)
+  exact = base.cut_strip(region, (50, 50), heading, (12, 16), 40)
+  u, v = base.axes(heading)
   for y in (0, 11):
     for x in (0, 39):
       at = np.array([50, 50]) + (x + 0.5 - 8) * u + (y + 0.5 - 6) * v - 0.5
       column, row = np.rint(at).astype(int)
       assert exact[y, x].tolist() == region[row, column].tolist()
-  nearly = sequences.cut_strip(region, (50, 50), heading + 1e-9, (12, 16), 40)
+  nearly = base.cut_strip(region, (50, 50), heading + 1e-9, (12, 16), 40)
   assert np.abs(exact.astype(int) - nearly).max() <= 1
 
 
@@ -244,7 +244,7 @@ def test_no_frame_shows_blank_glass():
   assert centres
   for centre in centres:
     for path in centre.paths:
-      for x, y in np.array(centre.xy) + spec.paths_px()[path]:
+      for x, y in np.array(centre.xy) + spec.paths()[path]:
         window = mask[
           int((y - 8) // 4) : math.ceil((y + 8) / 4),
           int((x - 8) // 4) : math.ceil((x + 8) / 4),

@@ -1,3 +1,4 @@
+import csv
 import errno
 import json
 import os
@@ -12,12 +13,13 @@ import pytest
 import tifffile
 
 from configs import prep_wsi
-from data_prep import shards
-from data_prep.sequences import prepare, settings, slide_job
+from data_prep import runs, shards
+from data_prep.sequences import prepare, slide_job
 from data_prep.synthetic import slides as synthetic
 from data_prep.wsi import find
 from data_prep.wsi.find import SlideEntry
 from tests.data_prep import outputs
+from wsiseq_jax.data import source
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def whole(cohort, tmp_path_factory):
 
 def test_everything_is_there(whole):
   out, summary = whole
-  assert summary.exit_code == prepare.EXIT_GOOD
+  assert summary.exit_code == runs.EXIT_GOOD
   assert summary.changed
   table = outputs.rows(out / "slides.csv")
   assert [row["status"] for row in table] == ["done"] * 4
@@ -75,9 +77,10 @@ def test_metadata_follows_the_contract(whole):
   assert metadata["frame_px"] == [32, 32]
   assert (metadata["frames"], metadata["panels"]) == (8, 1)
   assert (metadata["geometry"], metadata["time_unit"]) == ("drift", "um")
-  assert metadata["target_names"] == ["label"]
-  classes = metadata["target_classes"]["label"]
-  assert classes == sorted(classes) and len(classes) > 1
+  spec = source.read_spec(out)
+  assert spec.target_names == ("label",)
+  classes = spec.target_classes["label"]
+  assert list(classes) == sorted(classes) and len(classes) > 1
   for name, slide in metadata["slides"].items():
     assert slide["sequences"] == 16, name
     assert slide["level0_px"] == [768, 640]
@@ -114,7 +117,48 @@ def test_a_second_run_elsewhere_has_the_same_bytes(whole, cohort, tmp_path):
   )
 
 
-def test_only_what_changed_is_done_again(whole, cohort, tmp_path):
+@pytest.fixture
+def done(monkeypatch):
+  """The slides that are cut."""
+  slides = []
+  process = slide_job.process
+  monkeypatch.setattr(
+    slide_job,
+    "process",
+    lambda job: slides.append(job.entry.slide_id) or process(job),
+  )
+  return slides
+
+
+def test_a_corrected_label_cuts_nothing_and_training_sees_it(
+  whole, cohort, tmp_path, done
+):
+  out, slides = tmp_path / "out", tmp_path / "slides"
+  shutil.copytree(cohort, slides)
+  shutil.copytree(whole[0], out)
+  before = stamps(out / "shards") | stamps(out / "parts")
+  table = slides / "slides.csv"
+  rows = outputs.rows(table)
+  # Another class at the front: the numbers of the others move.
+  rows[0]["label"] = "a_new_class"
+  with open(table, "w", newline="") as file:
+    writer = csv.DictWriter(file, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+  summary = prepare.prepare(config_of(slides, out))
+  assert summary.changed and done == []
+  after = stamps(out / "shards") | stamps(out / "parts")
+  changed = {p.name for p in after if after[p] != before.get(p)}
+  assert changed == {"targets.json"}
+  classes = source.read_spec(out).target_classes["label"]
+  assert classes[0] == "a_new_class"
+  label_of = {row["slide_id"]: row["label"] for row in rows}
+  found, _ = outputs.records_of(out)
+  for record in found.values():
+    assert classes[int(record.targets[0])] == label_of[record.slide_id]
+
+
+def test_only_what_changed_is_done_again(whole, cohort, tmp_path, done):
   out = tmp_path / "out"
   slides = tmp_path / "slides"
   shutil.copytree(cohort, slides)
@@ -123,11 +167,9 @@ def test_only_what_changed_is_done_again(whole, cohort, tmp_path):
   with open(first, "ab") as file:
     file.write(b"\0" * 16)  # another size, the same picture
   summary = prepare.prepare(config_of(slides, out))
-  again = [o for o in summary.outcomes.values() if o.seconds is not None]
-  assert [o.slide_id for o in again] == [first.stem]
-  changed = config_of(slides, out, seed=1)
-  summary = prepare.prepare(changed)
-  assert all(o.seconds is not None for o in summary.outcomes.values())
+  assert summary.changed and done == [first.stem]
+  prepare.prepare(config_of(slides, out, seed=1))
+  assert len(done) == 1 + 4
 
 
 def test_new_slides_extend_the_splits(cohort, tmp_path):
@@ -158,7 +200,7 @@ def test_interrupted_work_is_found_and_cleaned(whole, cohort, tmp_path):
   (out / "shards.tmp-12" / "features.json").write_text("{}")
   shutil.rmtree(out / "shards")
   summary = prepare.prepare(config_of(cohort, out))
-  assert summary.exit_code == prepare.EXIT_GOOD
+  assert summary.exit_code == runs.EXIT_GOOD
   assert outputs.contents(out / "shards") == outputs.contents(
     whole[0] / "shards"
   )
@@ -208,7 +250,7 @@ def test_every_bad_input_has_its_row(cohort, tmp_path):
   (folder / "zeroed.tiff").write_bytes(zeroed)
   (folder / "half.tiff").write_bytes(half)
   summary = prepare.prepare(config_of(folder, tmp_path / "out"))
-  assert summary.exit_code == prepare.EXIT_SOME_FAILED
+  assert summary.exit_code == runs.EXIT_SOME_FAILED
   found = {
     row["slide_id"]: row
     for row in outputs.rows(tmp_path / "out" / "errors.csv")
@@ -240,7 +282,7 @@ def test_every_bad_input_has_its_row(cohort, tmp_path):
 def test_nothing_usable_is_exit_code_1(tmp_path):
   tiff(tmp_path / "blank.tiff", level=244)
   summary = prepare.prepare(config_of(tmp_path, tmp_path / "out"))
-  assert summary.exit_code == prepare.EXIT_NOTHING
+  assert summary.exit_code == runs.EXIT_NOTHING
   assert not (tmp_path / "out" / "shards").exists()
 
 
@@ -261,7 +303,7 @@ def test_full_disk_is_a_row_and_leaves_no_half_file(
   monkeypatch.setattr(shards, "write_part", fills_up)
   out = tmp_path / "out"
   summary = prepare.prepare(config_of(cohort, out))
-  assert summary.exit_code == prepare.EXIT_SOME_FAILED
+  assert summary.exit_code == runs.EXIT_SOME_FAILED
   (row,) = outputs.rows(out / "errors.csv")
   assert (row["slide_id"], row["stage"], row["code"]) == (
     names[1],
@@ -280,7 +322,7 @@ def test_an_odd_failure_costs_one_slide(cohort, tmp_path, monkeypatch):
 
   monkeypatch.setattr(slide_job.cut, "choose_centres", breaks)
   summary = prepare.prepare(config_of(cohort, tmp_path))
-  assert summary.exit_code == prepare.EXIT_NOTHING
+  assert summary.exit_code == runs.EXIT_NOTHING
   row = outputs.rows(tmp_path / "errors.csv")[0]
   assert (row["stage"], row["code"]) == ("centres", "ZeroDivisionError")
   assert "test_prepare.py" in row["message"]
@@ -288,7 +330,7 @@ def test_an_odd_failure_costs_one_slide(cohort, tmp_path, monkeypatch):
 
 def test_two_runs_do_not_share_a_folder(cohort, tmp_path):
   with (
-    prepare.lock(tmp_path),
+    runs.lock(tmp_path),
     pytest.raises(ValueError, match="in use by another run"),
   ):
     prepare.prepare(config_of(cohort, tmp_path))
@@ -309,7 +351,7 @@ def test_two_runs_do_not_share_a_folder(cohort, tmp_path):
 def test_bad_settings_name_their_key(tmp_path, key, change):
   config = {**config_of(tmp_path, tmp_path / "out"), **change}
   with pytest.raises(ValueError, match=f"config.{key}"):
-    settings.check_config(config)
+    prepare.check_config(config)
 
 
 def test_a_patient_in_two_splits_stops_before_the_work(cohort, tmp_path):
@@ -329,17 +371,37 @@ def test_labels_become_numbers():
     return SlideEntry("s", "s.tiff", "p", label=label)
 
   words = [entry("b"), entry("a"), entry(None)]
-  assert settings.class_names(words, ()) == ("a", "b")
-  assert settings.class_names(words, ("b", "a")) == ("b", "a")
-  assert np.isnan(settings.target_of(entry(None), ("a", "b"))[0])
-  assert settings.class_names([entry("2.5"), entry("1")], ()) == ()
-  assert settings.target_of(entry("2.5"), ()) == (2.5,)
+  assert prepare.label_of(words, ()).classes == ("a", "b")
+  assert prepare.label_of(words, ("b", "a")).classes == ("b", "a")
+  assert prepare.label_of([entry("2.5"), entry("1")], ()).classes == ()
+  assert prepare.label_of([entry("0"), entry("1.0")], ()).classes == ("0", "1")
   with pytest.raises(ValueError, match="config.labels"):
-    settings.class_names(words, ("a", "c"))
+    prepare.label_of(words, ("a", "c"))
+
+
+def test_parts_and_then_the_whole(whole, cohort, tmp_path, done):
+  out = tmp_path / "out"
+  for number in (1, 2, 3):
+    config = config_of(cohort, out, part=f"{number}/3")
+    summary = prepare.prepare(config)
+    assert summary.exit_code == runs.EXIT_GOOD
+    assert f"part {number} of 3" in summary.text
+    assert not (out / "shards").exists()
+    with (
+      runs.lock(out, f"{number % 3 + 1}/3"),
+      pytest.raises(ValueError, match="in use by another run"),
+    ):
+      prepare.prepare(config_of(cohort, out))
+  assert sorted(done) == sorted(p.stem for p in cohort.glob("*.tiff"))
+  prepare.prepare(config_of(cohort, out))
+  assert len(done) == 4
+  assert outputs.contents(out / "shards") == outputs.contents(
+    whole[0] / "shards"
+  )
 
 
 def test_a_slide_id_that_is_no_folder_name_is_refused():
-  good, bad = slide_job.usable_names(
+  good, bad = find.usable_names(
     [find.SlideEntry(n, "x", "p") for n in ("ok", "../up", ".hidden")]
   )
   assert [e.slide_id for e in good] == ["ok"]
@@ -373,10 +435,10 @@ def test_a_crashing_library_costs_one_slide(cohort, tmp_path, repo_root):
   done = subprocess.run(
     [str(part) for part in command], cwd=repo_root, check=False, timeout=300
   )
-  assert done.returncode == prepare.EXIT_SOME_FAILED
+  assert done.returncode == runs.EXIT_SOME_FAILED
   (row,) = outputs.rows(out / "errors.csv")
   assert (row["slide_id"], row["code"]) == (victim, "worker_died")
-  assert "2 workers were lost over it" in row["message"]
+  assert "2 workers died over it" in row["message"]
   states = {
     r["slide_id"]: r["status"] for r in outputs.rows(out / "slides.csv")
   }

@@ -6,8 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from data_prep import shards
-from data_prep.sequences import prepare
+from data_prep import runs, shards
 from data_prep.series import prepare as series
 from tests.data_prep import outputs
 from tests.data_prep.series import tiny_series
@@ -61,7 +60,7 @@ def test_every_bad_input_has_its_row_and_nothing_else_is_lost(tmp_path):
   summary = tiny_series.run(
     path, out, "video", fps=10.0, targets=("grade:number",), parts=3
   )
-  assert summary.exit_code == prepare.EXIT_SOME_FAILED
+  assert summary.exit_code == runs.EXIT_SOME_FAILED
   assert outputs.errors_of(out) == [
     ("colours", "image", "channels_differ"),
     ("cut", "open", "damaged_video"),
@@ -98,7 +97,7 @@ def test_missing_visits_and_times_keep_the_others(tmp_path):
   rows[2]["file"] = ""
   path = tiny_series.table(tmp_path / "t.csv", rows)
   summary = tiny_series.run(path, tmp_path / "out")
-  assert summary.exit_code == prepare.EXIT_SOME_FAILED
+  assert summary.exit_code == runs.EXIT_SOME_FAILED
   (record,) = outputs.records_of(tmp_path / "out")[0].values()
   assert record.time.tolist() == [0, 7]
   assert outputs.errors_of(tmp_path / "out") == [
@@ -131,7 +130,7 @@ def test_nothing_gives_times(tmp_path):
   np.save(tmp_path / "a.npy", tiny_series.frames(2))
   path = tiny_series.table(tmp_path / "t.csv", [{"id": "a"}])
   summary = tiny_series.run(path, tmp_path / "out")
-  assert summary.exit_code == prepare.EXIT_NOTHING
+  assert summary.exit_code == runs.EXIT_NOTHING
   assert outputs.errors_of(tmp_path / "out") == [("a", "times", "no_times")]
   assert not (tmp_path / "out" / "shards").exists()
   assert (
@@ -153,7 +152,7 @@ def test_a_full_disk_costs_one_part_and_is_tried_again(
 
   monkeypatch.setattr(shards, "write_part", full)
   summary = tiny_series.run(cohort / "visits.csv", tmp_path / "out")
-  assert summary.exit_code == prepare.EXIT_SOME_FAILED
+  assert summary.exit_code == runs.EXIT_SOME_FAILED
   assert {e[1:] for e in outputs.errors_of(tmp_path / "out")} == {
     ("write", "disk_full")
   }
@@ -186,7 +185,7 @@ def test_a_crashing_library_costs_one_series(cohort, tmp_path, repo_root):
   out = tmp_path / "out"
   command = [sys.executable, script, repo_root, cohort / "visits.csv", out]
   done = subprocess.run([str(c) for c in command], cwd=repo_root, check=False)
-  assert done.returncode == prepare.EXIT_SOME_FAILED
+  assert done.returncode == runs.EXIT_SOME_FAILED
   assert outputs.errors_of(out) == [("s05", "process", "worker_died")]
   found, _ = outputs.records_of(out)
   assert len(found) == 11 and "s05" not in found

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from data_prep import records
-from data_prep.sequences import prepare
+from data_prep import records, runs
 from tests.data_prep import outputs
 from tests.data_prep.series import tiny_series
 from wsiseq_jax.data import source
@@ -112,7 +111,7 @@ def test_the_real_ultrasound_files_become_shards(real_data, tmp_path):
     image__frame_px=(64, 64),
     sequence__max_frames=16,
   )
-  assert summary.exit_code == prepare.EXIT_GOOD
+  assert summary.exit_code == runs.EXIT_GOOD
   found, _ = outputs.records_of(tmp_path / "out")
   lung, heart = found["lung"], found["heart"]
   assert lung.frames == heart.frames == 16

@@ -10,8 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data_prep import records
-from data_prep.sequences import prepare
+from data_prep import records, runs
 from data_prep.series import job as series_job
 from tests.data_prep import outputs
 from tests.data_prep.series import tiny_series
@@ -31,7 +30,7 @@ def whole(cohort, tmp_path_factory):
 
 def test_visits_become_padded_sequences(whole):
   out, summary = whole
-  assert summary.exit_code == prepare.EXIT_GOOD and summary.changed
+  assert summary.exit_code == runs.EXIT_GOOD and summary.changed
   found, split_of = outputs.records_of(out)
   assert len(found) == 12 and set(split_of.values()) == {"train", "val", "test"}
   record = found["s01"]  # 3 visits of at most 5
@@ -117,7 +116,7 @@ def test_interrupted_work_is_found_and_finished(whole, cohort, tmp_path):
   (out / "parts" / names[0] / "x.array_record.tmp-12").write_bytes(b"half")
   shutil.rmtree(out / "shards")
   summary = tiny_series.run(cohort / "visits.csv", out)
-  assert summary.exit_code == prepare.EXIT_GOOD
+  assert summary.exit_code == runs.EXIT_GOOD
   assert outputs.contents(out / "shards") == outputs.contents(
     whole[0] / "shards"
   )

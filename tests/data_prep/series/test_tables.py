@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from data_prep.series import layouts, targets
+from data_prep import targets
+from data_prep.series import layouts
 from data_prep.series import table as series_table
 from tests.data_prep.series import tiny_series
 

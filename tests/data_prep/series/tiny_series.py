@@ -12,6 +12,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from configs import prep_series
+from data_prep import runs
 from data_prep.series import prepare
 
 
@@ -103,7 +104,7 @@ def config_of(csv_path, out, preset: str = "", **changes) -> dict:
   return config.to_dict()
 
 
-def run(csv_path, out, preset: str = "", **changes) -> prepare.Summary:
+def run(csv_path, out, preset: str = "", **changes) -> runs.RunSummary:
   """Runs a preparation in this process."""
   config = config_of(csv_path, out, preset, **changes)
   return prepare.prepare_series(config)

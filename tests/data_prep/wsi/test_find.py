@@ -2,9 +2,11 @@
 
 import os
 
+import pydicom
 import pytest
 
-from data_prep.wsi.find import find_slides, patient_id_of, slide_id_of
+from data_prep.files import tables
+from data_prep.wsi.find import find_slides, patient_id_of
 
 TIFF = b"II*\0rest"
 
@@ -25,8 +27,6 @@ def _rows(errors):
 
 
 def test_ids():
-  assert slide_id_of("x/A.B.svs") == "A.B"
-  assert slide_id_of("S.OME.TIFF") == "S"
   assert patient_id_of("TCGA-AB-1234-01Z-00-DX1.UUID") == "TCGA-AB-1234"
   assert patient_id_of("TCGA-AB-12345") == "TCGA-AB-12345"
 
@@ -270,6 +270,227 @@ def test_table_that_describes(tmp_path):
     ("b", "b", None),
   ]
   assert not errors
+
+
+# Tables as people write them.
+
+
+@pytest.mark.parametrize(
+  "heading",
+  ["PatientID", "Patient ID", "patient", "PATIENT", "patient-id", "Case.ID"],
+)
+def test_patients_by_any_name(tmp_path, capsys, heading):
+  _touch(tmp_path, "a.svs", "b.svs")
+  table = _table(tmp_path / "t.csv", f"slide_id,{heading}\na,P\nb,P\n")
+  slides, errors = find_slides(table)
+  assert [slide.patient_id for slide in slides] == ["P", "P"] and not errors
+  said = capsys.readouterr().err
+  assert f"patient_id is {heading!r}" in said and "warning" not in said
+
+
+def test_a_patient_of_several_cases_is_one_patient(tmp_path):
+  _touch(tmp_path, "a.svs", "b.svs")
+  text = "slide_id,case_id,Patient\na,C1,P\nb,C2,P\n"
+  slides, _ = find_slides(_table(tmp_path / "t.csv", text))
+  assert [slide.patient_id for slide in slides] == ["P", "P"]
+
+
+def test_unknown_patients_are_said(tmp_path, capsys):
+  _touch(tmp_path, "a.svs", "b.svs")
+  text = "slide_id,diagnosis\na,x\nb,y\n"
+  slides, _ = find_slides(_table(tmp_path / "t.csv", text))
+  assert [slide.patient_id for slide in slides] == ["a", "b"]
+  said = capsys.readouterr().err
+  assert "no column of patients" in said and "not read: 'diagnosis'" in said
+  find_slides(tmp_path)
+  assert "whose 2 of the 2 slides are" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  "word", ["NA", "nan", "None", "n/a", "NULL", "-", "", "#N/A", "<NA>", " - "]
+)
+def test_unknown_words(tmp_path, word):
+  _touch(tmp_path, "a.svs", "b.svs", "c.svs")
+  table = _table(
+    tmp_path / "t.csv",
+    f"slide_id,case_id,label,mpp,split\na,{word},{word},{word},{word}\n"
+    f"b,{word},x,0.5,train\nc,P,y,0.5,val\n",
+  )
+  slides, errors = find_slides(table)
+  assert not errors
+  assert [(s.patient_id, s.label, s.mpp, s.split) for s in slides] == [
+    ("a", None, None, None),
+    ("b", "x", 0.5, "train"),
+    ("P", "y", 0.5, "val"),
+  ]
+
+
+def test_signs_and_named_classes_are_labels(tmp_path):
+  _touch(tmp_path, "a.svs", "b.svs")
+  table = _table(tmp_path / "t.csv", "slide_id,label\na,+\nb,-\n")
+  assert [s.label for s in find_slides(table)[0]] == ["+", "-"]
+  table = _table(tmp_path / "t.csv", "slide_id,label\na,none\nb,mild\n")
+  assert [s.label for s in find_slides(table)[0]] == [None, "mild"]
+  found, _ = find_slides(table, classes=("none", "mild"))
+  assert [s.label for s in found] == ["none", "mild"]
+
+
+def test_a_bad_number_names_its_column(tmp_path):
+  _touch(tmp_path, "a.svs")
+  table = _table(tmp_path / "t.csv", "slide_id,MPP\na,forty\n")
+  (error,) = find_slides(table)[1]
+  assert "column MPP is 'forty'" in error.message
+
+
+@pytest.mark.parametrize(
+  ("name", "file"),
+  [
+    ("S1", "S1.TIF"),
+    ("s1.tif", "S1.TIFF"),
+    ("S1.svs", "S1.SVS"),
+    ("siteA\\S3.tif", "siteA/S3.tif"),
+    ("siteA/S3", "siteA/S3.ome.tif"),
+    (r"C:\old\disk\S3.tif", "S3.tif"),
+    ("/mnt/old/siteA/S3.tif", "siteA/S3.tif"),
+    ("S3", "uuid/deep/S3.svs"),
+    ("M\u00fcller", "Mu\u0308ller.svs"),
+  ],
+)
+@pytest.mark.parametrize("column", ["slide_id", "filename"])
+def test_spellings_of_one_name(tmp_path, name, file, column):
+  _touch(tmp_path, file)
+  table = _table(tmp_path / "t.csv", f"{column},case_id\n{name},P\n")
+  for slides, errors in (find_slides(table), find_slides(tmp_path, table)):
+    assert [s.patient_id for s in slides] == ["P"] and not errors
+    assert slides[0].path == str(tmp_path / file)
+    assert "/" not in slides[0].slide_id
+
+
+def test_names_that_mean_another_file_or_two(tmp_path):
+  _touch(tmp_path, "siteB/S3.tif", "x/S4.tif", "y/S4.tif", "S5.tif")
+  text = "slide_id\nsiteA/S3\nS4\nS5.svs\n"
+  slides, errors = find_slides(_table(tmp_path / "t.csv", text))
+  assert not slides
+  assert _rows(errors) == [
+    ("S3", "missing_file"),
+    ("S4", "ambiguous_name"),
+    ("S5", "missing_file"),
+  ]
+
+
+def test_rows_that_contradict_each_other(tmp_path):
+  _touch(tmp_path, "a.svs", "b.svs", "c.svs", "d.svs")
+  table = _table(
+    tmp_path / "t.csv",
+    "slide_id,filename,case_id,label\n"
+    "left,a.svs,P,x\nright,a.svs,P,y\n"
+    "b,b.svs,P,x\nb,b.svs,P,y\n"
+    "c,c.svs,P,1\nC,c.svs,P,1.0\nc,,P,NA\n"
+    "d,d.svs,P,x\n",
+  )
+  slides, errors = find_slides(table)
+  assert [(s.slide_id, s.label) for s in slides] == [("c", "1"), ("d", "x")]
+  assert _rows(errors) == [
+    (name, "contradicting_rows") for name in ("left", "right", "b")
+  ]
+  assert "row 2 of t.csv and row 3" in errors[0].message
+  assert "['label']" in errors[2].message
+
+
+def test_a_bad_row_that_describes_refuses_its_slide(tmp_path):
+  _touch(tmp_path, "a.svs", "b.svs")
+  _table(tmp_path / "slides.csv", "slide_id,case_id,mpp\na,P,x\nb,P,1\n")
+  slides, errors = find_slides(tmp_path)
+  assert [(s.slide_id, s.patient_id) for s in slides] == [("b", "P")]
+  assert _rows(errors) == [("a", "bad_row")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_tables_of_excel(tmp_path, encoding, delimiter):
+  _touch(tmp_path, "a.svs", "b.svs")
+  text = "slide_id;Patient;label;mpp\r\na;M\u00fcller;x;1,060\r\nb;;;\r\n"
+  content = text.replace(";", delimiter).encode(encoding)
+  (tmp_path / "t.csv").write_bytes(content)
+  slides, errors = find_slides(tmp_path / "t.csv")
+  assert not errors
+  assert [(s.patient_id, s.label, s.mpp) for s in slides] == [
+    ("M\u00fcller", "x", 1.06),
+    ("b", None, None),
+  ]
+
+
+def test_tables_of_runs_are_no_descriptions(tmp_path, capsys):
+  _touch(tmp_path, "slides/a.svs")
+  tables.write(
+    tmp_path / "slides.csv",
+    tables.SLIDE_COLUMNS,
+    [{"slide_id": "gone", "filename": "slides/gone.svs", "mpp": 4.0},
+     {"slide_id": "a", "patient_id": "P", "label": "x", "mpp": 4.0}],
+  )  # fmt: skip
+  slides, errors = find_slides(tmp_path / "slides")
+  assert [(s.slide_id, s.patient_id) for s in slides] == [("a", "a")]
+  assert not errors
+  assert "written by a run" in capsys.readouterr().err
+  # Named, it says whose slides are, and nothing that was measured.
+  slides, errors = find_slides(tmp_path / "slides", tmp_path / "slides.csv")
+  assert [(s.patient_id, s.label, s.mpp) for s in slides] == [("P", "x", None)]
+  assert not errors
+
+
+def test_formats_that_nothing_reads_are_rows(tmp_path):
+  _touch(tmp_path, "a.svs", "b.vsi", "c.isyntax", "d.txt")
+  slides, errors = find_slides(tmp_path)
+  assert _ids(slides) == ["a"]
+  assert _rows(errors) == [
+    ("b.vsi", "unsupported_format"),
+    ("c.isyntax", "unsupported_format"),
+  ]
+
+
+def test_dicom_without_extension(tmp_path):
+  _dicom(tmp_path / "1.2.840.10008.7", uid="1.1")
+  _dicom(tmp_path / "case" / "IM0", uid="1.2", columns=512)
+  _dicom(tmp_path / "case" / "IM1", uid="1.2")
+  _touch(tmp_path, "a.svs", "case/README", "DICOMDIR")
+  slides, errors = find_slides(tmp_path)
+  assert _ids(slides) == ["1.2.840.10008.7", "a", "case"] and not errors
+  assert slides[2].path == str(tmp_path / "case" / "IM0")
+  # A table may name the folder.
+  table = _table(tmp_path / "t.csv", "slide_id,label\ncase,x\n")
+  slides, errors = find_slides(table)
+  assert [(s.slide_id, s.label) for s in slides] == [("case", "x")]
+  assert not errors
+
+
+def test_dicom_folders_that_share_identifiers(tmp_path):
+  for folder in ("one", "two"):
+    for level in range(2):
+      _dicom(tmp_path / folder / f"level-{level}.dcm", uid="1.2")
+  _dicom(tmp_path / "three" / "a.dcm", uid="1.3", patient="P")
+  _dicom(tmp_path / "three" / "b.dcm", uid="1.3", patient="Q")
+  slides, errors = find_slides(tmp_path)
+  assert [(s.slide_id, s.patient_id) for s in slides] == [
+    ("a", "P"),
+    ("b", "Q"),
+    ("one", "one"),
+    ("two", "two"),
+  ]
+  assert not errors
+
+
+def _dicom(path, uid, columns=256, patient=""):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  data = pydicom.Dataset()
+  data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.6"
+  data.SOPInstanceUID = pydicom.uid.generate_uid()
+  data.SeriesInstanceUID = uid
+  data.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+  data.TotalPixelMatrixColumns = columns
+  data.PatientID = patient
+  data.file_meta = pydicom.dataset.FileMetaDataset()
+  data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+  data.save_as(path, enforce_file_format=True)
 
 
 # Real data.

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from data_prep.files.errors import SlideError
-from data_prep.sequences import slide_job
-from data_prep.wsi import tile_stream, tiles
+from data_prep.wsi import find, tile_stream, tiles
 from data_prep.wsi.find import SlideEntry
 from data_prep.wsi.slides import Level, Slide
 from tests.data_prep.wsi import tiny_slides
@@ -357,6 +356,6 @@ def test_hash_follows_what_shapes_features(tmp_path):
 
 def test_ids_that_cannot_name_a_file():
   entries = [SlideEntry(name, "x", "p") for name in ("a.b", ".a", "a/b")]
-  good, bad = slide_job.usable_names(entries)
+  good, bad = find.usable_names(entries)
   assert [e.slide_id for e in good] == ["a.b"]
   assert [e.slide for e in bad] == [".a", "a/b"]

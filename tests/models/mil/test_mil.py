@@ -1,6 +1,5 @@
 """Bag models under padding, shuffling, chunks and dropout."""
 
-import dataclasses
 import warnings
 
 import jax
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 
 from tests.models.mil.tiny_bags import (
-  SMALL,
   TILES,
   bag_of,
   close,
@@ -78,7 +76,7 @@ def test_attention_sums_to_one_and_parts_to_the_logit(outputs):
 
 def test_only_transmil_sees_where_tiles_lie():
   bag = mil.pad(bag_of(), 32)
-  for name, sees in (("transmil", True), ("additive", False)):
+  for name, sees in (("transmil", True), ("gated", False)):
     run = forward(config(name))
     here = run(bag).logits
     apart = run(bag.replace(grid_xy=9 * bag.grid_xy)).logits
@@ -97,7 +95,8 @@ def test_a_tile_by_itself_is_a_bag_of_one_tile(name):
 
 
 def one_tile_or_none(name):
-  cfg = config(name, dropout=0.5)
+  rates = {"dropout", "attention_dropout"} & set(mil.settings(name))
+  cfg = config(name, **dict.fromkeys(rates, 0.5))
 
   def loss(params, bag):
     output = mil.apply(params, cfg, bag, jax.random.key(0))
@@ -220,24 +219,35 @@ def test_wrong_bags_and_labels_are_refused():
 
 
 @pytest.mark.parametrize(
-  "changes, words",
+  "name, changes, words",
   [
-    (dict(name="abmil"), "config.model.name = 'abmil'"),
-    (dict(pooling="mean"), "config.model.pooling = 'mean'"),
-    (dict(remat="some"), "config.model.remat = 'some'"),
-    (dict(outputs=0), "config.model.outputs = 0"),
-    (dict(dropout=1.0), r"config.model.dropout = 1.0: must be in \[0"),
-    (dict(sharpness=0.0), "config.model.sharpness = 0.0"),
-    (dict(name="gated", tile_hidden=4), "config.model.tile_hidden = 4"),
-    (dict(chowder_hidden=(3, 0)), "config.model.chowder_hidden"),
-    (dict(name="transmil", heads=3), "heads = 3 does not divide .* = 8"),
-    (dict(auxiliary_weight=0.5), "'additive' has no auxiliary loss"),
-    (dict(name="dsmil", auxiliary_weight=1.5), "auxiliary_weight = 1.5"),
+    ("abmil", {}, r"config.model.name = 'abmil': must be one of .*'gated'"),
+    ("clam_bs", {}, "did you mean 'clam_sb'"),
+    ("gated", {"remat": "some"}, "config.model.remat = 'some'"),
+    ("gated", {"outputs": 0}, "config.model.outputs = 0"),
+    ("gated", {"dropout": 1.0}, "config.model.dropout = 1.0"),
+    ("chowder", {"mlp_hidden": (3, 0)}, "config.model.mlp_hidden"),
+    ("transmil", {"heads": 3}, "heads = 3 does not divide .* = 8"),
+    ("dsmil", {"auxiliary_weight": 1.5}, "auxiliary_weight = 1.5"),
+    ("clam_sb", {"instance_loss": "hinge"}, "instance_loss = 'hinge'"),
+    ("additive", {"outputs": 1}, "same function as 'gated'"),
   ],
 )
-def test_what_cannot_be_is_refused(changes, words):
+def test_what_cannot_be_is_refused(name, changes, words):
   with pytest.raises(ValueError, match=words):
-    dataclasses.replace(SMALL, **changes)
+    config(name, **changes)
+
+
+@pytest.mark.parametrize(
+  "name, field",
+  [("gated", "tile_hidden"), ("mean", "attention_width"), ("max", "top_tiles")],
+)
+def test_fields_of_another_model_are_refused(name, field):
+  with pytest.raises(ValueError) as caught:
+    config(name, **{field: 4})
+  message = str(caught.value)
+  assert f"config.model.{field} = 4" in message
+  assert all(own in message for own in mil.settings(name))
 
 
 def test_loss_weights_are_the_papers():
@@ -251,7 +261,7 @@ def test_loss_weights_are_the_papers():
 def test_parameters_are_plain_and_of_the_papers_sizes():
   with warnings.catch_warnings():
     warnings.simplefilter("error")
-    cfg = mil.MilConfig(name="clam_sb", width=1024, outputs=2)
+    cfg = mil.configure("clam_sb", width=1024, outputs=2)
     p = jax.eval_shape(lambda: mil.init(jax.random.key(0), cfg))
   assert type(p) is dict
   shapes = {

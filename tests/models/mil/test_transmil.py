@@ -12,11 +12,10 @@ import pytest
 from wsiseq_jax.models import mil
 from wsiseq_jax.models.mil import grid
 from wsiseq_jax.models.mil import nystrom as mil_nystrom
-from wsiseq_jax.models.mil.config import MilConfig
 
 E, HEADS = 8, 2
-CONFIG = MilConfig(
-  name="transmil", width=5, outputs=2, hidden=E, heads=HEADS, landmarks=64
+CONFIG = mil.configure(
+  "transmil", width=5, outputs=2, hidden=E, heads=HEADS, landmarks=64
 )
 
 

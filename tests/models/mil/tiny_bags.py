@@ -1,6 +1,5 @@
 """Tiny bag models with random parameters, compiled once for all tests."""
 
-import dataclasses
 import functools
 
 import jax
@@ -11,27 +10,26 @@ from wsiseq_jax.models import mil
 
 D, TILES = 6, 21
 # Chunks of 8 and a rest.
-SMALL = mil.MilConfig(
-  width=D,
-  outputs=3,
-  hidden=8,
-  attention_width=4,
-  top_tiles=3,
-  extremes=2,
-  chowder_hidden=(6, 5),
-  instance_tiles=4,
-  query_width=4,
-  heads=2,
-  landmarks=6,
-  chunk_tiles=8,
-)
+SMALL = {
+  "hidden": 8,
+  "attention_width": 4,
+  "top_tiles": 3,
+  "extremes": 2,
+  "mlp_hidden": (6, 5),
+  "instance_tiles": 4,
+  "query_width": 4,
+  "heads": 2,
+  "landmarks": 6,
+  "chunk_tiles": 8,
+}
 
 
 def config(name, **changes):
   # Chunks within transmil are tested with it: many programs to compile.
   if name == "transmil":
     changes.setdefault("chunk_tiles", 64)
-  return dataclasses.replace(SMALL, name=name, **changes)
+  mine = {k: v for k, v in SMALL.items() if k in mil.settings(name)}
+  return mil.configure(name, **{"width": D, "outputs": 3, **mine, **changes})
 
 
 @functools.cache

@@ -3,13 +3,8 @@
 import pytest
 
 from data_prep.synthetic import slides as synthetic_slides
-from tests.reports.slides.report_pages import (
-  FAILED,
-  MISSING,
-  SIZE,
-  configured,
-  write_report,
-)
+from tests.reports.slides.report_pages import FAILED, MISSING, SIZE, configured
+from wsiseq_jax.reports.slides import job as report_job
 from wsiseq_jax.reports.slides import synthetic as synthetic_report
 
 
@@ -28,4 +23,4 @@ def made(tmp_path_factory):
 @pytest.fixture(scope="session")
 def written(made):
   """The report on it: page, counts and problems."""
-  return write_report(configured(made, made / "slides"))
+  return report_job.write_report(configured(made, made / "slides"))

@@ -8,12 +8,7 @@ import shutil
 import pytest
 
 from configs import mil_report
-from tests.reports.slides.report_pages import (
-  SIZE,
-  Page,
-  configured,
-  write_report,
-)
+from tests.reports.slides.report_pages import SIZE, Page, configured
 from wsiseq_jax.maps.tile_map import TileMap
 from wsiseq_jax.reports.slides import job
 
@@ -26,7 +21,7 @@ def test_a_second_call_changes_nothing(made, written, capsys):
     if path.is_file()
   }
   with pytest.raises(SystemExit) as stopped:
-    job.run(config)
+    job.mil_report(config)
   assert stopped.value.code == 3  # one slide is missing, still
   assert "is up to date, nothing to do" in capsys.readouterr().err
   assert before == {path: path.stat().st_mtime_ns for path in before}
@@ -36,20 +31,20 @@ def test_only_what_changed_is_drawn(made, tmp_path):
   workdir = tmp_path / "mil"
   shutil.copytree(made, workdir)
   config = configured(workdir, workdir / "slides")
-  write_report(config)
+  job.write_report(config)
   own = workdir / "report" / "slides" / "syn_00" / "my notes.txt"
   own.write_text("mine")
   path = workdir / "slides" / "syn_00.tiff"
   os.utime(path, ns=(0, 0))
-  assert write_report(config).drawn == 1
+  assert job.write_report(config).drawn == 1
   assert own.read_text() == "mine"
   # Another threshold is another page for all; more resamples for the cohort.
   config.report.update({"threshold_from": "given", "threshold": 0.9})
-  assert write_report(config).drawn == 4
+  assert job.write_report(config).drawn == 4
   page = Page(workdir / "report" / "index.html")
   assert "0.9 was given for this report" in page.text
   config.report.resamples = 30
-  assert write_report(config).drawn == 0
+  assert job.write_report(config).drawn == 0
   # Another picture under the slide's name is not taken for it.
   shutil.copy(workdir / "slides" / "syn_02.tiff", tmp_path / "other.tiff")
   other = TileMap.load(workdir / "maps" / "syn_00.npz")
@@ -57,7 +52,7 @@ def test_only_what_changed_is_drawn(made, tmp_path):
   dataclasses.replace(other, level0_size=size).save(
     workdir / "maps" / "syn_00.npz"
   )
-  problems = write_report(config).problems
+  problems = job.write_report(config).problems
   assert "it is another picture" in problems["syn_00"]
 
 
@@ -79,7 +74,7 @@ def test_bad_calls(made, tmp_path, change, message):
   other = tmp_path / "other"
   other.mkdir()
   (other / "index.html").write_text("a report on sequences")
-  (other / "report.json").write_text('{"kind": "report"}')
+  (other / "report.json").write_text('{"fingerprint": "f"}')
   places = {"nowhere": tmp_path / "nowhere", "other": other}
   for key, value in change.items():
     place = places.get(value) if isinstance(value, str) else None
@@ -87,12 +82,12 @@ def test_bad_calls(made, tmp_path, change, message):
     target = config[block] if block else config
     target[name] = str(place) if place else value
   with pytest.raises(ValueError, match=message):
-    job.run(config)
+    job.mil_report(config)
 
 
 def test_smoke(tmp_path):
   config = mil_report.get_config("smoke")
   config.workdir = str(tmp_path)
-  job.run(config)
+  job.mil_report(config)
   assert len(list(tmp_path.glob("report/slides/*/regions.geojson"))) == 3
   assert pathlib.Path(tmp_path, "report", "index.html").is_file()

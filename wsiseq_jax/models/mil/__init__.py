@@ -1,18 +1,19 @@
 r"""Bag models (attention MIL): from features of a slide's tiles to its label.
 
+    config = configure("clam_sb", width=1024)
     params = init(key, config)              a plain nested dict
     output = apply(params, config, bag)     see `MilOutput`
     loss = a · head.loss(output.logits, label) +
            b · auxiliary_loss(params, config, bag, output, onehot)
                                             a, b = config.loss_weights
 
-Heads are in `mil_heads.py`. All functions work on one bag, under `jit` and
-`vmap`: `jax.vmap(lambda bag: apply(params, config, bag))(bags)`.
+All functions work on one bag, under `jit` and `vmap`:
+`jax.vmap(lambda bag: apply(params, config, bag))(bags)`.
 
 | name | logit of a slide | parts |
 |---|---|---|
-| additive | Σ attention · tile's logit; gated; a map for each output | exact |
-| gated, attention | the same, one map for all outputs | exact |
+| gated, attention | Σ attention · tile's logit | exact |
+| additive | the same, a map for each output | exact |
 | clam_sb, clam_mb | the same, and an instance loss | exact |
 | dsmil | of what resembles the top tile | exact |
 | mean, max | mean and maximum of tiles' logits | exact |
@@ -24,23 +25,40 @@ Parts are exact where contributions sum over tiles to the logit. None of the
 models sees where tiles lie but transmil. Padded tiles change nothing, nor does
 the order of tiles.
 
-Memory is linear in tiles; see `mil_bag.in_chunks` and `MilConfig.remat`. Under
+A model is a module with a config dataclass, and a line of `MODELS`.
+
+Memory is linear in tiles; see `bag.in_chunks` and `MilConfig.remat`. Under
 `jit`, what is not returned is not computed: a training step should return the
 loss and logits, not the whole `MilOutput`.
 """
 
+import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from wsiseq_jax.models.mil.attention import AttentionMil
+from data_prep.files import schema
+from wsiseq_jax.models.mil.attention import (
+  AdditiveConfig,
+  AdditiveMil,
+  AttentionConfig,
+  AttentionMil,
+)
 from wsiseq_jax.models.mil.bag import Bag, MilModel, MilOutput, pad
-from wsiseq_jax.models.mil.clam import Clam
-from wsiseq_jax.models.mil.config import MODELS, MilConfig
-from wsiseq_jax.models.mil.dsmil import Dsmil
-from wsiseq_jax.models.mil.pooling import Chowder, TilePooling
+from wsiseq_jax.models.mil.clam import Clam, ClamConfig
+from wsiseq_jax.models.mil.config import MilConfig
+from wsiseq_jax.models.mil.dsmil import Dsmil, DsmilConfig
+from wsiseq_jax.models.mil.nystrom import NystromConfig
+from wsiseq_jax.models.mil.pooling import (
+  Chowder,
+  ChowderConfig,
+  InstanceConfig,
+  PoolingConfig,
+  TilePooling,
+)
 from wsiseq_jax.models.mil.transmil import TransMil
 
 __all__ = [
@@ -50,41 +68,91 @@ __all__ = [
   "MilOutput",
   "apply",
   "auxiliary_loss",
+  "configure",
   "init",
   "pad",
+  "settings",
 ]
 
 Params = Any
+Build = Callable[[Any, nnx.Rngs], MilModel]
 
-_CLASSES: dict[str, type[MilModel]] = {
-  "additive": AttentionMil,
-  "gated": AttentionMil,
-  "attention": AttentionMil,
-  "clam_sb": Clam,
-  "clam_mb": Clam,
-  "chowder": Chowder,
-  "dsmil": Dsmil,
-  "transmil": TransMil,
-  "mean": TilePooling,
-  "max": TilePooling,
-  "instance": TilePooling,
+# Name → (config, rngs) → model, and its config.
+MODELS: dict[str, tuple[Build, type[MilConfig]]] = {
+  "gated": (AttentionMil, AttentionConfig),
+  "attention": (
+    functools.partial(AttentionMil, is_gated=False),
+    AttentionConfig,
+  ),
+  "additive": (AdditiveMil, AdditiveConfig),
+  "clam_sb": (Clam, ClamConfig),
+  "clam_mb": (functools.partial(Clam, is_multi=True), ClamConfig),
+  "chowder": (Chowder, ChowderConfig),
+  "dsmil": (Dsmil, DsmilConfig),
+  "transmil": (TransMil, NystromConfig),
+  "mean": (functools.partial(TilePooling, top=0), PoolingConfig),
+  "max": (functools.partial(TilePooling, top=1), PoolingConfig),
+  "instance": (TilePooling, InstanceConfig),
 }
+
+
+def settings(name: str) -> dict[str, Any]:
+  """The settings of a model, all but its sizes at both ends, at their defaults.
+
+  Raises:
+    ValueError: There is no such model.
+
+  Example:
+    >>> settings("max")["hidden"]
+    512
+  """
+  if name not in MODELS:
+    hint = schema.did_you_mean(name, MODELS)
+    raise ValueError(
+      f"config.model.name = {name!r}: must be one of {list(MODELS)}{hint}"
+    )
+  fields = dataclasses.fields(MODELS[name][1])
+  ends = ("name", "width", "outputs")
+  return {f.name: f.default for f in fields if f.name not in ends}
+
+
+def configure(name: str, *, width: int, outputs: int = 1, **fields) -> Any:
+  """The checked config of a model.
+
+  Args:
+    name: One of `MODELS`.
+    width: Channels of a tile's feature.
+    outputs: Logits of a slide.
+    **fields: See the model's own config.
+
+  Raises:
+    ValueError: All that is wrong, by config key; a field that the model does
+      not have, and which it has.
+
+  Example:
+    >>> configure("clam_mb", width=1024, outputs=3).loss_weights
+    (0.7, 0.3)
+  """
+  known = settings(name)
+  more = [key for key in fields if key not in known]
+  if more:
+    raise ValueError(
+      f"config.model.{more[0]} = {fields[more[0]]!r}: {name!r} has no such "
+      f"field, it has {list(known)}; --config=configs/mil.py:{name} has these"
+    )
+  values = {"name": name, "width": width, "outputs": outputs, **fields}
+  return schema.build(MODELS[name][1], values, "config.model")
 
 
 @functools.lru_cache(maxsize=64)
 def _graphdef(config: MilConfig) -> Any:
-  model = nnx.eval_shape(lambda: _CLASSES[config.name](config, nnx.Rngs(0)))
+  model = nnx.eval_shape(lambda: MODELS[config.name][0](config, nnx.Rngs(0)))
   return nnx.split(model, nnx.Param)[0]
 
 
 def init(key: Key[Array, ""], config: MilConfig) -> Params:
-  """Fresh parameters, a nested dictionary of f32 arrays.
-
-  Args:
-    key: Source of randomness.
-    config: Shape.
-  """
-  model = _CLASSES[config.name](config, nnx.Rngs(params=key))
+  """Fresh parameters, a nested dictionary of f32 arrays."""
+  model = MODELS[config.name][0](config, nnx.Rngs(params=key))
   return nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])
 
 
@@ -104,12 +172,12 @@ def apply(
     key: Of dropout; None for none.
 
   Raises:
-    ValueError: Features are not as wide as the model is told.
+    ValueError: Features are not as wide as the model.
 
   Example:
     >>> import jax
     >>> import jax.numpy as jnp
-    >>> config = MilConfig(width=3, hidden=4, attention_width=2)
+    >>> config = configure("gated", width=3, hidden=4, attention_width=2)
     >>> bag = Bag(jnp.ones((5, 3)), jnp.ones(5, bool), jnp.zeros((5, 2)))
     >>> output = apply(init(jax.random.key(0), config), config, bag)
     >>> output.logits.shape, output.attention.shape

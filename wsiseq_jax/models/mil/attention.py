@@ -1,4 +1,4 @@
-r"""Attention pooling: plain, gated, and additive gated (the default).
+r"""Attention pooling: plain, gated (the default), and additive.
 
     h = dropout(relu(W x + b))                            [m hidden]
     s = w · (tanh(V h) ⊙ σ(U h)) + c                      gated; plain has no σ
@@ -11,10 +11,9 @@ So classifying each tile and then summing is ABMIL with its linear classifier,
 and it is how all three are computed: the sum `Σ a h` is never needed, each tile
 leaves two numbers behind, and contributions a · l sum to the logit.
 
-What `additive` has besides: one attention map for each output, so that each
-class has a map of its own, and `tile_hidden`, a classifier of tiles with a
-hidden layer. With one output and `tile_hidden` = 0, `gated` and `additive` are
-one model.
+`additive` has one attention map for each output, and can have a classifier of
+tiles with a hidden layer, `tile_hidden`. With one output and without that layer
+it is the same function as `gated`, and refused.
 
 Deviations from ABMIL: dropout, which it has none of (CLAM's: on h and on both
 branches); losses from logits, which need no clamp of p to [1e-5, 1 − 1e-5].
@@ -25,67 +24,122 @@ Reference: Ilse, Tomczak, Welling, Attention-based deep multiple instance
 learning, ICML 2018; Javed et al., Additive MIL, NeurIPS 2022.
 """
 
+import dataclasses
+from typing import Annotated, Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
+from data_prep.files.schema import Range
 from wsiseq_jax.models.mil import bag as mil_bag
 from wsiseq_jax.models.mil.bag import Bag, MilOutput, linear
-from wsiseq_jax.models.mil.config import MilConfig
+from wsiseq_jax.models.mil.config import Count, MilConfig, Rate
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionConfig(MilConfig):
+  """`attention` and `gated`.
+
+  Attributes:
+    hidden: Channels of embedded tiles.
+    attention_width: Channels in which attention is computed.
+    dropout: Of embedded tiles and attention branches.
+  """
+
+  hidden: Count = 512
+  attention_width: Count = 256
+  dropout: Rate = 0.25
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdditiveConfig(AttentionConfig):
+  """`additive`.
+
+  Attributes:
+    tile_hidden: Hidden channels of the classifier of tiles; 0 makes it linear.
+  """
+
+  tile_hidden: Annotated[int, Range(0)] = 0
+
+  def __post_init__(self):
+    if self.outputs == 1 and not self.tile_hidden:
+      raise ValueError(
+        "config.model.name = 'additive': with one output and "
+        "config.model.tile_hidden = 0 it is the same function as 'gated'; take "
+        "--config=configs/mil.py:gated"
+      )
 
 
 class Embedding(nnx.Module):
   """Linear layer, ReLU, dropout; and a classifier of what comes out.
 
   Args:
-    config: Shape.
+    config: Has `width`, `hidden` and `dropout`.
     outputs: Logits of the classifier.
     rngs: Source of the initial parameters.
+    tile_hidden: Hidden channels of the classifier; 0 makes it linear.
   """
 
-  def __init__(self, config: MilConfig, outputs: int, rngs: nnx.Rngs):
+  def __init__(
+    self, config: Any, outputs: int, rngs: nnx.Rngs, tile_hidden: int = 0
+  ):
     self.embed = linear(config.width, config.hidden, config, rngs)
     inner = config.hidden
-    if config.tile_hidden:
-      self.classifier_hidden = linear(inner, config.tile_hidden, config, rngs)
-      inner = config.tile_hidden
+    self.is_deep = tile_hidden > 0
+    if self.is_deep:
+      self.classifier_hidden = linear(inner, tile_hidden, config, rngs)
+      inner = tile_hidden
     self.classifier = linear(inner, outputs, config, rngs)
-    self.config = config
+    self.rate = config.dropout
 
   def __call__(
     self, features: Float[Array, "*m d"], key: Key[Array, ""] | None
   ) -> Float[Array, "*m e"]:
     """Embeds tiles."""
-    hidden = jax.nn.relu(self.embed(features))
-    return mil_bag.dropout(hidden, self.config.dropout, key)
+    return mil_bag.dropout(jax.nn.relu(self.embed(features)), self.rate, key)
 
   def classify(
     self, embedded: Float[Array, "m e"], key: Key[Array, ""] | None
   ) -> Float[Array, "m y"]:
     """Logits of embedded tiles, f32."""
-    if self.config.tile_hidden:
+    if self.is_deep:
       embedded = jax.nn.relu(self.classifier_hidden(embedded))
-      embedded = mil_bag.dropout(embedded, self.config.dropout, key)
+      embedded = mil_bag.dropout(embedded, self.rate, key)
     return self.classifier(embedded).astype(jnp.float32)
 
 
 class AttentionMil(mil_bag.MilModel):
-  """`attention`, `gated` and `additive`.
+  """`gated`, and what the other models with such attention are made of.
 
   Args:
     config: Shape.
     rngs: Source of the initial parameters, stream `params`.
+    is_gated: Whether attention has a gate.
+    maps: Attention maps.
+    outputs: Logits of tiles; None takes those of the slide.
+    tile_hidden: See `Embedding`.
   """
 
-  def __init__(self, config: MilConfig, rngs: nnx.Rngs):
-    outputs = config.classes if config.name == "clam_mb" else config.outputs
-    self.tile = Embedding(config, outputs, rngs)
+  def __init__(
+    self,
+    config: AttentionConfig,
+    rngs: nnx.Rngs,
+    *,
+    is_gated: bool = True,
+    maps: int = 1,
+    outputs: int | None = None,
+    tile_hidden: int = 0,
+  ):
+    outputs = config.outputs if outputs is None else outputs
+    self.tile = Embedding(config, outputs, rngs, tile_hidden)
     inner, width = config.hidden, config.attention_width
     self.value = linear(inner, width, config, rngs)
-    if config.name != "attention":
+    self.is_gated = is_gated
+    if is_gated:
       self.gate = linear(inner, width, config, rngs)
-    self.score = linear(width, config.branches, config, rngs)
+    self.score = linear(width, maps, config, rngs)
     self.config = config
 
   def scores(
@@ -93,9 +147,9 @@ class AttentionMil(mil_bag.MilModel):
   ) -> Float[Array, "m a"]:
     """Attention before the softmax, f32."""
     rate = self.config.dropout
-    keys = mil_bag.split(key, 2)
+    keys = mil_bag.split_key(key, 2)
     x = mil_bag.dropout(jnp.tanh(self.value(embedded)), rate, keys[0])
-    if self.config.name != "attention":
+    if self.is_gated:
       gate = jax.nn.sigmoid(self.gate(embedded))
       x = x * mil_bag.dropout(gate, rate, keys[1])
     return self.score(x).astype(jnp.float32)
@@ -106,7 +160,7 @@ class AttentionMil(mil_bag.MilModel):
     """Attention `[m a]` and instance logits `[m y]`."""
 
     def of_tiles(features, key):
-      keys = mil_bag.split(key, 3)
+      keys = mil_bag.split_key(key, 3)
       embedded = self.tile(features, keys[0])
       return (
         self.scores(embedded, keys[1]),
@@ -118,14 +172,23 @@ class AttentionMil(mil_bag.MilModel):
       of_tiles, bag.features, key, config.chunk_tiles, config.remat
     )
     attention = mil_bag.masked_softmax(scores, bag.mask)
-    return attention, mil_bag.only_real(logits, bag.mask)
+    return attention, mil_bag.zero_padding(logits, bag.mask)
 
   def __call__(self, bag: Bag, key: Key[Array, ""] | None) -> MilOutput:
     """Reads a bag."""
-    return pooled(*self.read(bag, key))
+    return weighted_sum(*self.read(bag, key))
 
 
-def pooled(
+class AdditiveMil(AttentionMil):
+  """`additive`: an attention map for each output."""
+
+  def __init__(self, config: AdditiveConfig, rngs: nnx.Rngs):
+    super().__init__(
+      config, rngs, maps=config.outputs, tile_hidden=config.tile_hidden
+    )
+
+
+def weighted_sum(
   attention: Float[Array, "m a"], logits: Float[Array, "m y"]
 ) -> MilOutput:
   """The output of a model whose logit is Σ attention · instance logit."""
@@ -139,6 +202,6 @@ def pooled(
   )
 
 
-def uniform(mask: Bool[Array, " m"]) -> Float[Array, "m 1"]:
+def uniform_attention(mask: Bool[Array, " m"]) -> Float[Array, "m 1"]:
   """Equal attention for all real tiles."""
   return mil_bag.masked_softmax(jnp.zeros((mask.shape[0], 1)), mask)

@@ -1,13 +1,10 @@
 """What all bag models share: bags, outputs, softmax under a mask, chunks.
 
-A bag is padded to a fixed size, so that slides of many lengths need few
-programs. Padded tiles change nothing: no output, no gradient, and not which
-channels dropout takes from the real tiles (random bits are drawn by chunk and
-row).
+Padded tiles change nothing: no output, no gradient, and not which channels
+dropout takes from the real tiles (random bits are drawn by chunk and row).
 
-Whatever is done to each tile by itself is done in chunks (`in_chunks`). What a
-chunk keeps for the backward pass is chosen there, so that a bag of 100,000
-tiles costs its features and a few arrays of `[m, hidden]`.
+What is done to each tile by itself is done in chunks (`in_chunks`), so that a
+bag of 100,000 tiles costs its features and a few arrays of `[m, hidden]`.
 """
 
 from collections.abc import Callable
@@ -112,8 +109,8 @@ def linear(
   )
 
 
-def split(key: Key[Array, ""] | None, count: int) -> Any:
-  """Keys, or as many times None where there is no dropout."""
+def split_key(key: Key[Array, ""] | None, count: int) -> Any:
+  """Keys; None for each where there is no dropout."""
   return [None] * count if key is None else jax.random.split(key, count)
 
 
@@ -126,10 +123,7 @@ def dropout(
   multiple of 1/256. Four bytes, as usual, would take a tenth of the time of a
   training step on a CPU.
 
-  Args:
-    x: Values.
-    rate: Share of values to drop.
-    key: None drops nothing.
+  No key drops nothing.
   """
   dropped = round(256 * rate)
   if key is None or not dropped:
@@ -161,15 +155,15 @@ def masked_softmax(
   return each / jnp.where(total > 0, total, 1.0)
 
 
-def only_real(x: Float[Array, "m a"], mask: Bool[Array, " m"]) -> Array:
+def zero_padding(x: Float[Array, "m a"], mask: Bool[Array, " m"]) -> Array:
   """Values in f32, 0 where padded."""
   return jnp.where(mask[:, None], x.astype(jnp.float32), 0.0)
 
 
-def highest(
+def top_k_indices(
   values: Float[Array, "m a"], mask: Bool[Array, " m"], count: int
 ) -> Array:
-  """Indices `[a k]` of the highest values of real tiles, best first.
+  """Indices `[a k]` of the highest values of real tiles, highest first.
 
   k is `count`, or all tiles if there are fewer; padded tiles come last.
   """

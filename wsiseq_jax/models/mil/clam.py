@@ -2,21 +2,21 @@ r"""CLAM: attention pooling that tells tiles of high and low attention apart.
 
 `clam_sb` has one attention map, `clam_mb` one for each class, whose logit is
 that class' own classifier on its own pooled feature: gated attention as in
-`mil_attention.py`, in which the classifiers commute with the sum.
+`attention.py`, in which the classifiers commute with the sum.
 
 For each class c there is a linear layer from a tile's embedding to two logits.
-Of a slide of class c the B tiles of highest attention (in map c) are told to be
-1, the B of lowest attention 0; loss: their mean. Of a slide of another class
-nothing is told, unless `subtyping`: there the B of highest attention are told
-to be 0, and the sum over classes is divided by their number.
+On a slide of class c the B tiles of highest attention (in map c) are labelled
+1, the B of lowest attention 0; the loss is their mean. On a slide of another
+class no tile is labelled, unless `subtyping`: there the B of highest attention
+are labelled 0, and the sum over classes is divided by their number.
 
     loss = 0.7 · bag's loss + 0.3 · instance loss
 
 Which tiles are chosen is constant; gradients reach the embedding and the layers
 of two, not the attention.
 
-Deviations: B = min(8, tiles // 2), so that no tile is told to be both; a single
-tile is told nothing. The chosen tiles are embedded a second time, with dropout
+Deviations: B = min(8, tiles // 2), so that no tile is labelled twice; a single
+tile is not labelled. The chosen tiles are embedded a second time, with dropout
 of its own, so that embeddings of all tiles need not be kept.
 One logit stands for two classes: `clam_mb` has two maps then, its logit is that
 of class 1 minus that of class 0 (the softmax over two is the sigmoid of that),
@@ -27,28 +27,64 @@ Reference: Lu et al., Data-efficient and weakly supervised computational
 pathology on whole-slide images, Nature Biomedical Engineering 2021.
 """
 
+import dataclasses
+from typing import Annotated, Literal
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
+from data_prep.files.schema import Range
 from wsiseq_jax.models.mil import bag as mil_bag
-from wsiseq_jax.models.mil.attention import AttentionMil, pooled
+from wsiseq_jax.models.mil.attention import (
+  AttentionConfig,
+  AttentionMil,
+  weighted_sum,
+)
 from wsiseq_jax.models.mil.bag import Bag, MilOutput
-from wsiseq_jax.models.mil.config import MilConfig
+from wsiseq_jax.models.mil.config import Count
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClamConfig(AttentionConfig):
+  """`clam_sb` and `clam_mb`.
+
+  Attributes:
+    instance_tiles: B: that many tiles of highest and of lowest attention, at
+      most half of the bag.
+    instance_loss: Of these tiles, 'svm' (smooth top-1) or 'cross_entropy'.
+    subtyping: Whether classes exclude each other in every tile.
+    auxiliary_weight: Of the instance loss; the bag's loss has the rest of 1.
+  """
+
+  instance_tiles: Count = 8
+  instance_loss: Literal["svm", "cross_entropy"] = "svm"
+  subtyping: bool = False
+  auxiliary_weight: Annotated[float, Range(0, 1)] = 0.3
+
+  @property
+  def classes(self) -> int:
+    """Classes that are told apart: one logit stands for two."""
+    return max(2, self.outputs)
 
 
 class Clam(AttentionMil):
-  """`clam_sb` and `clam_mb`.
+  """`clam_sb`, and `clam_mb` if `is_multi`.
 
   Args:
     config: Shape.
     rngs: Source of the initial parameters, stream `params`.
+    is_multi: Whether each class has an attention map of its own.
   """
 
-  def __init__(self, config: MilConfig, rngs: nnx.Rngs):
-    super().__init__(config, rngs)
+  def __init__(
+    self, config: ClamConfig, rngs: nnx.Rngs, *, is_multi: bool = False
+  ):
+    branches = {"maps": config.classes, "outputs": config.classes}
+    super().__init__(config, rngs, **(branches if is_multi else {}))
+    self.is_difference = is_multi and config.outputs == 1
     shape = (config.classes, config.hidden, 2)
     init = nnx.initializers.xavier_uniform(batch_axis=0)
     self.instance_kernel = nnx.Param(init(rngs.params(), shape))
@@ -56,15 +92,14 @@ class Clam(AttentionMil):
 
   def __call__(self, bag: Bag, key: Key[Array, ""] | None) -> MilOutput:
     """Reads a bag; `aux` holds the tiles of the instance loss."""
-    config = self.config
-    keys = mil_bag.split(key, 3)
+    keys = mil_bag.split_key(key, 3)
     attention, logits = self.read(bag, keys[0])
     aux = self._extreme_tiles(bag, attention, keys[1:])
-    if config.name == "clam_mb" and config.outputs == 1:
-      output = pooled(attention, logits)
+    output = weighted_sum(attention, logits)
+    if self.is_difference:
       output = jax.tree.map(lambda x: x[..., 1:] - x[..., :1], output)
-      return output.replace(attention=attention[:, 1:], aux=aux)
-    return pooled(attention, logits).replace(aux=aux)
+      output = output.replace(attention=attention[:, 1:])
+    return output.replace(aux=aux)
 
   def _extreme_tiles(self, bag, attention, keys):
     """Embeddings of the chosen tiles, and which of them count."""
@@ -73,7 +108,7 @@ class Clam(AttentionMil):
     found = {}
     kinds = (("high", attention), ("low", -attention))
     for (name, values), key in zip(kinds, keys, strict=True):
-      chosen = mil_bag.highest(values, bag.mask, count)
+      chosen = mil_bag.top_k_indices(values, bag.mask, count)
       rows = jnp.take(bag.features, chosen, axis=0)
       found[name] = self.tile(rows, key).astype(jnp.float32)
     tiles = jnp.minimum(count, jnp.sum(bag.mask) // 2)
@@ -89,8 +124,8 @@ class Clam(AttentionMil):
       onehot = jnp.concatenate([1 - onehot, onehot])
     loss = smooth_svm if config.instance_loss == "svm" else cross_entropy
 
-    def told(tiles, target):
-      """Mean loss of each class' tiles [c k e], told to be all of a target."""
+    def labelled(tiles, target):
+      """Summed loss of each class' tiles [c k e], all labelled `target`."""
       tiles = jnp.broadcast_to(tiles, (config.classes, *tiles.shape[1:]))
       logits = jnp.einsum("cke,cez->ckz", tiles, self.instance_kernel[...])
       logits = logits + self.instance_bias[...][:, None]
@@ -98,11 +133,11 @@ class Clam(AttentionMil):
       return jnp.where(aux["counts"][None], each, 0.0).sum(axis=1)
 
     tiles = jnp.maximum(jnp.sum(aux["counts"]), 1)
-    inside = (told(aux["high"], 1) + told(aux["low"], 0)) / (2 * tiles)
-    total = jnp.sum(jnp.where(onehot == 1, inside, 0.0))
+    inside = labelled(aux["high"], 1) + labelled(aux["low"], 0)
+    total = jnp.sum(jnp.where(onehot == 1, inside / (2 * tiles), 0.0))
     if not config.subtyping:
       return total
-    outside = told(aux["high"], 0) / tiles
+    outside = labelled(aux["high"], 0) / tiles
     total = total + jnp.sum(jnp.where(onehot == 0, outside, 0.0))
     return total / config.classes
 

@@ -20,7 +20,9 @@ Reference: Li, Li, Eliceiri, Dual-stream multiple instance learning network for
 whole slide image classification, CVPR 2021.
 """
 
+import dataclasses
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -29,12 +31,27 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Key
 
+from data_prep.files.schema import Range
 from wsiseq_jax.models.mil import bag as mil_bag
 from wsiseq_jax.models.mil.bag import Bag, MilOutput
-from wsiseq_jax.models.mil.config import MilConfig
+from wsiseq_jax.models.mil.config import Count, MilConfig
 
 
-def _linear(inner: int, outer: int, config: MilConfig, rngs: nnx.Rngs):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DsmilConfig(MilConfig):
+  """`dsmil`.
+
+  Attributes:
+    query_width: Channels of the queries.
+    auxiliary_weight: Of the instance stream's loss; the bag stream has the rest
+      of 1.
+  """
+
+  query_width: Count = 128
+  auxiliary_weight: Annotated[float, Range(0, 1)] = 0.5
+
+
+def _linear(inner: int, outer: int, config: DsmilConfig, rngs: nnx.Rngs):
   return nnx.Linear(
     inner,
     outer,
@@ -52,7 +69,7 @@ class Dsmil(mil_bag.MilModel):
     rngs: Source of the initial parameters, stream `params`.
   """
 
-  def __init__(self, config: MilConfig, rngs: nnx.Rngs):
+  def __init__(self, config: DsmilConfig, rngs: nnx.Rngs):
     width, outputs = config.width, config.outputs
     self.instance = _linear(width, outputs, config, rngs)
     self.query_hidden = _linear(width, config.query_width, config, rngs)
@@ -75,8 +92,8 @@ class Dsmil(mil_bag.MilModel):
     """Reads a bag; `aux` holds the highest instance logits."""
     config, mask = self.config, bag.mask
     single = self.instance(bag.features).astype(jnp.float32)
-    single = mil_bag.only_real(single, mask)
-    critical = mil_bag.highest(lax.stop_gradient(single), mask, 1)[:, 0]
+    single = mil_bag.zero_padding(single, mask)
+    critical = mil_bag.top_k_indices(lax.stop_gradient(single), mask, 1)[:, 0]
     wanted = self.query(jnp.take(bag.features, critical, axis=0))
 
     def resemblance(features, key):
@@ -104,7 +121,7 @@ class Dsmil(mil_bag.MilModel):
     return MilOutput(
       logits=logits,
       attention=attention,
-      contribution=mil_bag.only_real(contribution, mask),
+      contribution=mil_bag.zero_padding(contribution, mask),
       instance_logits=single,
       aux={"highest": jnp.take_along_axis(single, critical[None], axis=0)[0]},
     )

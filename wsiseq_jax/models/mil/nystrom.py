@@ -30,6 +30,7 @@ Reference: Xiong et al., Nyströmformer, AAAI 2021; Shao et al., TransMIL,
 NeurIPS 2021.
 """
 
+import dataclasses
 import math
 from typing import NamedTuple
 
@@ -41,10 +42,36 @@ from jaxtyping import Array, Bool, Float, Key
 
 from wsiseq_jax.models import vit
 from wsiseq_jax.models.mil import bag
-from wsiseq_jax.models.mil.config import MilConfig
+from wsiseq_jax.models.mil.config import Count, MilConfig, Rate
 
 _REACH = 16  # of the convolution, to either side
 _BLOCK = 128  # tokens that are convolved by one matrix
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NystromConfig(MilConfig):
+  """`transmil`.
+
+  Attributes:
+    hidden: Channels of tokens.
+    heads: Attention heads.
+    landmarks: Of the attention.
+    pinv_iterations: Of the pseudo-inverse.
+    attention_dropout: Of the output of attention.
+  """
+
+  hidden: Count = 512
+  heads: Count = 8
+  landmarks: Count = 256
+  pinv_iterations: Count = 6
+  attention_dropout: Rate = 0.1
+
+  def __post_init__(self):
+    if self.hidden % self.heads:
+      raise ValueError(
+        f"config.model.heads = {self.heads} does not divide "
+        f"config.model.hidden = {self.hidden}"
+      )
 
 
 def pseudo_inverse(
@@ -105,8 +132,8 @@ def _softmax(scores: Array, mask: Array) -> Array:
   return jax.nn.softmax(scores.astype(jnp.float32), axis=-1, where=mask)
 
 
-class _Read(NamedTuple):
-  """What a sequence is reduced to, whoever asks.
+class _Landmarks(NamedTuple):
+  """What a sequence is reduced to, whichever tokens are read out.
 
   Attributes:
     queries: Scaled ones of landmarks, [l h c].
@@ -137,7 +164,7 @@ class NystromAttention(nnx.Module):
     rngs: Source of the initial parameters, stream `params`.
   """
 
-  def __init__(self, config: MilConfig, rngs: nnx.Rngs):
+  def __init__(self, config: NystromConfig, rngs: nnx.Rngs):
     width = config.hidden
 
     def project():
@@ -204,14 +231,14 @@ class NystromAttention(nnx.Module):
 
     return out, jnp.where(valid, self._chunks(weigh, x, None), 0.0)
 
-  def _read(self, x, valid) -> "_Read":
+  def _read(self, x, valid) -> _Landmarks:
     """All that does not depend on who asks."""
     q, k, is_landmark = self._landmarks(x, valid)
     inner = _softmax(jnp.einsum("lhc,khc->hlk", q, k), is_landmark[None, None])
     inner = jnp.where(is_landmark[None, :, None], inner, 0.0)
     inverse = pseudo_inverse(inner, self.config.pinv_iterations)
     shift, total, values = self._of_tokens(x, valid, q)
-    return _Read(
+    return _Landmarks(
       queries=q,
       keys=k,
       is_landmark=is_landmark,

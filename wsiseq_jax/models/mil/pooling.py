@@ -4,8 +4,7 @@ The first three embed and classify each tile, l = logits of a tile `[m y]`:
 
     mean       mean of l
     max        max of l, each output by itself
-    instance   'top': mean of the k highest l of each output;
-               'logsumexp': (1/r) log( (1/m) Σ exp(r l) )
+    instance   mean of the k highest l of each output
 
 With good features such a model is a strong baseline, and its tile logits are
 trained for what they are shown for. A slide with a single tumour tile of 10,000
@@ -14,6 +13,8 @@ has a high mean of its top tiles, whatever the others are.
 Reference: Is instance-based MIL enough?, arXiv 2505.01109, 2025.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -21,9 +22,52 @@ from jax import lax
 from jaxtyping import Array, Float, Key
 
 from wsiseq_jax.models.mil import bag as mil_bag
-from wsiseq_jax.models.mil.attention import Embedding, pooled, uniform
+from wsiseq_jax.models.mil.attention import (
+  Embedding,
+  uniform_attention,
+  weighted_sum,
+)
 from wsiseq_jax.models.mil.bag import Bag, MilOutput, linear
-from wsiseq_jax.models.mil.config import MilConfig
+from wsiseq_jax.models.mil.config import Count, MilConfig, Rate
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PoolingConfig(MilConfig):
+  """`mean` and `max`.
+
+  Attributes:
+    hidden: Channels of embedded tiles.
+    dropout: Of embedded tiles.
+  """
+
+  hidden: Count = 512
+  dropout: Rate = 0.25
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InstanceConfig(PoolingConfig):
+  """`instance`.
+
+  Attributes:
+    top_tiles: k: tiles whose logits are averaged.
+  """
+
+  top_tiles: Count = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChowderConfig(MilConfig):
+  """`chowder`.
+
+  Attributes:
+    extremes: R: that many smallest and largest scores.
+    mlp_hidden: Channels of the two hidden layers after them.
+    dropout: Of these layers.
+  """
+
+  extremes: Count = 5
+  mlp_hidden: tuple[Count, Count] = (200, 100)
+  dropout: Rate = 0.25
 
 
 class TilePooling(mil_bag.MilModel):
@@ -32,10 +76,15 @@ class TilePooling(mil_bag.MilModel):
   Args:
     config: Shape.
     rngs: Source of the initial parameters, stream `params`.
+    top: Tiles of highest logits that are averaged; 0 averages all, None takes
+      `config.top_tiles`.
   """
 
-  def __init__(self, config: MilConfig, rngs: nnx.Rngs):
+  def __init__(
+    self, config: PoolingConfig, rngs: nnx.Rngs, *, top: int | None = None
+  ):
     self.tile = Embedding(config, config.outputs, rngs)
+    self.top = config.top_tiles if top is None else top
     self.config = config
 
   def __call__(self, bag: Bag, key: Key[Array, ""] | None) -> MilOutput:
@@ -48,25 +97,10 @@ class TilePooling(mil_bag.MilModel):
     logits = mil_bag.in_chunks(
       of_tiles, bag.features, key, config.chunk_tiles, config.remat
     )
-    logits = mil_bag.only_real(logits, bag.mask)
-    if config.name == "mean":
-      return pooled(uniform(bag.mask), logits)
-    if config.name == "max":
-      return pooled(mean_of_highest(logits, bag.mask, 1), logits)
-    if config.pooling == "top":
-      return pooled(mean_of_highest(logits, bag.mask, config.top_tiles), logits)
-    return self._smooth_maximum(logits, bag)
-
-  def _smooth_maximum(self, logits, bag: Bag) -> MilOutput:
-    sharpness = self.config.sharpness
-    attention = mil_bag.masked_softmax(sharpness * logits, bag.mask)
-    tiles = jnp.sum(bag.mask)
-    total = jax.nn.logsumexp(
-      sharpness * logits, axis=0, where=bag.mask[:, None]
-    )
-    total = (total - jnp.log(jnp.maximum(tiles, 1))) / sharpness
-    output = pooled(attention, logits)
-    return output.replace(logits=jnp.where(tiles > 0, total, 0.0))
+    logits = mil_bag.zero_padding(logits, bag.mask)
+    if not self.top:
+      return weighted_sum(uniform_attention(bag.mask), logits)
+    return weighted_sum(mean_of_highest(logits, bag.mask, self.top), logits)
 
 
 def mean_of_highest(
@@ -89,7 +123,7 @@ def mean_of_highest(
     >>> mean_of_highest(logits, mask, 2)[:, 0].tolist()
     [0.0, 0.5, 0.5, 0.0]
   """
-  chosen = mil_bag.highest(lax.stop_gradient(logits), mask, count)
+  chosen = mil_bag.top_k_indices(lax.stop_gradient(logits), mask, count)
   real = jnp.take(mask, chosen).astype(jnp.float32)
   weight = real / jnp.maximum(jnp.sum(real, axis=1, keepdims=True), 1.0)
   zero = jnp.zeros(logits.shape[0])
@@ -116,8 +150,8 @@ class Chowder(mil_bag.MilModel):
     rngs: Source of the initial parameters, stream `params`.
   """
 
-  def __init__(self, config: MilConfig, rngs: nnx.Rngs):
-    first, second = config.chowder_hidden
+  def __init__(self, config: ChowderConfig, rngs: nnx.Rngs):
+    first, second = config.mlp_hidden
     self.score = linear(config.width, 1, config, rngs)
     self.first = linear(2 * config.extremes, first, config, rngs)
     self.second = linear(first, second, config, rngs)
@@ -128,7 +162,7 @@ class Chowder(mil_bag.MilModel):
     self, extremes: Float[Array, "m r"], key: Key[Array, ""] | None
   ) -> Float[Array, "m y"]:
     """Logits of bags, from their sorted extreme scores."""
-    keys, rate = mil_bag.split(key, 2), self.config.dropout
+    keys, rate = mil_bag.split_key(key, 2), self.config.dropout
     x = mil_bag.dropout(jax.nn.sigmoid(self.first(extremes)), rate, keys[0])
     x = mil_bag.dropout(jax.nn.sigmoid(self.second(x)), rate, keys[1])
     return self.last(x).astype(jnp.float32)
@@ -141,8 +175,8 @@ class Chowder(mil_bag.MilModel):
     tiles = jnp.sum(bag.mask)
     rank = jnp.minimum(jnp.arange(count), jnp.maximum(tiles - 1, 0))
     constant = lax.stop_gradient(scores)
-    low = mil_bag.highest(-constant, bag.mask, count)[0]
-    high = mil_bag.highest(constant, bag.mask, count)[0]
+    low = mil_bag.top_k_indices(-constant, bag.mask, count)[0]
+    high = mil_bag.top_k_indices(constant, bag.mask, count)[0]
     chosen = jnp.concatenate([low[rank], high[rank][::-1]])
     logits = self.classify(jnp.take(scores[:, 0], chosen)[None], key)[0]
 
@@ -152,9 +186,9 @@ class Chowder(mil_bag.MilModel):
     single = mil_bag.in_chunks(
       alone, scores, None, config.chunk_tiles, config.remat
     )
-    single = mil_bag.only_real(single, bag.mask)
+    single = mil_bag.zero_padding(single, bag.mask)
     attention = jnp.zeros_like(constant).at[chosen].add(1 / (2 * count))
-    attention = mil_bag.only_real(attention, bag.mask)
+    attention = mil_bag.zero_padding(attention, bag.mask)
     # In an empty bag padded tiles hold the ranks.
     logits = jnp.where(tiles > 0, logits, 0.0)
     return MilOutput(logits, attention, attention * single, single, {})

@@ -2,7 +2,7 @@ r"""TransMIL with the true positions of tiles.
 
     relu(W x + b) --in the order of a Z-curve--> [class token, tiles]
       + Nyström attention      LayerNorm first; there is no MLP in a block
-      PPEG                     over the tiles' grid (`mil_grid.py`)
+      PPEG                     over the tiles' grid (`grid.py`)
       + Nyström attention
       LayerNorm --> class token --> linear --> logits
 
@@ -10,7 +10,7 @@ Deviations: PPEG sees the tissue's geometry, where the original fills a square
 in the order of the file, with first tiles a second time at its end. The
 sequence follows a Z-curve over the grid, so that landmarks are means of compact
 pieces of tissue; hence the order of the file does not matter (but for tiles
-that share a cell). See also `mil_nystrom.py`.
+that share a cell). See also `nystrom.py`.
 
 Attention is what the class token's last output is made of: Nyström weights,
 mean over heads, below 0 set to 0, summing to 1. What a tile says by itself is
@@ -32,8 +32,7 @@ from wsiseq_jax.models import vit
 from wsiseq_jax.models.mil import bag as mil_bag
 from wsiseq_jax.models.mil import grid
 from wsiseq_jax.models.mil.bag import Bag, MilOutput, linear
-from wsiseq_jax.models.mil.config import MilConfig
-from wsiseq_jax.models.mil.nystrom import NystromAttention
+from wsiseq_jax.models.mil.nystrom import NystromAttention, NystromConfig
 
 
 class TransMil(mil_bag.MilModel):
@@ -44,7 +43,7 @@ class TransMil(mil_bag.MilModel):
     rngs: Source of the initial parameters, stream `params`.
   """
 
-  def __init__(self, config: MilConfig, rngs: nnx.Rngs):
+  def __init__(self, config: NystromConfig, rngs: nnx.Rngs):
     width = config.hidden
     self.embed = linear(config.width, width, config, rngs)
     self.cls_token = nnx.Param(jax.random.normal(rngs.params(), (width,)))
@@ -70,13 +69,13 @@ class TransMil(mil_bag.MilModel):
     places = jnp.where(bag.mask, places, grid.NOWHERE)
     order = jnp.argsort(places)
     mask, places = bag.mask[order], places[order]
-    tiles = mil_bag.only_real(jnp.take(embedded, order, axis=0), mask)
+    tiles = mil_bag.zero_padding(jnp.take(embedded, order, axis=0), mask)
 
-    keys = mil_bag.split(key, 2)
+    keys = mil_bag.split_key(key, 2)
     x = jnp.concatenate([self.cls_token[...][None], tiles])
     valid = jnp.concatenate([jnp.ones(1, bool), mask])
     x = x + self.first(x, valid, keys[0])
-    tiles = self.position(mil_bag.only_real(x[1:], mask), places)
+    tiles = self.position(mil_bag.zero_padding(x[1:], mask), places)
     x = jnp.concatenate([x[:1], tiles])
     more, weights = self.second.first_token(x, valid, keys[1])
 
@@ -92,7 +91,7 @@ class TransMil(mil_bag.MilModel):
       max(1, config.chunk_tiles // 8),
       config.remat,
     )
-    single = mil_bag.only_real(single, bag.mask)
+    single = mil_bag.zero_padding(single, bag.mask)
     return MilOutput(
       logits=self._classify(x[:1] + more),
       attention=attention,

@@ -13,7 +13,7 @@ Measures = list[tuple[str, str, str]]
 
 
 @dataclasses.dataclass(frozen=True)
-class ReportText:
+class Words:
   """What the report says of a task.
 
   Attributes:
@@ -28,12 +28,12 @@ class ReportText:
   measures: Callable[[Mapping[str, Any]], Measures]
 
 
-def of(config: ConfigDict) -> ReportText:
-  """The text for a config's task; plain text for a task not listed here."""
+def of(config: ConfigDict) -> Words:
+  """The words for a config's task; plain ones for a task not listed here."""
   return _TASKS.get(config.task, _plain)(config)
 
 
-def _plain(config: ConfigDict) -> ReportText:
+def _plain(config: ConfigDict) -> Words:
   def measures(result: Mapping[str, Any]) -> Measures:
     return [
       (f"{metric} on {result['split']}, {name}", f"{value:.4f}", _of(result))
@@ -42,7 +42,7 @@ def _plain(config: ConfigDict) -> ReportText:
       for name, value in values.items()
     ]
 
-  return ReportText({"task": config.task}, "", measures)
+  return Words({"task": config.task}, "", measures)
 
 
 def _of(result: Mapping[str, Any]) -> str:
@@ -58,7 +58,7 @@ _VIDEOMAE_CURVE = (
 )
 
 
-def _videomae(config: ConfigDict) -> ReportText:
+def _videomae(config: ConfigDict) -> Words:
   model, mask = config.model, config.mask
   h, w = config.data.image_px
 
@@ -73,7 +73,7 @@ def _videomae(config: ConfigDict) -> ReportText:
       for ratio, loss in result["loss"].items()
     ]
 
-  return ReportText(
+  return Words(
     facts={
       "model": f"VideoMAE {model.size}, {config.data.frames} frames of {h} × "
       f"{w} px, tokens of {' × '.join(map(str, model.patch))}",
@@ -105,7 +105,7 @@ _CONTRASTIVE_MEANINGS = {
 }
 
 
-def _contrastive(config: ConfigDict) -> ReportText:
+def _contrastive(config: ConfigDict) -> Words:
   frames = clip_sampling.parse_clip_name(config.data.clips).frames
   h, w = config.data.image_px
 
@@ -120,7 +120,7 @@ def _contrastive(config: ConfigDict) -> ReportText:
       if name in result
     ]
 
-  return ReportText(
+  return Words(
     facts={
       "model": f"clip encoder {config.model.size}, {frames} frames of {h} × "
       f"{w} px",
@@ -132,7 +132,7 @@ def _contrastive(config: ConfigDict) -> ReportText:
   )
 
 
-_TASKS: Mapping[str, Callable[[ConfigDict], ReportText]] = {
+_TASKS: Mapping[str, Callable[[ConfigDict], Words]] = {
   "contrastive": _contrastive,
   "videomae": _videomae,
 }

@@ -1,16 +1,23 @@
-"""Label columns of a table of series: classes, numbers, and what is missing.
+"""Labels: what each column is, and the table that training joins them from.
 
-A column whose values are words is a class; its class list, sorted, goes into
-the metadata, and what is stored is the index into it. A column of numbers is a
-number, unless 0 and 1 are all there is: then it is a class too.
-`config.targets` overrides this for each column. Whatever is missing is stored
-as NaN.
+A column whose values are words is a class; what counts is the index into its
+class list, sorted. A column of numbers is a number, unless 0 and 1 are all
+there is: then it is a class too. `config.targets` overrides this for each
+column. Whatever is missing is NaN.
+
+The numbers are in `shards/targets.json`, not in the records: a corrected label
+or a new class rewrites this one file.
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+from jaxtyping import Float
+
+FILE = "targets.json"
 # "none" is not here: it may be a grade.
 MISSING = ("", "nan", "na", "n/a", "null")
 # More different words than this are names or remarks, not classes.
@@ -30,14 +37,64 @@ class Target:
   classes: tuple[str, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True)
+class TargetTable:
+  """The labels of a data set.
+
+  Attributes:
+    targets: the columns.
+    rows: one number a column, NaN = unknown, for each slide or series; for each
+      visit (`<series>/n3`) where visits have labels of their own.
+  """
+
+  targets: tuple[Target, ...]
+  rows: Mapping[str, tuple[float, ...]]
+
+  def of(self, sequence_id: str) -> Float[np.ndarray, " y"]:
+    """Returns the labels of a sequence, [y] float32.
+
+    Its row is that of the longest name it starts with, up to a '/': sequence
+    `a/n3/f0` has the row `a/n3`, or else that of `a`.
+
+    Raises:
+      ValueError: there is no row for it.
+    """
+    name = sequence_id
+    while name not in self.rows:
+      if "/" not in name:
+        raise ValueError(
+          f"{FILE} has no row for sequence {sequence_id!r}: run "
+          "`python -m data_prep` again"
+        )
+      name = name.rpartition("/")[0]
+    return np.array(self.rows[name], np.float32)
+
+  def to_json(self) -> str:
+    """Returns the content of `targets.json`; unknown is null."""
+    content = {
+      "targets": [dataclasses.asdict(target) for target in self.targets],
+      "rows": {
+        name: [None if math.isnan(value) else value for value in values]
+        for name, values in self.rows.items()
+      },
+    }
+    return json.dumps(content, sort_keys=True, ensure_ascii=False)
+
+  @classmethod
+  def from_json(cls, text: str) -> "TargetTable":
+    """Reads what `to_json` wrote."""
+    content = json.loads(text)
+    return cls(
+      tuple(Target(t["name"], tuple(t["classes"])) for t in content["targets"]),
+      {
+        name: tuple(math.nan if value is None else value for value in values)
+        for name, values in content["rows"].items()
+      },
+    )
+
+
 def number(text: str) -> float | None:
-  """Reads a finite number.
-
-  Args:
-    text: a cell.
-
-  Returns:
-    The number, None if it is none.
+  """Reads a finite number; None if the text is none.
 
   Example:
     >>> number(" 1e3 "), number("inf"), number("abc")
@@ -51,18 +108,7 @@ def number(text: str) -> float | None:
 
 
 def is_missing(text: str) -> bool:
-  """Says whether a cell states no value.
-
-  Args:
-    text: a cell.
-
-  Returns:
-    Whether it is empty or one of the words for nothing.
-
-  Example:
-    >>> is_missing(" NaN"), is_missing("0")
-    (True, False)
-  """
+  """Whether a cell is empty or one of the words for nothing."""
   return text.strip().lower() in MISSING
 
 
@@ -106,14 +152,14 @@ def resolve(
 
 
 def _target(name: str, kind: str, values: Sequence[str]) -> Target:
-  words = sorted({_class_name(v) for v in values}, key=_class_order)
+  words = sorted({class_name(v) for v in values}, key=_class_order)
   if kind == "number":
     return Target(name)
   if kind == "class":
     return Target(name, _not_too_many(name, words))
   if kind.startswith("class="):
     classes = tuple(kind.removeprefix("class=").split("|"))
-    return Target(name, tuple(_class_name(c) for c in classes))
+    return Target(name, tuple(class_name(c) for c in classes))
   if kind:
     raise ValueError(
       f"config.targets: {name!r} is {kind!r}, allowed: 'number', 'class', "
@@ -141,7 +187,8 @@ def _not_too_many(name: str, words: Sequence[str]) -> tuple[str, ...]:
   return tuple(words)
 
 
-def _class_name(text: str) -> str:
+def class_name(text: str) -> str:
+  """Returns the name of a class as it is compared and listed."""
   # pandas writes 1 as 1.0 as soon as the column has a gap.
   value = number(text)
   return text.strip() if value is None else f"{value:g}"
@@ -172,7 +219,7 @@ def encode(target: Target, text: str) -> float:
   if is_missing(text):
     return math.nan
   if target.classes:
-    name = _class_name(text)
+    name = class_name(text)
     if name not in target.classes:
       raise ValueError(
         f"{target.name} is {name!r}, its classes are {list(target.classes)}"
