@@ -1,7 +1,8 @@
 """Opens what a series is stored in: arrays, pictures, videos, DICOM.
 
-`inspect` reads no more than a header; `read` gives frames as they are stored,
-[h, w, c], one after the other, so that a long video never has to fit in memory.
+`inspect` reads no more than a header; `read` gives frames as a viewer shows
+them (`data_prep/wsi/pictures.py`), [h, w, c], one after the other, so that a
+long video never has to fit in memory.
 
 - `.npy`: [t, h, w] or [t, h, w, c]; as one picture [h, w] or [h, w, c].
 - pictures: png (8 and 16 bit), jpg, bmp; tiff, one page a frame.
@@ -12,6 +13,7 @@
   become modality values (rescale slope and intercept), MONOCHROME1 is inverted.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -21,17 +23,15 @@ from typing import Any
 
 import av
 import av.error
-import imagecodecs
 import numpy as np
 import pydicom
 import pydicom.errors
 import pydicom.pixels
-import simplejpeg
 import tifffile
 from jaxtyping import Shaped
-from PIL import Image
 
-from data_prep.files.errors import SlideError
+from data_prep.files.errors import SlideError, as_slide_error
+from data_prep.wsi import pictures
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm")
 VIDEOS = (
@@ -120,17 +120,18 @@ def _guarded(path: str, stage: str, frames: Iterator[Frame]) -> Iterator[Frame]:
 
 
 def _problem(path: str, stage: str, error: Exception) -> SlideError:
-  if isinstance(error, SlideError):
-    return error
+  problem = as_slide_error(error, "", stage)
+  if problem is error:
+    return problem
   if isinstance(error, PermissionError):
     return SlideError(f"cannot read {path}: {error.strerror}", stage)
   kind = "video" if path.lower().endswith(VIDEOS) else "file"
   text = str(error).replace("\n", " ") or type(error).__name__
   # FFmpeg's own number and the path once more say nothing new.
   text = re.sub(r"\[Errno \d+\] ", "", text).replace(f": {path!r}", "")
-  return SlideError(
-    f"cannot read {path}: {text}", stage=stage, error=f"damaged_{kind}"
-  )
+  problem.message = f"cannot read {path}: {text}"
+  problem.stage, problem.error = stage, f"damaged_{kind}"
+  return problem
 
 
 def _kind(path: str) -> str:
@@ -155,10 +156,11 @@ def _header(path: str, one: bool) -> Header:
   elif suffix in (".tif", ".tiff"):
     with tifffile.TiffFile(path) as file:
       page = file.pages[0]
-      header = Header(len(file.pages), (page.imagelength, page.imagewidth))
+      showing = pictures.tiff_page(page)
+      size = showing.size((page.imagelength, page.imagewidth))
+      header = Header(len(file.pages), size)
   elif suffix in PICTURES:
-    with Image.open(path) as picture:  # Pillow reads the header alone
-      header = Header(1, (picture.height, picture.width))
+    header = Header(1, pictures.size(path))
   else:
     raise _unknown(path, suffix)
   _check_count(path, header.frames, one)
@@ -197,7 +199,7 @@ def _frames(path: str, indices: Sequence[int], one: bool) -> Iterator[Frame]:
   if suffix in (".tif", ".tiff"):
     return _tiff_frames(path, indices, one)
   if suffix in PICTURES:
-    return iter([_checked(path, _picture(path, suffix))])
+    return iter([_checked(path, pictures.read(path))])
   raise _unknown(path, suffix)
 
 
@@ -243,46 +245,46 @@ def _array(path: str, one: bool) -> Shaped[np.ndarray, "t h w c"]:
   )
 
 
-def _picture(path: str, suffix: str) -> np.ndarray:
-  data = pathlib.Path(path).read_bytes()
-  if suffix == ".png":
-    return imagecodecs.png_decode(data)
-  if suffix == ".bmp":
-    return imagecodecs.bmp_decode(data)
-  grey = simplejpeg.decode_jpeg_header(data)[2] == "Gray"
-  # simplejpeg refuses a cut file; OpenCV would fill it up with grey.
-  return simplejpeg.decode_jpeg(data, colorspace="GRAY" if grey else "RGB")
-
-
 def _tiff_frames(
   path: str, indices: Sequence[int], one: bool
 ) -> Iterator[Frame]:
   with tifffile.TiffFile(path) as file:
     _check_count(path, len(file.pages), one)
     for index in indices:
-      page = file.pages[index]
-      frame = page.asarray()
-      planes = page.axes.find("S") == 0  # channels first
-      yield _checked(path, np.moveaxis(frame, 0, -1) if planes else frame)
+      yield _checked(path, pictures.read_page(file.pages[index]))
 
 
 def _video_header(path: str) -> Header:
   with av.open(path) as container:
     stream = _video_stream(path, container)
     size = stream.codec_context.height, stream.codec_context.width
+    base, stamps, first = stream.time_base, [], None
     # Counted, because the number in the header is often wrong or missing.
-    packets = [
-      p for p in container.demux(stream) if p.size and not p.is_discard
-    ]
-    # AVI knows times of decoding only; they are as far apart.
-    stamps = [p.dts if p.pts is None else p.pts for p in packets]
-    base = stream.time_base
+    for packet in container.demux(stream):
+      if packet.size and not packet.is_discard:
+        # AVI knows times of decoding only; they are as far apart.
+        stamps.append(packet.dts if packet.pts is None else packet.pts)
+        if first is None:
+          # Damage is the business of whoever reads the frames.
+          with contextlib.suppress(av.error.FFmpegError):
+            first = next(iter(packet.decode()), None)
+    if first is not None:
+      size = _video_showing(stream, first).size((first.height, first.width))
   # Packets come in the order of decoding, frames in the order of time.
   seconds = None
   if stamps and None not in stamps:
-    first = min(stamps)
-    seconds = tuple(float((t - first) * base) for t in sorted(stamps))
-  return Header(len(packets), size, seconds)
+    start = min(stamps)
+    seconds = tuple(float((t - start) * base) for t in sorted(stamps))
+  return Header(len(stamps), size, seconds)
+
+
+def _video_showing(stream: Any, frame: av.VideoFrame) -> pictures.Showing:
+  """How frames are shown: phones store them as the sensor lies."""
+  matrix = frame.side_data.get("DISPLAYMATRIX")
+  return pictures.Showing(
+    orientation=pictures.orientation_of(bytes(matrix) if matrix else None),
+    aspect=float(stream.sample_aspect_ratio or 1),
+  )
 
 
 def _video_stream(path: str, container: Any) -> Any:
@@ -306,7 +308,7 @@ def _video_frames(path: str, indices: Sequence[int]) -> Iterator[Frame]:
         wanted.pop()
         grey = frame.format.name.startswith("gray")
         pixels = frame.to_ndarray(format="gray" if grey else "rgb24")
-        yield _checked(path, pixels)
+        yield _checked(path, _video_showing(stream, frame).apply(pixels))
       if not wanted:
         return
   raise ValueError(f"it ends after {count} frames, {wanted[0] + 1} expected")
@@ -317,9 +319,16 @@ def _dicom_header(path: str) -> Header:
   if "Rows" not in header or "Columns" not in header:
     raise SlideError(f"{path}: DICOM without a picture", "open", "no_picture")
   frames = int(header.get("NumberOfFrames") or 1)
-  return Header(
-    frames, (int(header.Rows), int(header.Columns)), _dicom_times(header)
-  )
+  stored = int(header.Rows), int(header.Columns)
+  size = _dicom_showing(header).size(stored)
+  return Header(frames, size, _dicom_times(header))
+
+
+def _dicom_showing(header: pydicom.Dataset) -> pictures.Showing:
+  # (vertical, horizontal). PixelSpacing is no request to stretch: scans of
+  # OCT have pixels several times as wide as high, and nobody shows them so.
+  height, width = header.get("PixelAspectRatio") or (1, 1)
+  return pictures.Showing(aspect=int(width) / int(height))
 
 
 def _dicom_times(header: pydicom.Dataset) -> tuple[float, ...] | None:
@@ -352,7 +361,7 @@ def _dicom_frames(
       frame = pydicom.pixels.apply_color_lut(frame, header)
     elif header.get("SamplesPerPixel", 1) == 1:
       frame = _modality(frame, header)
-    yield _checked(path, frame)
+    yield _checked(path, _dicom_showing(header).apply(frame))
 
 
 def _modality(frame: np.ndarray, header: pydicom.Dataset) -> np.ndarray:

@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 from jaxtyping import Bool
 
-from data_prep.files.errors import SlideError
+from data_prep.files.errors import SlideError, as_slide_error
+from data_prep.wsi import pictures
 
 Mask = Bool[np.ndarray, "h w"]
 Number = int | float | np.integer | np.floating
@@ -26,13 +27,13 @@ def load_mask(path: str | os.PathLike, shape: tuple[int, int]) -> Mask:
   Raises:
     SlideError: no readable picture, or not the shape of the slide.
   """
-  picture = cv2.imread(os.fspath(path), cv2.IMREAD_GRAYSCALE)
-  if picture is None:
-    raise SlideError(
-      f"cannot read the tissue mask {path}",
-      stage="tissue",
-      error="unreadable_mask",
-    )
+  try:
+    picture = pictures.grey(pictures.read(path, background=0.0))
+  except Exception as error:  # decoders raise whatever they like
+    problem = as_slide_error(error, "", "tissue")
+    problem.error = "unreadable_mask"
+    problem.message = f"cannot read the tissue mask {path}: {problem.message}"
+    raise problem from error
   height, width = picture.shape
   # Compare where the far corner would land: rounding moves it by a pixel.
   slack = 1 + 0.01 * max(shape)

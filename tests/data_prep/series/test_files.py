@@ -1,5 +1,7 @@
 """Frames, sizes and times out of every kind of file."""
 
+import fractions
+
 import numpy as np
 import pytest
 import tifffile
@@ -80,7 +82,10 @@ def test_an_opaque_alpha_channel_is_no_channel(tmp_path):
   np.testing.assert_array_equal(all_of(tmp_path / "a.png")[1][0], rgba[..., :3])
   rgba[0, 0, 3] = 0
   tiny_series.png(tmp_path / "a.png", rgba)
-  assert code(tmp_path / "a.png") == "too_many_channels"
+  shown = all_of(tmp_path / "a.png")[1][0]
+  assert shown.shape == (24, 32, 3) and (shown[0, 0] == 255).all()
+  np.save(tmp_path / "a.npy", rgba)  # an array does not say what it holds
+  assert code(tmp_path / "a.npy", one=True) == "too_many_channels"
 
 
 @pytest.mark.parametrize(
@@ -106,6 +111,44 @@ def test_video_of_varying_rate_has_its_own_times(tmp_path):
   tiny_series.video(path, pixels, fps=10, times=steps)
   header = files.inspect(str(path))
   np.testing.assert_allclose(header.seconds, np.array(steps) / 10, atol=2e-3)
+
+
+def test_videos_are_turned_as_players_show_them(tmp_path):
+  """Red above as stored; a phone held upright writes a turn by 90 degrees."""
+  pixels = np.full((4, 32, 48, 3), 40, np.uint8)
+  pixels[:, :10] = 220, 30, 30
+  for degrees, (rows, columns) in {
+    0: (slice(0, 8), slice(None)),
+    -90: (slice(None), slice(-8, None)),  # clockwise: red at the right
+    180: (slice(-8, None), slice(None)),
+    90: (slice(None), slice(0, 8)),
+  }.items():
+    path = tmp_path / f"{degrees}.mp4"
+    tiny_series.video(path, pixels, rotation=degrees)
+    header, frames = all_of(path)
+    assert header.size == frames[0].shape[:2]
+    assert header.size == ((48, 32) if degrees in (90, -90) else (32, 48))
+    red = frames[0][..., 0].astype(int) - frames[0][..., 1]
+    assert red[rows, columns].min() > 120, degrees
+    assert (red > 100).mean() == pytest.approx(10 / 32, abs=0.05)
+
+
+def test_video_pixels_that_are_no_squares(tmp_path):
+  pixels = tiny_series.frames(3, (32, 48), 3)
+  path = tmp_path / "a.mkv"
+  tiny_series.video(path, pixels, aspect=fractions.Fraction(4, 3))
+  header, frames = all_of(path)
+  assert header.size == frames[0].shape[:2] == (32, 64)
+  ramp = frames[2][16, :, 0].astype(int)
+  assert np.abs(np.diff(ramp)).max() <= 3  # stretched, not cut or repeated
+
+
+def test_dicom_pixels_that_are_no_squares(tmp_path):
+  tiny_series.dicom(
+    tmp_path / "a.dcm", tiny_series.frames(2), PixelAspectRatio=[2, 1]
+  )
+  header, frames = all_of(tmp_path / "a.dcm")
+  assert header.size == frames[0].shape[:2] == (48, 32)
 
 
 def test_damaged_files_are_told_from_good_ones(tmp_path):

@@ -45,12 +45,22 @@ def video(
   codec: str = "libx264",
   fps: float = 10,
   times: list[int] | None = None,
+  rotation: int = 0,
+  aspect: fractions.Fraction | None = None,
 ) -> str:
-  """Encodes frames [t, h, w, 3]; `times` in 1/fps s, for a varying rate."""
+  """Encodes frames [t, h, w, 3].
+
+  `times` are in 1/fps s, for a varying rate. Players turn the frames by
+  `rotation` degrees counter-clockwise and make pixels `aspect` times as wide.
+  """
   rate = fractions.Fraction(fps).limit_denominator(1000)
   with av.open(str(path), "w") as container:
     stream = container.add_stream(codec, rate=rate)
     stream.height, stream.width = pixels.shape[1:3]
+    if rotation:
+      stream.set_display_rotation(rotation)
+    if aspect:
+      stream.codec_context.sample_aspect_ratio = aspect
     stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
     for index, picture in enumerate(pixels):
       frame = av.VideoFrame.from_ndarray(picture, format="rgb24")

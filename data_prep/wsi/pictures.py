@@ -1,0 +1,202 @@
+"""Pictures as viewers show them: upright, right colours, square pixels.
+
+Files hold pixels as a camera or scanner had them and say in their header how to
+show them. Every reader of pictures and videos makes a `Showing` of that header.
+"""
+
+import dataclasses
+import os
+import pathlib
+import struct
+
+import cv2
+import imagecodecs
+import numpy as np
+import simplejpeg
+import tifffile
+from jaxtyping import Shaped
+from PIL import Image
+
+_RESIZABLE = ("uint8", "uint16", "int16", "float32", "float64")  # by OpenCV
+_ORIENTATION = 0x0112  # the tag of EXIF and TIFF
+# EXIF's numbers: quarter turns counter-clockwise, then mirrored left to right.
+_TURNS = {
+  1: (0, False), 2: (0, True), 3: (2, False), 4: (2, True),
+  5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False),
+}  # fmt: skip
+# The signs of a, b, c, d in a display matrix: x' = a x + c y, y' = b x + d y.
+_MATRICES = {
+  (1, 0, 0, 1): 1, (-1, 0, 0, 1): 2, (-1, 0, 0, -1): 3, (1, 0, 0, -1): 4,
+  (0, 1, 1, 0): 5, (0, 1, -1, 0): 6, (0, -1, -1, 0): 7, (0, -1, 1, 0): 8,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Showing:
+  """How stored pixels become what a viewer shows.
+
+  Attributes:
+    orientation: of EXIF, 1 to 8; 1 = as stored.
+    aspect: width of a stored pixel over its height.
+    palette: colours [n, c] that the pixels are numbers of.
+    is_inverted: whether the smallest value is white; pixels are unsigned.
+    has_alpha: whether the last channel is opacity.
+    background: what shows through, from 0, black, to 1, white.
+  """
+
+  orientation: int = 1
+  aspect: float = 1.0
+  palette: Shaped[np.ndarray, "n c"] | None = None
+  is_inverted: bool = False
+  has_alpha: bool = False
+  background: float = 1.0
+
+  def size(self, stored: tuple[int, int]) -> tuple[int, int]:
+    """Returns (h, w) of what is shown; no pixel is lost to `aspect`."""
+    height, width = stored
+    if self.aspect > 1:
+      width = round(width * self.aspect)
+    elif self.aspect < 1:
+      height = round(height / self.aspect)
+    is_on_side = _TURNS[self.orientation][0] % 2
+    return (width, height) if is_on_side else (height, width)
+
+  def apply(self, pixels: np.ndarray) -> Shaped[np.ndarray, "h w c"]:
+    """Returns what is shown of stored pixels, [h, w] or [h, w, c]."""
+    if self.palette is not None:
+      pixels = self.palette[pixels]
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if self.is_inverted:
+      top = True if pixels.dtype == bool else np.iinfo(pixels.dtype).max
+      pixels = np.bitwise_xor(pixels, top)
+    if self.has_alpha:
+      pixels = _laid_on(pixels, self.background)
+    if self.aspect != 1:
+      height, width = dataclasses.replace(self, orientation=1).size(
+        pixels.shape[:2]
+      )
+      channels = pixels.shape[2]
+      if pixels.dtype.name not in _RESIZABLE:
+        pixels = pixels.astype(np.float32)
+      pixels = cv2.resize(pixels, (width, height))
+      pixels = pixels.reshape(height, width, channels)
+    turns, is_mirrored = _TURNS[self.orientation]
+    pixels = np.rot90(pixels, turns)
+    return np.ascontiguousarray(pixels[:, ::-1] if is_mirrored else pixels)
+
+
+def _laid_on(
+  pixels: Shaped[np.ndarray, "h w c"], background: float
+) -> Shaped[np.ndarray, "h w c2"]:
+  top = np.iinfo(pixels.dtype).max
+  colour, alpha = pixels[..., :-1], pixels[..., -1:].astype(np.float64) / top
+  if (alpha == 1).all():
+    return colour
+  shown = colour * alpha + background * top * (1 - alpha)
+  return np.rint(shown).astype(pixels.dtype)
+
+
+def orientation_of(matrix: bytes | None) -> int:
+  """Returns EXIF's number for the display matrix of a video frame."""
+  if matrix is None:
+    return 1
+  a, b, _, c, d = struct.unpack("=5i", matrix[:20])
+  return _MATRICES.get(tuple(int(np.sign(v)) for v in (a, b, c, d)), 1)
+
+
+def tiff_page(page: tifffile.TiffPage) -> Showing:
+  """Reads how a page of a TIFF is shown."""
+  tag = page.tags.get(_ORIENTATION)
+  kind = page.photometric
+  palette = None
+  if kind == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None:
+    palette = (page.colormap.T >> 8).astype(np.uint8)
+  return Showing(
+    orientation=_known(tag.value if tag else 1),
+    palette=palette,
+    is_inverted=kind == tifffile.PHOTOMETRIC.MINISWHITE,
+    has_alpha=any(sample in (1, 2) for sample in page.extrasamples),
+  )
+
+
+def read_page(
+  page: tifffile.TiffPage, background: float = 1.0
+) -> Shaped[np.ndarray, "h w c"]:
+  """Reads a page of a TIFF as it is shown."""
+  pixels = page.asarray()
+  if page.axes.find("S") == 0:  # channels first
+    pixels = np.moveaxis(pixels, 0, -1)
+  showing = dataclasses.replace(tiff_page(page), background=background)
+  return showing.apply(pixels)
+
+
+def size(path: str | os.PathLike) -> tuple[int, int]:
+  """Returns (h, w) as shown of a PNG, JPEG or BMP; its header alone is read."""
+  with Image.open(path) as picture:
+    return _still(picture).size((picture.height, picture.width))
+
+
+def read(
+  path: str | os.PathLike, background: float = 1.0
+) -> Shaped[np.ndarray, "h w c"]:
+  """Reads a picture as it is shown, with the depth it is stored in.
+
+  Args:
+    path: PNG, JPEG, BMP, TIFF (its first page), or what else Pillow reads.
+    background: what shows through transparent pixels, 0 black to 1 white.
+
+  Returns:
+    The pixels, one to three channels; more where a TIFF has more.
+
+  Raises:
+    Exception: whatever its decoder raises for a damaged file.
+  """
+  suffix = pathlib.Path(path).suffix.lower()
+  if suffix in (".tif", ".tiff"):
+    with tifffile.TiffFile(path) as file:
+      return read_page(file.pages[0], background)
+  with Image.open(path) as picture:
+    showing = _still(picture)
+    if picture.format not in ("PNG", "BMP", "JPEG"):
+      has_alpha = picture.has_transparency_data
+      if has_alpha or picture.mode not in ("1", "L", "I;16", "I", "F"):
+        picture = picture.convert("RGBA" if has_alpha else "RGB")
+      return dataclasses.replace(
+        showing, has_alpha=has_alpha, background=background
+      ).apply(np.asarray(picture))
+    kind = picture.format
+  data = pathlib.Path(path).read_bytes()
+  if kind == "JPEG":
+    is_grey = simplejpeg.decode_jpeg_header(data)[2] == "Gray"
+    # simplejpeg refuses a cut file; others would fill it up with grey.
+    pixels = simplejpeg.decode_jpeg(data, "GRAY" if is_grey else "RGB")
+  else:
+    decode = imagecodecs.png_decode if kind == "PNG" else imagecodecs.bmp_decode
+    pixels = decode(data)  # palettes are looked up
+  has_alpha = pixels.ndim == 3 and pixels.shape[-1] in (2, 4)
+  showing = dataclasses.replace(
+    showing, has_alpha=has_alpha, background=background
+  )
+  return showing.apply(pixels)
+
+
+def grey(
+  pixels: Shaped[np.ndarray, "h w c"],
+) -> Shaped[np.ndarray, "h w"]:
+  """Returns brightness, of the type the pixels have."""
+  if pixels.shape[2] == 1:
+    return pixels[..., 0]
+  weights = np.array([0.299, 0.587, 0.114])
+  return np.rint(pixels[..., :3] @ weights).astype(pixels.dtype)
+
+
+def _still(picture: Image.Image) -> Showing:
+  # Not `getexif`, which would decode a whole PNG.
+  exif = Image.Exif()
+  exif.load(picture.info.get("exif", b""))
+  return Showing(_known(exif.get(_ORIENTATION, 1)))
+
+
+def _known(orientation: int) -> int:
+  """Cameras write 0 where they do not know."""
+  return orientation if orientation in _TURNS else 1
