@@ -5,7 +5,7 @@ r"""Preparation by one and by two Dask workers, and the memory of each.
 The slides are named `repeats` times over under ids of their own, so that a
 worker does many. They are prepared with the demo's settings, one worker and two
 in turn, `rounds` times; of each the fastest run counts, its time from the first
-slide given out to the last one finished (starting and stopping workers is
+slide begun to the last one finished (starting and stopping workers is
 reported beside it). Resident memory of every worker is read from `/proc` each
 time it finishes a slide.
 
@@ -29,7 +29,7 @@ import harness
 
 from configs import prep_wsi
 from data_prep import cluster
-from data_prep.sequences import settings, slide_job
+from data_prep.sequences import prepare, slide_job
 from data_prep.wsi import find
 
 
@@ -37,20 +37,27 @@ from data_prep.wsi import find
 class Done:
   """A slide: its outcome, and its process, which now has so much memory."""
 
-  outcome: slide_job.Outcome
+  outcome: slide_job.SlideOutcome
   worker: int
   resident: int
   cpu_seconds: float
+  seconds: float
 
 
-def process(job: slide_job.Job) -> Done:
+def process(job: slide_job.SlideJob) -> Done:
   """Does a slide in a worker."""
-  begin = time.process_time()
+  begin, start = time.process_time(), time.perf_counter()
   outcome = slide_job.process(job)
   took = time.process_time() - begin
   status = pathlib.Path("/proc/self/status").read_text()
   (line,) = [row for row in status.splitlines() if row.startswith("VmRSS")]
-  return Done(outcome, os.getpid(), int(line.split()[1]) * 1024, took)
+  return Done(
+    outcome,
+    os.getpid(),
+    int(line.split()[1]) * 1024,
+    took,
+    time.perf_counter() - start,
+  )
 
 
 def few(rows: list) -> int:
@@ -64,36 +71,33 @@ def measure(slides: str, repeats: int, workers: int) -> dict:
   config = prep_wsi.get_config("demo").unlock()
   config.slides, config.out, config.workers = slides, str(out), workers
   values = config.to_dict()
-  settings.check_config(values)
+  prepare.check_config(values)
   for name in ("parts", "qc"):
     (out / name).mkdir()
   entries, _ = find.find_slides(slides, "")
   jobs = []
   for number in range(repeats):
     for entry in entries:
-      digest = f"{number}"
       name = f"{entry.slide_id}_{number}"
       copy = dataclasses.replace(entry, slide_id=name, patient_id=name)
-      jobs.append(slide_job.Job(copy, values, str(out), (), digest))
+      jobs.append(slide_job.SlideJob(copy, values, {"number": number}))
   called, first, memory, refused = time.perf_counter(), None, {}, set()
   sequences, cpu_seconds = 0, 0.0
-  for event in cluster.run(process, jobs, values, out):
-    if isinstance(event, cluster.Started) and first is None:
-      first = time.perf_counter()
-    if isinstance(event, cluster.Died):
-      raise SystemExit(f"{jobs[event.index].entry.slide_id}: {event.reason}")
-    if isinstance(event, cluster.Done):
-      done, last = event.value, time.perf_counter()
-      problem = done.outcome.error
-      if problem is not None:
-        # A slide without a scale is refused early; anything else is a mistake
-        # in this benchmark, whose numbers would mean nothing.
-        if problem.error != "no_mpp":
-          raise SystemExit(f"{problem.slide}: {problem.message}")
-        refused.add(problem.slide)
-      sequences += done.outcome.info.get("sequences", 0)
-      cpu_seconds += done.cpu_seconds
-      memory.setdefault(done.worker, []).append(done.resident)
+  for index, done in cluster.run(process, jobs, values):
+    if isinstance(done, cluster.Died):
+      raise SystemExit(f"{jobs[index].entry.slide_id}: {done.reason}")
+    last = time.perf_counter()
+    first = first or last - done.seconds
+    problem = done.outcome.error
+    if problem is not None:
+      # A slide without a scale is refused early; anything else is a mistake in
+      # this benchmark, whose numbers would mean nothing.
+      if problem.error != "no_mpp":
+        raise SystemExit(f"{problem.slide}: {problem.message}")
+      refused.add(problem.slide)
+    sequences += done.outcome.info.get("sequences", 0)
+    cpu_seconds += done.cpu_seconds
+    memory.setdefault(done.worker, []).append(done.resident)
   ended = time.perf_counter()
   shutil.rmtree(out)
   return {

@@ -36,9 +36,10 @@ features changed; labels and cases may be corrected without.
 Exit code: 0 all slides fine ("no tissue" is fine); 3 finished, but errors.csv
 has rows; 1 no slide could be used, or the call is wrong.
 
-Many machines: each takes its share with `--config.data.part=3/8`, all in one
-workdir; then once more without it, which finds everything finished and writes
-the tables of all. Several GPUs of one machine share each batch.
+Many machines: each takes its share with `--config.data.part=3/8` (or `slurm` in
+a job array), all in one workdir; then once more without it, which finds
+everything finished and writes the tables of all. Several GPUs of one machine
+share each batch.
 
 Presets:
 

@@ -15,6 +15,10 @@ from data_prep.files.errors import SlideError
 
 EXIT_GOOD, EXIT_NOTHING, EXIT_USAGE, EXIT_SOME_FAILED = 0, 1, 2, 3
 WHOLE = "1/1"
+SHARE_WANTED = (
+  "'i/n', the i-th of n parts of the work, such as '1/8', or 'slurm' in a job "
+  "array of n tasks"
+)
 SUBSAMPLINGS = ("420", "422", "444")
 # Settings that say where and how to run, not what comes out.
 RUN_KEYS = ("out", "splits", "part", *cluster.KEYS)
@@ -73,10 +77,7 @@ def share(part: str, key: str = "part") -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)/(\d+)", part)
     number, parts = (int(n) for n in match.groups()) if match else (0, 0)
   if not 1 <= number <= parts:
-    raise ValueError(
-      f"config.{key} is {part!r}, want 'i/n', the i-th of n parts of the work, "
-      "such as '1/8', or 'slurm' in an array of tasks 1 to n"
-    )
+    raise ValueError(f"config.{key} is {part!r}, want {SHARE_WANTED}")
   return number, parts
 
 

@@ -13,13 +13,13 @@ JOBS: Mapping[str, tuple[str, str]] = {
   "train": ("wsiseq_jax.train", "train"),
   "evaluate": ("wsiseq_jax.evaluate", "run_evaluate"),
   "embed": ("wsiseq_jax.evaluate", "run_embed"),
-  "report": ("wsiseq_jax.reports.sequences.job", "report_job"),
+  "report": ("wsiseq_jax.reports.sequences.job", "run"),
   "probe": ("wsiseq_jax.probe.job", "probe"),
   "aot": ("wsiseq_jax.tpu.aot", "aot"),
   "embed_tiles": ("wsiseq_jax.encoders.embed_tiles", "run"),
   "mil": ("wsiseq_jax.mil.job", "run"),
   "mil_predict": ("wsiseq_jax.mil.predict", "run"),
-  "mil_report": ("wsiseq_jax.reports.slides.job", "mil_report"),
+  "mil_report": ("wsiseq_jax.reports.slides.job", "run"),
 }
 
 # Jobs that are no part of a pretraining experiment have configs of their own:

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import functools
+import shutil
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import probe as probe_configs
+from data_prep import targets
 from data_prep.synthetic import smoke_labels
 from tests import small_run, tfds_sets
 from wsiseq_jax import evaluate, train
@@ -135,6 +137,31 @@ def test_only_what_is_new_is_computed(tmp_path, data, checkpoint, monkeypatch):
   monkeypatch.setitem(probe.VERSIONS, "knn", 99)
   probe.probe(config)
   assert len(calls) == 1 + 4  # three seeds at a quarter, one with all labels
+
+
+def test_a_corrected_label_is_seen_and_embeds_nothing(
+  tmp_path, data, checkpoint, monkeypatch
+):
+  folder = tmp_path / "data" / "shards"
+  shutil.copytree(data, folder)
+  config = make(
+    tmp_path / "p", folder, checkpoint, targets=("kind",), kinds=("knn",)
+  )
+  config.probe.fractions = (1.0,)
+  probe.probe(config)
+  before = table(tmp_path / "p" / "probe.csv")
+  monkeypatch.setattr(evaluate, "embed_split", lambda *_: pytest.fail("again"))
+  file = folder / targets.FILE
+  found = targets.TargetTable.from_json(file.read_text())
+  # Every test patient has the next class.
+  rows = {
+    name: ((row[0] + name.startswith("test")) % 3, *row[1:])
+    for name, row in found.rows.items()
+  }
+  changed = targets.TargetTable(found.targets, rows)
+  file.write_text(changed.to_json())
+  probe.probe(config)
+  assert table(tmp_path / "p" / "probe.csv") != before
 
 
 def test_another_checkpoint_has_other_features(

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data_prep import runs
 from data_prep.files import errors, tables
 from data_prep.files.errors import SlideError
 from data_prep.wsi.find import SlideEntry
@@ -82,19 +83,6 @@ class Summary:
   exit_code: int
 
 
-def path(workdir: pathlib.Path, name: str, part: str) -> pathlib.Path:
-  """Returns where a table is.
-
-  Example:
-    >>> path(pathlib.Path("w"), "slides", "1/8").name
-    'slides.1-of-8.csv'
-    >>> path(pathlib.Path("w"), "slides", "1/1").name
-    'slides.csv'
-  """
-  end = "" if part == "1/1" else f".{part.replace('/', '-of-')}"
-  return workdir / f"{name}{end}.csv"
-
-
 def write(
   workdir: pathlib.Path,
   part: str,
@@ -111,8 +99,10 @@ def write(
   """
   rows = [outcome.row() for _, outcome in sorted(outcomes.items())]
   wrong = [*found, *(e for o in outcomes.values() for e in o.errors())]
-  tables.write(path(workdir, "slides", part), tables.SLIDE_COLUMNS, rows)
-  errors.write(path(workdir, "errors", part), wrong)
+  tables.write(
+    workdir / runs.table_name("slides", part), tables.SLIDE_COLUMNS, rows
+  )
+  errors.write(workdir / runs.table_name("errors", part), wrong)
   return sorted(wrong, key=lambda error: error.slide)
 
 

@@ -27,6 +27,7 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
+from data_prep import runs
 from data_prep.files.done import Done
 from data_prep.files.errors import SlideError, as_slide_error
 from data_prep.synthetic import slides
@@ -85,7 +86,7 @@ def embed_slides(config: ConfigDict, encoder: encoders.Encoder) -> Summary:
     )
   entries, errors = find.find_slides(source, config.data.table)
   entries, bad_names = find.usable_names(entries)
-  number, parts = (int(v) for v in config.data.part.split("/"))
+  number, parts = runs.share(config.data.part, "data.part")
   work = _Run(
     config, settings, encoder, entries[number - 1 :: parts],
     [*errors, *bad_names],
@@ -336,7 +337,7 @@ class _Run:
   def summary(self) -> Summary:
     """Returns what was done."""
     return embed_tables.summary(
-      embed_tables.path(self.workdir, "errors", self.config.data.part),
+      self.workdir / runs.table_name("errors", self.config.data.part),
       self.outcomes,
       self.write_tables(),
       self.tiles,

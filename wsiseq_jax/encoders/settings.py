@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from data_prep import runs
 from data_prep.wsi import tile_stream, tiles, tissue
 from wsiseq_jax import config as configs
 from wsiseq_jax import jobs, launch
@@ -16,11 +17,11 @@ _SCALE_TOLERANCE = 0.1
 
 
 def _part(value: Any) -> str | None:
-  numbers = value.split("/") if isinstance(value, str) else ()
-  if len(numbers) == 2 and all(n.isdigit() for n in numbers):
-    if 1 <= int(numbers[0]) <= int(numbers[1]):
-      return None
-  return "'i/n', the i-th of n parts of the slides, such as '1/8'"
+  try:
+    runs.share(value, "data.part")
+  except (TypeError, ValueError):
+    return runs.SHARE_WANTED
+  return None
 
 
 CHECKS: Mapping[str, configs.Check] = {

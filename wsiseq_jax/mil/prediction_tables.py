@@ -80,8 +80,8 @@ def slide_columns(cohort: Cohort) -> list[str]:
   """Columns of predictions_slide.csv."""
   columns = value_columns(cohort)
   return [
-    "slide_id", "patient_id", "label", "status", "scored", "models",
-    "predicted", *_threshold_columns(cohort), *columns,
+    "slide_id", "patient_id", "target_type", "label", "status", "scored",
+    "models", "predicted", *_threshold_columns(cohort), *columns,
     *(f"std_{c}" for c in columns),
   ]  # fmt: skip
 
@@ -108,6 +108,7 @@ def slide_rows(
     yield {
       "slide_id": slide.slide_id,
       "patient_id": slide.patient_id,
+      "target_type": cohort.target_type,
       "label": slide.text,
       "status": status[slide.slide_id],
       "scored": int(is_labelled[row]),

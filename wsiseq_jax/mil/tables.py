@@ -23,11 +23,10 @@ from jaxtyping import Float
 
 from data_prep.files import atomic
 from data_prep.files import tables as files_tables
-from wsiseq_jax.metrics import bootstrap
+from wsiseq_jax.metrics import bootstrap, charts
 from wsiseq_jax.mil import prediction_tables, scores
 from wsiseq_jax.mil.cohort import Cohort
 from wsiseq_jax.mil.results import Result
-from wsiseq_jax.reports import pictures
 
 SUMMARY = (
   "of", "class", "metric", "mean", "std", "low", "high", "mean_of_folds",
@@ -172,8 +171,55 @@ def write(
   files_tables.write(workdir / "summary.csv", SUMMARY, summary)
   text = markdown(cohort, status, results, summary, is_crossed, notes)
   atomic.write_atomic(workdir / "summary.md", text)
-  pictures.draw(workdir, cohort, *scored, bins)
+  _draw(workdir, cohort, *scored, resamples, bins)
   return summary
+
+
+def _draw(workdir, cohort, wholes, together, resamples, bins) -> None:
+  """Writes roc.png and calibration.png; none where numbers are predicted."""
+  each = [_questions(cohort, whole) for whole in wholes]
+  panels = [
+    (name, labels, score, patients, [one[i][1:3] for one in each])
+    for i, (name, labels, score, patients) in enumerate(
+      _questions(cohort, together)
+    )
+    if len(np.unique(labels)) == 2
+  ]
+  if not panels:
+    return
+  names = [panel[0] for panel in panels]
+  roc, roc_axes = charts.grid(len(panels), names)
+  calibration, calibration_axes = charts.grid(len(panels), names)
+  for (_, labels, score, patients, others), above, below in zip(
+    panels, roc_axes, calibration_axes, strict=True
+  ):
+    charts.roc(above, labels, score, patients, resamples, others)
+    found = charts.calibration_bins(labels, score, patients, bins)
+    charts.calibration_curve(below, found)
+  charts.to_png(roc, workdir / "roc.png")
+  charts.to_png(calibration, workdir / "calibration.png")
+
+
+def _questions(cohort: Cohort, whole: Whole) -> list[tuple]:
+  """What is asked with yes or no: name, truth, probability and patients.
+
+  The positive class of two; each of several classes against the rest; each
+  label, where it is known. Nothing for numbers.
+  """
+  labels, values = cohort.labels[whole.rows], whole.values
+  patients, columns = cohort.patients[whole.rows], range(len(cohort.classes))
+  if cohort.target_type in ("regression", "survival"):
+    return []
+  if cohort.target_type == "binary":
+    columns = columns[-1:]
+  if cohort.target_type != "multilabel":
+    labels = (labels == np.arange(len(cohort.classes))).astype(float)
+  known = np.isfinite(labels)
+  return [
+    (cohort.classes[j], labels[k, j], values[k, j], patients[k])
+    for j in columns
+    for k in [known[:, j]]
+  ]
 
 
 def _known(cohort: Cohort, wholes: Sequence[Whole]) -> list[Whole]:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_prep.files import atomic
+from data_prep.files import atomic, done
 from wsiseq_jax import config as configs
 from wsiseq_jax import evaluate, launch, tasks
 from wsiseq_jax.data import source as sources
@@ -192,6 +192,10 @@ def _stamp(job: Job, row: Row) -> str:
   used = {
     "checkpoint": job.run.identity,
     "data": [job.splits[role].identity for role in SPLITS],
+    # Labels are no part of a data set's identity: they may be corrected.
+    "labels": done.digest(
+      [job.labels[role][0][:, row.target.column] for role in SPLITS]
+    ),
     "splits": [data[f"{role}_split"] for role in SPLITS],
     "target": dataclasses.asdict(row.target),
     "row": [row.kind, row.fraction, row.seed],

@@ -54,7 +54,8 @@ class Geometry(abc.ABC):
   """Frames around a centre, in pixels at the target resolution.
 
   Attributes:
-    sentence: what a reader of a report is told.
+    sentence: what a reader of a report is told; with {width} and {height} of a
+      frame in um.
     mpp: micrometres per pixel of the (finest) frames.
     window_px: (h, w) of a frame, both even.
     frames: frames in a sequence.

@@ -22,7 +22,8 @@ class Drift(base.Geometry):
   """Overlapping windows along headings; `step_px` may be fractional."""
 
   sentence: ClassVar[str] = (
-    "neighbouring frames overlap: a window slides over the slide"
+    "A frame shows {width} × {height} µm of tissue; neighbouring frames "
+    "overlap: a window slides over the slide."
   )
   step_px: float
   headings_deg: tuple[float, ...]

@@ -24,7 +24,10 @@ class Walk(base.Geometry):
     columns: windows in a row of a serpentine; 0 = along headings.
   """
 
-  sentence: ClassVar[str] = "frames lie side by side and do not overlap"
+  sentence: ClassVar[str] = (
+    "A frame shows {width} × {height} µm of tissue; frames lie side by side "
+    "and do not overlap."
+  )
   step_px: float
   headings_deg: tuple[float, ...]
   columns: int = 0

@@ -16,7 +16,7 @@ class Zoom(base.Geometry):
   """Frames of equal size; the last shows `factor` times the first's field."""
 
   sentence: ClassVar[str] = (
-    "from left to right the field of view grows round one centre"
+    "From left to right the field of view grows round one centre."
   )
   factor: float
 

@@ -3,8 +3,13 @@
 import pytest
 
 from data_prep.synthetic import slides as synthetic_slides
-from tests.reports.slides.report_pages import FAILED, MISSING, SIZE, configured
-from wsiseq_jax.reports.slides import job as report_job
+from tests.reports.slides.report_pages import (
+  FAILED,
+  MISSING,
+  SIZE,
+  configured,
+  write_report,
+)
 from wsiseq_jax.reports.slides import synthetic as synthetic_report
 
 
@@ -23,4 +28,4 @@ def made(tmp_path_factory):
 @pytest.fixture(scope="session")
 def written(made):
   """The report on it: page, counts and problems."""
-  return report_job.write_report(configured(made, made / "slides"))
+  return write_report(configured(made, made / "slides"))

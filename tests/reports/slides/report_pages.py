@@ -4,6 +4,9 @@ import csv
 import html.parser
 
 from configs import mil_report
+from data_prep.files import schema
+from wsiseq_jax.reports.slides import job
+from wsiseq_jax.reports.slides.settings import Settings
 
 # Of four slides, one without tissue, and one whose file is gone.
 FAILED, MISSING = "syn_03", "syn_01"
@@ -16,16 +19,18 @@ class Page(html.parser.HTMLParser):
   def __init__(self, path):
     super().__init__()
     self.path, self.text, self.links, self.images = path, "", [], []
-    self.ids, self.open = set(), []
+    self.ids, self.open, self.tags = set(), [], []
     self.feed(path.read_text(encoding="utf-8"))
+    self.text = " ".join(self.text.split())
 
   def handle_starttag(self, tag, attrs):
     attrs = dict(attrs)
-    assert tag != "script"
+    self.tags.append(tag)
     if tag == "a":
-      self.links.append(attrs["href"])
+      self.links.append(attrs.get("href") or attrs["xlink:href"])
     if tag == "img":
-      assert attrs["alt"]
+      assert attrs["alt"] and int(attrs["width"]) and int(attrs["height"])
+      assert attrs["loading"] == "lazy"
       self.images.append(attrs["src"])
     if "id" in attrs:
       self.ids.add(attrs["id"])
@@ -39,7 +44,7 @@ class Page(html.parser.HTMLParser):
     assert self.open.pop() == tag
 
   def handle_data(self, data):
-    if "style" not in self.open:
+    if not {"style", "script"} & set(self.open):
       self.text += data
 
 
@@ -62,3 +67,7 @@ def configured(workdir, slides="", **report):
 
 def slide_folder(written, name):
   return written.page.parent / "slides" / name
+
+
+def write_report(config):
+  return job.write_report(schema.build(Settings, config))

@@ -13,11 +13,11 @@ from tests.reports.slides.report_pages import (
   configured,
   rows_of,
   slide_folder,
+  write_report,
 )
 from wsiseq_jax.maps import annotations
 from wsiseq_jax.maps.regions import Region
 from wsiseq_jax.maps.tile_map import TileMap
-from wsiseq_jax.reports.slides import job
 
 GROUPS = {
   "annotation_include": (), "annotation_exclude": (), "annotation_ignore": (),
@@ -140,7 +140,7 @@ def test_on_the_page(made, tmp_path):
   write_asap(drawn / "syn_02.xml", ("Stroma", box(0, 0, 9, 9)))
   config = configured(made, made / "slides", out=str(tmp_path / "out"))
   config.data.annotations = str(drawn)
-  written = job.write_report(config)
+  written = write_report(config)
   page = slide_folder(written, "syn_00") / "index.html"
   text = Page(page).text
   # 150 x 100 pixels of 1 um, up to the width of a pixel of the map.
@@ -149,7 +149,7 @@ def test_on_the_page(made, tmp_path):
   assert float(words[3]) == pytest.approx(mm2, rel=0.05)
   assert "cut out of the annotation" in text
   # Slide and three maps, rim and ink; and in the key.
-  assert page.read_text().count("stroke-dasharray") == 2 * 4 + 2
+  assert page.read_text().count('"people cut ') == 2 * 4 + 2
   text = Page(slide_folder(written, MISSING) / "index.html").text
   assert f"Annotations from {MISSING}.xml: " in text
   # What cannot be read is said, and the page is there all the same.
@@ -162,17 +162,17 @@ def test_on_the_page(made, tmp_path):
     "Annotations are not shown: " in text and "Annotations from" not in text
   )
   # A page depends on its own annotations alone.
-  assert job.write_report(config).drawn == 0
+  assert write_report(config).drawn == 0
   write_asap(drawn / "syn_00.xml", shapes[0])
-  assert job.write_report(config).drawn == 1
-  assert "stroke-dasharray" not in page.read_text()
+  assert write_report(config).drawn == 1
+  assert "people cut" not in page.read_text()
   config.data.annotation_ignore = ("Stroma",)
-  written = job.write_report(config)
+  written = write_report(config)
   assert "syn_02" not in written.problems
   text = Page(slide_folder(written, "syn_02") / "index.html").text
   assert "nothing with an area is drawn" in text
   (drawn / "syn_02.xml").unlink()
-  written = job.write_report(config)
+  written = write_report(config)
   assert written.drawn == 1
   text = Page(slide_folder(written, "syn_02") / "index.html").text
   assert "has no file of annotations, others of the cohort have" in text

@@ -11,12 +11,11 @@ from tests.reports.slides.report_pages import (
   configured,
   rows_of,
   slide_folder,
+  write_report,
 )
 from wsiseq_jax.mil import cohort as cohorts
 from wsiseq_jax.mil import results, tables
-from wsiseq_jax.reports import charts
 from wsiseq_jax.reports.slides import data as report_data
-from wsiseq_jax.reports.slides import job
 
 
 def test_numbers_are_those_of_the_tables(made, written):
@@ -37,7 +36,7 @@ def test_numbers_are_those_of_the_tables(made, written):
 
 def test_confusion_at_the_threshold(made, written):
   found = report_data.read(made)
-  assert found.head == "binary" and len(found.scored) == 4
+  assert found.target_type == "binary" and len(found.scored) == 4
   assert len(found.single) == 2
   hits = [(r.label, r.values["tumour"] >= 0.45) for r in found.scored]
   wanted = [
@@ -90,7 +89,7 @@ def other_head(workdir, head, classes, labels, texts, values, threshold):
   tables.write(
     workdir, cohort, dict.fromkeys(cohort.ids, "ok"), found, 10, 4, False
   )
-  return Page(job.write_report(configured(workdir)).page)
+  return Page(write_report(configured(workdir)).page)
 
 
 def test_several_classes(tmp_path):
@@ -132,8 +131,10 @@ def test_numbers(tmp_path):
     tmp_path / "mil", "regression", ("amount",), [[1], [2], [3], [4]],
     ("1", "2", "3", "4"), [[1.5], [2.0], [2.5], [4.5]], [np.nan],
   )  # fmt: skip
-  assert "4 slides; the dotted line" in page.text
-  assert "R²" in page.text and "true 4, predicted 4.5" in page.text
+  assert "4 slides, each dot leads to its page" in page.text
+  assert "R²" in page.text
+  # One link of its dot, one of its card.
+  assert page.links.count("slides/v/index.html") == 2
 
 
 def test_slides_that_were_not_scored_are_in_no_chart(made, tmp_path):
@@ -143,7 +144,7 @@ def test_slides_that_were_not_scored_are_in_no_chart(made, tmp_path):
   rows = rows_of(path)
   assert [row["scored"] for row in rows] == ["1"] * 4
   files_tables.write(path, list(rows[0]), [rows[0] | {"scored": 0}, *rows[1:]])
-  written = job.write_report(configured(workdir))
+  written = write_report(configured(workdir))
   page = Page(written.page)
   assert "4 slides have a label, 3 of them are scored" in page.text
   cells = written.page.read_text().split('class="confusion"')[1]
@@ -152,43 +153,32 @@ def test_slides_that_were_not_scored_are_in_no_chart(made, tmp_path):
   # The failure counts like all others, the slide that was trained on does not.
   assert rows[3]["slide_id"] == FAILED and rows[3]["status"] == "no_tissue"
   text = Page(slide_folder(written, rows[0]["slide_id"]) / "index.html").text
-  assert "Not scored: the models were trained on this case" in text
+  assert "Not scored: the models were trained on this patient" in text
 
 
-def test_folds_are_one_prediction_and_applied_models_several(tmp_path):
-  lines = ["slide_id,repeat,fold,seed,split,p_no,p_yes"]
-  lines += [f"{s},0,{f},0,test,0.5,0.5" for f, s in enumerate("ab")]
-  lines += ["a,0,1,0,val,0.5,0.5"]
-  path = tmp_path / "predictions.csv"
-  path.write_text("\n".join(lines))
-  read = report_data._single
-  assert [set(one) for one in read(path, "binary", ("no", "yes"))] == [{*"ab"}]
-  path.write_text("\n".join([*lines, "a,0,1,0,test,0.5,0.5"]))
-  assert len(read(path, "binary", ("no", "yes"))) == 2
+def test_folds_are_one_prediction_and_applied_models_several():
+  def line(slide_id, fold, split="test"):
+    return {
+      "slide_id": slide_id, "repeat": "0", "fold": fold, "seed": "0",
+      "split": split, "p_yes": "0.5",
+    }  # fmt: skip
 
-
-def test_band_of_the_roc():
-  labels = np.array([0.0, 0, 1, 1])
-  cases = np.array(list("abcd"))
-  low, high = charts.roc_band(labels, np.array([1.0, 2, 3, 4]), cases, 50)
-  assert (low == 1).all() and (high == 1).all()
-  # Equal scores say nothing: the diagonal, whatever is drawn.
-  low, high = charts.roc_band(labels, np.ones(4), cases, 50)
-  np.testing.assert_allclose(low, np.linspace(0, 1, 101))
-  np.testing.assert_allclose(high, low)
-  low, _ = charts.roc_band(np.ones(4), np.ones(4), cases, 50)
-  assert np.isnan(low).all()
+  lines = [line("a", "0"), line("b", "1"), line("a", "1", "val")]
+  read = report_data.whole_predictions
+  assert [set(one) for one in read(lines, ["p_yes"])] == [{*"ab"}]
+  lines.append(line("a", "1"))
+  assert len(read(lines, ["p_yes"])) == 2
 
 
 def test_sequence_report_beside(made, tmp_path):
   beside = tmp_path / "run" / "report"
   beside.mkdir(parents=True)
   (beside / "index.html").write_text("<html></html>")
-  (beside / "report.json").write_text('{"fingerprint": "f"}')
+  (beside / "report.json").write_text('{"kind": "report"}')
   workdir = tmp_path / "mil"
   shutil.copytree(
     made, workdir, ignore=shutil.ignore_patterns("slides", "maps")
   )
   shutil.rmtree(workdir / "report", ignore_errors=True)
-  page = Page(job.write_report(configured(workdir)).page)
+  page = Page(write_report(configured(workdir)).page)
   assert "../../run/report/index.html" in page.links

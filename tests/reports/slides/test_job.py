@@ -8,7 +8,12 @@ import shutil
 import pytest
 
 from configs import mil_report
-from tests.reports.slides.report_pages import SIZE, Page, configured
+from tests.reports.slides.report_pages import (
+  SIZE,
+  Page,
+  configured,
+  write_report,
+)
 from wsiseq_jax.maps.tile_map import TileMap
 from wsiseq_jax.reports.slides import job
 
@@ -21,7 +26,7 @@ def test_a_second_call_changes_nothing(made, written, capsys):
     if path.is_file()
   }
   with pytest.raises(SystemExit) as stopped:
-    job.mil_report(config)
+    job.run(config)
   assert stopped.value.code == 3  # one slide is missing, still
   assert "is up to date, nothing to do" in capsys.readouterr().err
   assert before == {path: path.stat().st_mtime_ns for path in before}
@@ -31,20 +36,20 @@ def test_only_what_changed_is_drawn(made, tmp_path):
   workdir = tmp_path / "mil"
   shutil.copytree(made, workdir)
   config = configured(workdir, workdir / "slides")
-  job.write_report(config)
+  write_report(config)
   own = workdir / "report" / "slides" / "syn_00" / "my notes.txt"
   own.write_text("mine")
   path = workdir / "slides" / "syn_00.tiff"
   os.utime(path, ns=(0, 0))
-  assert job.write_report(config).drawn == 1
+  assert write_report(config).drawn == 1
   assert own.read_text() == "mine"
   # Another threshold is another page for all; more resamples for the cohort.
   config.report.update({"threshold_from": "given", "threshold": 0.9})
-  assert job.write_report(config).drawn == 4
+  assert write_report(config).drawn == 4
   page = Page(workdir / "report" / "index.html")
   assert "0.9 was given for this report" in page.text
   config.report.resamples = 30
-  assert job.write_report(config).drawn == 0
+  assert write_report(config).drawn == 0
   # Another picture under the slide's name is not taken for it.
   shutil.copy(workdir / "slides" / "syn_02.tiff", tmp_path / "other.tiff")
   other = TileMap.load(workdir / "maps" / "syn_00.npz")
@@ -52,7 +57,7 @@ def test_only_what_changed_is_drawn(made, tmp_path):
   dataclasses.replace(other, level0_size=size).save(
     workdir / "maps" / "syn_00.npz"
   )
-  problems = job.write_report(config).problems
+  problems = write_report(config).problems
   assert "it is another picture" in problems["syn_00"]
 
 
@@ -74,7 +79,7 @@ def test_bad_calls(made, tmp_path, change, message):
   other = tmp_path / "other"
   other.mkdir()
   (other / "index.html").write_text("a report on sequences")
-  (other / "report.json").write_text('{"fingerprint": "f"}')
+  (other / "report.json").write_text('{"kind": "report"}')
   places = {"nowhere": tmp_path / "nowhere", "other": other}
   for key, value in change.items():
     place = places.get(value) if isinstance(value, str) else None
@@ -82,12 +87,12 @@ def test_bad_calls(made, tmp_path, change, message):
     target = config[block] if block else config
     target[name] = str(place) if place else value
   with pytest.raises(ValueError, match=message):
-    job.mil_report(config)
+    job.run(config)
 
 
 def test_smoke(tmp_path):
   config = mil_report.get_config("smoke")
   config.workdir = str(tmp_path)
-  job.mil_report(config)
+  job.run(config)
   assert len(list(tmp_path.glob("report/slides/*/regions.geojson"))) == 3
   assert pathlib.Path(tmp_path, "report", "index.html").is_file()

@@ -17,9 +17,9 @@ from tests.reports.slides.report_pages import (
   configured,
   rows_of,
   slide_folder,
+  write_report,
 )
 from wsiseq_jax.maps.tile_map import TileMap
-from wsiseq_jax.reports.slides import job
 
 
 def test_all_files_are_there(written):
@@ -27,7 +27,7 @@ def test_all_files_are_there(written):
   everything = {
     "index.html", "probability.jpg", "contribution.jpg", "tiles.csv",
     "percentile_display_only.jpg", "regions.geojson", "tiles.geojson",
-    "detections.csv", "card_slide.jpg", "card_map.jpg",
+    "detections.csv", "card_slide.jpg", "card_map.jpg", "done.json",
   }  # fmt: skip
   there = {p.name for p in slide_folder(written, "syn_00").glob("*.*")}
   assert there == everything
@@ -40,7 +40,7 @@ def test_all_files_are_there(written):
   there = {p.name for p in slide_folder(written, MISSING).glob("*.*")}
   assert there == everything - {"card_slide.jpg"}
   there = {p.name for p in slide_folder(written, FAILED).glob("*.*")}
-  assert there == {"index.html", "card_slide.jpg"}
+  assert there == {"index.html", "card_slide.jpg", "done.json"}
 
 
 def test_pages_stand_alone(written):
@@ -50,9 +50,14 @@ def test_pages_stand_alone(written):
     page = Page(path)
     assert not page.open, path
     assert "Not for diagnosis" in page.text
-    assert "Attention is not a diagnosis" in page.text.replace("\n", " ")
+    assert "Attention is not a diagnosis" in page.text
     for source in page.images:
-      assert source.startswith("data:image/jpeg;base64,")
+      # The cohort's pictures are files: of thousands of slides, too.
+      if path == written.page:
+        assert (path.parent / urllib.parse.unquote(source)).is_file(), source
+      else:
+        assert source.startswith("data:image/jpeg;base64,")
+    assert page.tags.count("script") == 1 and "link" not in page.tags
     for link in page.links:
       if link.startswith("#"):
         assert link[1:] in page.ids
@@ -106,7 +111,7 @@ def test_bounds_are_taken_off_for_qupath(made, tmp_path, monkeypatch):
     made, made / "slides" / "syn_00.tiff", out=str(tmp_path), tiles=1,
     smooth_um=20.0, min_area_um2=1e6,
   )  # fmt: skip
-  job.write_report(config)
+  write_report(config)
   folder = tmp_path / "slides" / "syn_00"
   first = json.loads((folder / "tiles.geojson").read_text())["features"][0]
   corner = TileMap.load(made / "maps" / "syn_00.npz").xy[0]
@@ -129,15 +134,15 @@ def test_without_slides_or_scale(made, tmp_path):
   dataclasses.replace(known, level0_mpp=None, level0_size=None).save(path)
   (workdir / "maps" / "syn_02.npz").write_bytes(b"no map")
   config = configured(workdir, geojson=False)
-  written = job.write_report(config)
+  written = write_report(config)
   assert set(written.problems) == {"syn_00", "syn_02"}
   assert "µm per pixel is unknown" in written.problems["syn_00"]
   assert "no map of tiles" in written.problems["syn_02"]
   text = Page(slide_folder(written, MISSING) / "index.html").text
   assert "no slides were given (config.data.slides = '')" in text
   names = {p.name for p in slide_folder(written, "syn_00").iterdir()}
-  assert names == {"index.html", "tiles.csv"}
+  assert names == {"index.html", "tiles.csv", "done.json"}
   # The scale is given: a map as far as there are tiles.
   config.data.default_mpp = 1.0
-  written = job.write_report(config)
+  written = write_report(config)
   assert (slide_folder(written, "syn_00") / "probability.jpg").is_file()

@@ -1,11 +1,5 @@
-"""What the report reads from disk: the preparation's folder and the run's log.
+"""What the report reads: the folder of the preparation, the log of the run."""
 
-Everything is read from files that `data_prep` and the training loop leave
-behind, so that a report can be made again years later, and of somebody else's
-run.
-"""
-
-import csv
 import dataclasses
 import json
 import pathlib
@@ -16,20 +10,14 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from data_prep.files import tables as files_tables
 from wsiseq_jax import writers
+from wsiseq_jax.reports import figures
 
 
 @dataclasses.dataclass(frozen=True)
 class PreparedSlide:
-  """One finished slide of a preparation.
-
-  Attributes:
-    slide_id: its name.
-    patient_id: its patient.
-    info: its `slide.json`.
-    row: its row of `slides.csv`, empty if it has none.
-    folder: where `slide.json` and the thumbnail are.
-  """
+  """A finished slide: `slide.json`, its row of `slides.csv`, its folder."""
 
   slide_id: str
   patient_id: str
@@ -51,11 +39,9 @@ class PreparedSlide:
     picture = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
     if picture is None:
       raise ValueError(f"{path}: not a picture (config key report.prep)")
-    scale = max(1.0, max(picture.shape[:2]) / longest_px)
-    if scale > 1:
-      size = [round(n / scale) for n in picture.shape[1::-1]]
-      picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-    return picture, float(self.info["thumbnail_downsample"]) * scale
+    small = figures.fit(picture, longest_px)
+    scale = max(picture.shape) / max(small.shape)
+    return small, float(self.info["thumbnail_downsample"]) * scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +49,6 @@ class Preparation:
   """A folder written by `python -m data_prep`.
 
   Attributes:
-    folder: the folder.
     metadata: metadata of the shards.
     table: rows of `slides.csv`, or of `series.csv` with the series' name as
       `slide_id`.
@@ -71,16 +56,10 @@ class Preparation:
     slides: finished slides that gave a thumbnail, sorted by name.
   """
 
-  folder: pathlib.Path
   metadata: Mapping[str, Any]
   table: Sequence[Mapping[str, str]]
   errors: Sequence[Mapping[str, str]]
   slides: Sequence[PreparedSlide]
-
-
-def _rows(path: pathlib.Path) -> list[dict[str, str]]:
-  with open(path, newline="", encoding="utf-8") as f:
-    return list(csv.DictReader(f))
 
 
 def read_preparation(folder: pathlib.Path) -> Preparation:
@@ -93,57 +72,42 @@ def read_preparation(folder: pathlib.Path) -> Preparation:
     Its content.
 
   Raises:
-    ValueError: if the folder was not written by `data_prep`.
+    ValueError: the folder was not written by `data_prep`.
   """
-  tables = [folder / "slides.csv", folder / "series.csv"]
-  tables = [path for path in tables if path.is_file()]
-  if not tables or not (folder / "shards" / "metadata.json").is_file():
-    name = "shards/metadata.json" if tables else "slides.csv or series.csv"
+  found = [folder / "slides.csv", folder / "series.csv"]
+  found = [path for path in found if path.is_file()]
+  metadata = folder / "shards" / "metadata.json"
+  if not found or not metadata.is_file():
+    name = "shards/metadata.json" if found else "slides.csv or series.csv"
     raise ValueError(
       f"{folder} has no {name}: the config key report.prep must name the "
       "output folder of `python -m data_prep`"
     )
-  table = _rows(tables[0])
-  if tables[0].name == "series.csv":
+  table = files_tables.rows_of(found[0])
+  if found[0].name == "series.csv":
     table = [row | {"slide_id": row["series_id"]} for row in table]
   by_id = {row["slide_id"]: row for row in table}
-  errors = folder / "errors.csv"
   slides = []
   for path in sorted((folder / "parts").glob("*/slide.json")):
     info = json.loads(path.read_text(encoding="utf-8"))
-    slide_id = info["slide_id"]
-    if not (path.parent / info["thumbnail"]).is_file():
-      continue
-    slides.append(
-      PreparedSlide(
-        slide_id=slide_id,
-        patient_id=info["patient_id"],
-        info=info,
-        row=by_id.get(slide_id, {}),
-        folder=path.parent,
+    if (path.parent / info["thumbnail"]).is_file():
+      name = info["slide_id"]
+      row = by_id.get(name, {})
+      slides.append(
+        PreparedSlide(name, info["patient_id"], info, row, path.parent)
       )
-    )
-  metadata = (folder / "shards" / "metadata.json").read_text(encoding="utf-8")
   return Preparation(
-    folder=folder,
-    metadata=json.loads(metadata),
-    table=table,
-    errors=_rows(errors) if errors.is_file() else [],
-    slides=slides,
+    json.loads(metadata.read_text(encoding="utf-8")),
+    table,
+    files_tables.rows_of(folder / "errors.csv"),
+    slides,
   )
 
 
 def read_losses(
   workdir: pathlib.Path,
 ) -> dict[str, tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]]:
-  """Steps and values of every `*loss` in `<workdir>/metrics.jsonl`.
-
-  Args:
-    workdir: folder of the run.
-
-  Returns:
-    Step and loss by name, e.g. `train/loss`; empty without a log.
-  """
+  """Steps and values of every `*loss` in `metrics.jsonl`; {} without a log."""
   path = workdir / "metrics.jsonl"
   rows = writers.read_metrics(path) if path.is_file() else []
   curves: dict[str, dict[float, float]] = {}
@@ -156,3 +120,16 @@ def read_losses(
     name: (np.array(list(curve)), np.array(list(curve.values())))
     for name, curve in curves.items()
   }
+
+
+def smooth(values: Float[np.ndarray, " n"], window: int) -> np.ndarray:
+  """Running mean over the last `window` values, fewer at the start.
+
+  Example:
+    >>> smooth(np.array([1.0, 3.0, 5.0]), 2).tolist()
+    [1.0, 2.0, 4.0]
+  """
+  total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+  stop = np.arange(1, len(values) + 1)
+  start = np.maximum(stop - window, 0)
+  return (total[stop] - total[start]) / (stop - start)

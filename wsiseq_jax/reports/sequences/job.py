@@ -1,33 +1,34 @@
 """The job `report`: collects what the page shows, and writes it.
 
 Needs what preparation, training and `embed` left behind. The pictures of
-hidden patches are made here, with the checkpoint's own model; everything else
-of the page comes from files and is put together in `report.py`.
+hidden patches are made here, with the checkpoint's own model.
 """
 
-import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from data_prep import records
+from data_prep.files import done
 from wsiseq_jax import config as configs
 from wsiseq_jax import evaluate, launch
 from wsiseq_jax.data import loader
 from wsiseq_jax.data import source as sources
-from wsiseq_jax.reports.sequences import report, words
+from wsiseq_jax.reports.sequences import sections, text
 from wsiseq_jax.tasks.videomae.reconstruction import Reconstruction
 
 # Sequences whose hidden patches are rebuilt, from different regions.
 _REBUILT = 2
+# Files that the page shows, of the preparation and of the run.
+_OF_PREP = ("slides.csv", "series.csv", "errors.csv", "shards/metadata.json")
+_OF_RUN = ("metrics.jsonl", "evaluation.json")
 
 
-def report_job(config: ConfigDict) -> pathlib.Path:
+def run(config: ConfigDict) -> pathlib.Path:
   """Writes `<report.out>/index.html`, unless it is there and still true.
 
   Args:
@@ -37,44 +38,62 @@ def report_job(config: ConfigDict) -> pathlib.Path:
     The page.
 
   Raises:
-    ValueError: if the run was not embedded, or with another checkpoint.
+    ValueError: the run was not embedded, or with another checkpoint.
   """
-  run = evaluate.load(config)
+  loaded = evaluate.load(config)
   workdir = pathlib.Path(config.workdir)
   prep = pathlib.Path(config.report.prep or config.data.path)
   if not config.report.prep and prep.name == "shards":
     prep = prep.parent
   out = pathlib.Path(config.report.out or workdir / "report")
-  arrays, opened = _embeddings(run, workdir, config.data.path)
-  page, stamp = out / "index.html", out / "report.json"
-  state = {
-    "step": run.step,
-    "features": hashlib.sha256(arrays["features"].tobytes()).hexdigest(),
-    "fingerprint": run.spec.fingerprint,
-    "report": configs.to_dict(config)["report"],
-  }
-  if page.exists() and stamp.exists():
-    if json.loads(stamp.read_text()) == json.loads(json.dumps(state)):
-      launch.log(f"report: {page} is up to date, nothing to do")
-      return page
-  stamp.unlink(missing_ok=True)
-  page = report.build_report(
+  page = out / "index.html"
+  arrays, opened = _embeddings(loaded, workdir, config.data.path)
+  shown = [prep / name for name in _OF_PREP]
+  shown += [workdir / name for name in _OF_RUN]
+  shown += sorted((workdir / "embeddings").glob("*.npz"))
+  stage = done.Done(
+    out / "report.json",
+    {
+      "step": loaded.step,
+      "fingerprint": loaded.spec.fingerprint,
+      "report": configs.to_dict(config)["report"],
+      "files": {
+        path.name: done.file_digest(path, whole=True)
+        for path in shown
+        if path.is_file()
+      },
+    },
+  )
+  if stage.read() is not None:
+    launch.log(f"report: {page} is up to date, nothing to do")
+    return page
+  # The model may be spread over processes: all of them take part.
+  rebuilt = _reconstructions(loaded, opened, arrays)
+  if not launch.is_main():
+    return page
+  stage.clear()
+  about = text.of(loaded.config)
+  sections.write_page(
     prep,
     workdir,
     out,
     arrays,
     _frames_of(opened),
-    _reconstructions(run, opened, arrays),
-    model=_model_facts(run),
-    measures=_measures(run, workdir),
-    curve=words.of(run.config).curve,
-    settings=report.ReportSettings(
+    rebuilt,
+    model={
+      **about.facts,
+      "step": f"{loaded.step} of {loaded.meta['total_steps']}",
+      "code revision": (loaded.meta["revision"] or "unknown")[:10],
+    },
+    measures=_measures(about, workdir),
+    curve=about.curve,
+    settings=sections.ReportSettings(
       clusters=min(config.report.clusters, len(arrays["features"])),
       queries=config.report.queries,
     ),
-    config_text=configs.to_json(run.config),
+    config_text=configs.to_json(loaded.config),
   )
-  stamp.write_text(json.dumps(state, indent=1) + "\n")
+  stage.write({"kind": "report"}, [page])
   launch.log(f"report: wrote {page}")
   return page
 
@@ -152,18 +171,9 @@ def _reconstructions(
   return sorted(found, key=lambda r: (r.sequence_id, r.mask_ratio))
 
 
-def _model_facts(run: evaluate.Loaded) -> dict[str, Any]:
-  return {
-    **words.of(run.config).facts,
-    "step": f"{run.step} of {run.meta['total_steps']}",
-    "code revision": (run.meta["revision"] or "unknown")[:10],
-  }
-
-
-def _measures(run: evaluate.Loaded, workdir: pathlib.Path) -> list:
+def _measures(
+  about: text.ReportText, workdir: pathlib.Path
+) -> list[tuple[str, str, str]]:
   """Results of the job `evaluate`, if it was run."""
   file = workdir / "evaluation.json"
-  if not file.is_file():
-    return []
-  result = json.loads(file.read_text())
-  return [report.Measure(*m) for m in words.of(run.config).measures(result)]
+  return about.measures(json.loads(file.read_text())) if file.is_file() else []

@@ -1,10 +1,8 @@
 """What the pages read from the workdir of a job `mil` or `mil_predict`.
 
-Only tables: a report can be made without models, features, or JAX. The head and
-the classes follow from the columns of `predictions_slide.csv`.
+Only tables: a report can be made without models, features, or JAX.
 """
 
-import csv
 import dataclasses
 import math
 import pathlib
@@ -13,7 +11,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-NUMBER = "number"
+from data_prep.files import tables as files_tables
+
+NUMBERS = ("regression", "survival")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Row:
       models knew before they saw anything.
     models: how many models `values` is the mean of.
     values: probability of each class or label, or the number.
-    spread: deviation over the models, of each value.
+    spread: standard deviation over the models, of each value.
     threshold: of each class that has one: the positive of two, every label.
     is_scored: whether it counts in the metrics.
     reason: why a failure is one.
@@ -56,24 +56,29 @@ class Predictions:
   """All predictions of a workdir.
 
   Attributes:
-    head: 'binary', 'multiclass', 'multilabel' or 'number'.
+    target_type: of the job's config.
     classes: classes, labels, or the one name 'value'.
     rows: a row a slide, as `predictions_slide.csv` has them.
     single: each whole prediction (of a repeat and seed, or of one model) as
       {slide_id: values in the order of `classes`}.
     summary: rows of `summary.csv`; () where no label is known.
     is_crossed: whether every slide was predicted only by models that were
-      trained without it and its case.
+      trained without it and its patient.
     notes: `summary.md`.
   """
 
-  head: str
+  target_type: str
   classes: tuple[str, ...]
   rows: tuple[Row, ...]
   single: tuple[Mapping[str, tuple[float, ...]], ...]
   summary: tuple[Mapping[str, str], ...]
   is_crossed: bool
   notes: str
+
+  @property
+  def is_number(self) -> bool:
+    """Whether a number is predicted, and not classes."""
+    return self.target_type in NUMBERS
 
   @property
   def labelled(self) -> tuple[Row, ...]:
@@ -84,7 +89,7 @@ class Predictions:
   def scored(self) -> tuple[Row, ...]:
     """Slides that the job has scored, failures among them.
 
-    `mil_predict` does not score slides of cases that its models were trained
+    `mil_predict` does not score slides of patients that its models were trained
     on, though it knows their labels.
     """
     return tuple(row for row in self.rows if row.is_scored)
@@ -105,60 +110,46 @@ def read(workdir: pathlib.Path) -> Predictions:
       f"config.workdir = {str(workdir)!r}: has no predictions_slide.csv; name "
       "the workdir of a finished job 'mil' or 'mil_predict'"
     )
-  heading, lines = _table(path)
-  names = tuple(name[2:] for name in heading if name.startswith("p_"))
-  if "value" in heading:
-    head, names = NUMBER, ("value",)
-  elif any(name.startswith("threshold_") for name in heading):
-    head = "multilabel"
-  elif any(line.get("threshold") for line in lines):
-    head = "binary"
-  else:
-    head = "multiclass"
-  reasons = {}
-  if (workdir / "errors.csv").is_file():
-    _, errors = _table(workdir / "errors.csv")
-    reasons = {line["slide_id"]: line["message"] for line in errors}
+  lines = files_tables.rows_of(path)
+  if not lines:
+    raise ValueError(f"{path} has no slide")
+  errors, summary, single = (
+    files_tables.rows_of(workdir / f"{name}.csv")
+    for name in ("errors", "summary", "predictions")
+  )
+  reasons = {line["slide_id"]: line["message"] for line in errors}
   try:
-    rows = tuple(_row(line, head, names, reasons) for line in lines)
+    target_type = lines[0]["target_type"]
+    names = tuple(name[2:] for name in lines[0] if name.startswith("p_"))
+    names = ("value",) if target_type in NUMBERS else names
+    rows = tuple(_row(line, target_type, names, reasons) for line in lines)
   except (KeyError, ValueError) as error:
     raise ValueError(
       f"{path} is no table of predictions of this version: {error!r}; run the "
       "job again"
     ) from error
-  if not rows:
-    raise ValueError(f"{path} has no slide")
-  summary = ()
-  if (workdir / "summary.csv").is_file():
-    summary = tuple(_table(workdir / "summary.csv")[1])
   notes = workdir / "summary.md"
   return Predictions(
-    head,
+    target_type,
     names,
     rows,
-    _single(workdir / "predictions.csv", head, names),
-    summary,
+    whole_predictions(single, _columns(target_type, names)),
+    tuple(summary),
     (workdir / "splits.csv").is_file(),
     notes.read_text(encoding="utf-8") if notes.is_file() else "",
   )
 
 
-def _table(path: pathlib.Path) -> tuple[list[str], list[dict[str, str]]]:
-  with path.open(newline="", encoding="utf-8") as file:
-    reader = csv.DictReader(file)
-    return list(reader.fieldnames or ()), list(reader)
+def _columns(target_type: str, names: Sequence[str]) -> list[str]:
+  return ["value"] if target_type in NUMBERS else [f"p_{n}" for n in names]
 
 
-def _columns(head: str, names: Sequence[str]) -> list[str]:
-  return ["value"] if head == NUMBER else [f"p_{name}" for name in names]
-
-
-def _row(line, head, names, reasons) -> Row:
-  columns = _columns(head, names)
+def _row(line, target_type, names, reasons) -> Row:
+  columns = _columns(target_type, names)
   threshold = {}
-  if head == "binary":
+  if target_type == "binary":
     threshold = {names[-1]: float(line["threshold"])}
-  elif head == "multilabel":
+  elif target_type == "multilabel":
     threshold = {name: float(line[f"threshold_{name}"]) for name in names}
   return Row(
     line["slide_id"],
@@ -178,13 +169,20 @@ def _number(text: str) -> float:
   return float(text) if text else math.nan
 
 
-def _single(path, head, names) -> tuple[dict[str, tuple[float, ...]], ...]:
-  """Whole predictions: the folds of a repeat and a seed together."""
-  if not path.is_file():
-    return ()
-  columns = _columns(head, names)
+def whole_predictions(
+  lines: Sequence[Mapping[str, str]], columns: Sequence[str]
+) -> tuple[dict[str, tuple[float, ...]], ...]:
+  """The folds of a repeat and a seed together.
+
+  Args:
+    lines: of `predictions.csv`.
+    columns: of the values.
+
+  Returns:
+    {slide_id: values} of each.
+  """
   by_seed: dict[tuple, dict[str, dict]] = {}
-  for line in _table(path)[1]:
+  for line in lines:
     if line["split"] == "test":
       folds = by_seed.setdefault((line["repeat"], line["seed"]), {})
       values = tuple(float(line[column]) for column in columns)
@@ -207,10 +205,10 @@ def truth(
   For a number: the number; NaN for survival, whose label has two parts.
   """
   names = predictions.classes
-  if predictions.head == "multilabel":
+  if predictions.target_type == "multilabel":
     each = [row.label.split(";") for row in rows]
     found = [[_number(cell) for cell in cells] for cells in each]
-  elif predictions.head == NUMBER:
+  elif predictions.is_number:
     found = [
       [math.nan if ";" in row.label else _number(row.label)] for row in rows
     ]
@@ -254,7 +252,7 @@ class Decisions:
     """The class, or the labels with ';' between; '' for a number.
 
     Example:
-      >>> row = Row("s", "c", "", "ok", 1, {"no": 0.4, "yes": 0.6}, {},
+      >>> row = Row("s", "p", "", "ok", 1, {"no": 0.4, "yes": 0.6}, {},
       ...           {"yes": 0.7})
       >>> two = Predictions("binary", ("no", "yes"), (row,), (), (), True, "")
       >>> Decisions().predicted(two, row)
@@ -263,20 +261,20 @@ class Decisions:
       'yes'
     """
     names = predictions.classes
-    if predictions.head == "multiclass":
+    if predictions.target_type == "multiclass":
       return max(names, key=lambda name: row.values[name])
     above = [
       name for name in names if row.values[name] >= self.threshold_of(row, name)
     ]
-    if predictions.head == "binary":
+    if predictions.target_type == "binary":
       return names[-1] if above else names[0]
     return ";".join(above)
 
   def is_right(self, predictions: Predictions, row: Row) -> bool | None:
     """Whether the prediction is the label; None where that cannot be said."""
-    if not row.label.strip(";") or predictions.head == NUMBER:
+    if not row.label.strip(";") or predictions.is_number:
       return None
-    if predictions.head != "multilabel":
+    if predictions.target_type != "multilabel":
       return self.predicted(predictions, row) == row.label
     said = self.predicted(predictions, row).split(";")
     known = truth(predictions, [row])[0]
@@ -292,7 +290,7 @@ def headline(predictions: Predictions, row: Row) -> tuple[str, float]:
 
   The positive class of two; of several the most probable; the number.
   """
-  if predictions.head == "binary":
+  if predictions.target_type == "binary":
     name = predictions.classes[-1]
   else:
     name = max(predictions.classes, key=lambda name: row.values[name])

@@ -1,12 +1,12 @@
 """The job `mil_report`: a page for every slide, and one for the cohort.
 
 Reads what the jobs `mil` and `mil_predict` wrote, and the slides for pictures;
-see `configs/mil_report.py`. Each slide is drawn by itself, with a digest of all
-that its page depends on (prediction, map, file, settings, the cohort's range of
-contributions); a slide whose digest is right is left as it is. What stands in
-`report.json` is written last.
+see `configs/mil_report.py`. Each slide is drawn by one thread and marked as
+done with all that its page depends on. Whatever is wrong with its file or its
+map is on its page and in `errors.csv`, and stops no other slide.
 """
 
+import concurrent.futures
 import dataclasses
 import json
 import os
@@ -15,67 +15,34 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import cv2
 from ml_collections import ConfigDict
 
-from data_prep.files import atomic, errors
+from data_prep.files import done, errors, schema
 from data_prep.files.errors import SlideError
-from data_prep.wsi import find, tissue
+from data_prep.wsi import find
 from data_prep.wsi.find import SlideEntry
-from wsiseq_jax import config as configs
 from wsiseq_jax import jobs, launch
-from wsiseq_jax.maps import annotations, heatmaps, regions
+from wsiseq_jax.maps import annotations, heatmaps
 from wsiseq_jax.maps.tile_map import TileMap
-from wsiseq_jax.reports.slides import cohort_page, slide_page
+from wsiseq_jax.reports.slides import cohort, draw, slide
 from wsiseq_jax.reports.slides import data as report_data
-from wsiseq_jax.reports.slides import work as report_work
+from wsiseq_jax.reports.slides.data import Predictions, Row
+from wsiseq_jax.reports.slides.draw import SlideFiles
+from wsiseq_jax.reports.slides.settings import Data, Settings
 
 SYNTHETIC = "synthetic"
 _KIND = "mil_report"
-
-
-def _groups(value: Any) -> str | None:
-  if isinstance(value, tuple | list) and all(isinstance(v, str) for v in value):
-    return None
-  return "a tuple of names of groups"
-
-
-CHECKS: Mapping[str, configs.Check] = {
-  "job": configs.one_of("mil_report"),
-  "workdir": configs.text(),
-  "data.slides": configs.text(),
-  "data.table": configs.text(),
-  "data.default_mpp": configs.number(0),
-  "data.annotations": configs.text(),
-  "data.annotation_include": _groups,
-  "data.annotation_exclude": _groups,
-  "data.annotation_ignore": _groups,
-  "data.reader": configs.one_of("auto", "openslide"),
-  "data.threads": configs.integer(1),
-  "report.out": configs.text(),
-  "report.sequence_report": configs.text(),
-  "report.um_per_px": configs.number(0),
-  "report.longest_px": configs.integer(64),
-  "report.card_px": configs.integer(32),
-  "report.tissue": configs.one_of("none", *tissue.METHODS),
-  "report.smooth_um": configs.number(0),
-  "report.threshold_from": configs.one_of("validation", "given"),
-  "report.threshold": configs.number(0, 1),
-  "report.tile_threshold": configs.number(0, 1),
-  "report.close_um": configs.number(0),
-  "report.open_um": configs.number(0),
-  "report.min_area_um2": configs.number(0),
-  "report.max_hole_um2": configs.number(0),
-  "report.radius_um": configs.number(0),
-  "report.tiles": configs.integer(0),
-  "report.tiles_by": configs.one_of(*regions.SCORES),
-  "report.tiles_apart_um": configs.number(0),
-  "report.tile_px": configs.integer(8),
-  "report.context": configs.number(1, 20),
-  "report.geojson": configs.flag(),
-  "report.tiles_geojson": configs.flag(),
-  "report.resamples": configs.integer(10),
-  "report.bins": configs.integer(1),
-}
+# Changes when pages of an older version must be written again.
+_VERSION = 3
+_TABLES = (
+  "predictions.csv",
+  "predictions_slide.csv",
+  "summary.csv",
+  "summary.md",
+)
+# Settings that no slide's page depends on.
+_OF_COHORT = {"out": "", "sequence_report": "", "resamples": 10, "bins": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +62,7 @@ class Written:
   problems: Mapping[str, str]
 
 
-def mil_report(config: ConfigDict) -> None:
+def run(config: ConfigDict) -> None:
   """The job; ends the program with exit code 3 if a slide could not be shown.
 
   Args:
@@ -105,15 +72,17 @@ def mil_report(config: ConfigDict) -> None:
     ValueError: a bad config, no predictions, or no slide where they should be.
     SystemExit: some slides could not be shown.
   """
-  validate(config)
+  jobs.check(config, "mil_report")
+  settings = schema.build(Settings, config)
   if not launch.is_main():
     return
-  if config.data.slides == SYNTHETIC:
+  if settings.data.slides == SYNTHETIC:
     from wsiseq_jax.reports.slides import synthetic
 
-    made = synthetic.write(pathlib.Path(config.workdir))
-    config.data.slides = str(made)
-  written = write_report(config)
+    made = synthetic.write(pathlib.Path(settings.workdir))
+    data = dataclasses.replace(settings.data, slides=str(made))
+    settings = dataclasses.replace(settings, data=data)
+  written = write_report(settings)
   if written.problems:
     launch.log(
       f"report: {len(written.problems)} slides are not fully shown, see "
@@ -122,30 +91,11 @@ def mil_report(config: ConfigDict) -> None:
     sys.exit(3)
 
 
-def validate(config: ConfigDict) -> None:
-  """Checks every key and value.
-
-  Raises:
-    ValueError: all that is wrong.
-  """
-  jobs.check(config, "mil_report")
-  configs.check_keys(config, CHECKS)
-  if not config.workdir:
-    raise ValueError(
-      "config.workdir = '': name the workdir of a job 'mil' or 'mil_predict'"
-    )
-  if config.data.table and not config.data.slides:
-    raise ValueError(
-      f"config.data.table = {config.data.table!r} describes slides, and "
-      "config.data.slides names none"
-    )
-
-
-def write_report(config: ConfigDict) -> Written:
+def write_report(settings: Settings) -> Written:
   """Writes all pages that are not there, or no longer true.
 
   Args:
-    config: see `configs/mil_report.py`.
+    settings: the whole config.
 
   Returns:
     What was done.
@@ -154,125 +104,192 @@ def write_report(config: ConfigDict) -> Written:
     ValueError: no predictions, no slide where they should be, or a folder that
       holds another report.
   """
-  workdir = pathlib.Path(config.workdir)
-  out = pathlib.Path(config.report.out or workdir / "report")
+  data, report = settings.data, settings.report
+  workdir = pathlib.Path(settings.workdir)
+  out = pathlib.Path(report.out or workdir / "report")
   predictions = report_data.read(workdir)
-  old = _read_state(out)
-  entries, missing = _find_slides(config, predictions)
-  drawn_by_people = annotations.find(
-    config.data.annotations, [row.slide_id for row in predictions.rows]
-  )
-  maps, limit = _read_maps(workdir / "maps", predictions)
-  settings = configs.to_dict(config)
-  context = slide_page.Context(
+  _refuse_others(out)
+  sources, limit = _sources(workdir, data, predictions)
+  drawn_by_people = frozenset(k for k, v in sources.items() if v.annotation)
+  context = slide.Context(
     predictions,
-    report_data.Decisions(
-      config.report.threshold_from, config.report.threshold
-    ),
-    settings["report"],
-    annotated=frozenset(drawn_by_people),
+    report_data.Decisions(report.threshold_from, report.threshold),
+    report,
+    drawn_by_people,
   )
-  link = _sequence_report(config, workdir, out)
-  work = report_work.Work(
-    out, context, settings["data"], entries, missing, drawn_by_people, maps,
-    limit,
-  )  # fmt: skip
-  digests = {row.slide_id: work.digest(row) for row in predictions.rows}
-  cohort = _cohort_digest(digests, workdir, settings["report"], link)
-  page = out / "index.html"
-  todo = [
-    row
-    for row in predictions.rows
-    if old["slides"].get(row.slide_id, {}).get("digest")
-    != digests[row.slide_id]
-    or not work.is_there(row.slide_id)
-  ]
-  problems = {
-    name: known["problem"]
-    for name, known in old["slides"].items()
-    if name in digests and known["problem"]
-  }
-  if not todo and page.is_file() and old["cohort"] == cohort:
-    launch.log(f"report: {page} is up to date, nothing to do")
-    return Written(page, 0, len(digests), problems)
-  slides = {
-    name: known for name, known in old["slides"].items() if name in digests
-  }
-  for name in sorted(set(old["slides"]) - set(digests)):
-    launch.log(f"report: {name} is no longer predicted, its page is removed")
-    report_work.clean(out / "slides" / name)
-  state = {"kind": _KIND, "cohort": "", "slides": slides}
-  for number, (row, problem) in enumerate(work.draw(todo), 1):
-    slides[row.slide_id] = {
-      "digest": digests[row.slide_id],
-      "problem": problem,
-    }
-    # Slides that are done stay done after an interruption.
-    _write_state(out, state)
-    launch.log(
-      f"[{number}/{len(todo)}] {row.slide_id}"
-      + (f": {problem}" if problem else "")
+  link = _sequence_report(report.sequence_report, workdir, out)
+  stages = {
+    row.slide_id: done.Done(
+      _folder(out, row.slide_id) / "done.json",
+      _inputs(row, sources[row.slide_id], context, data, limit),
     )
-  problems = {k: v["problem"] for k, v in slides.items() if v["problem"]}
-  cards = [work.card(row, problems) for row in predictions.rows]
-  atomic.write_atomic(page, cohort_page.build(cards, context, link))
+    for row in predictions.rows
+  }
+  known = {name: stage.read() for name, stage in stages.items()}
+  page = out / "index.html"
+  whole = done.Done(
+    out / "report.json",
+    {
+      "version": _VERSION,
+      "slides": {name: stage.inputs for name, stage in stages.items()},
+      "tables": {name: _digest(workdir / name) for name in _TABLES},
+      "settings": dataclasses.replace(report, out=""),
+      "link": link,
+    },
+  )
+  todo = [row for row in predictions.rows if known[row.slide_id] is None]
+  if not todo and whole.read() is not None:
+    launch.log(f"report: {page} is up to date, nothing to do")
+    return Written(page, 0, len(stages), _problems(known))
+  _remove_others(out, set(stages))
+
+  def work(row: Row) -> dict[str, Any]:
+    source, stage = sources[row.slide_id], stages[row.slide_id]
+    return _draw(row, source, stage, context, data, limit)
+
+  # Parallel over slides; OpenCV's own threads would only get in the way.
+  cv2.setNumThreads(1)
+  with concurrent.futures.ThreadPoolExecutor(data.threads) as pool:
+    for number, (row, info) in enumerate(
+      zip(todo, pool.map(work, todo), strict=True), 1
+    ):
+      known[row.slide_id] = info
+      problem = f": {info['problem']}" if info["problem"] else ""
+      launch.log(f"[{number}/{len(todo)}] {row.slide_id}{problem}")
+  problems = _problems(known)
+  cards = []
+  for row in predictions.rows:
+    info = known[row.slide_id]
+    cards.append(cohort.Card(row, info["cards"], info["problem"]))
+  cohort.write_page(page, cards, context, link)
   errors.write(
     out / "errors.csv",
     [SlideError(v, "report", "problem", k) for k, v in problems.items()],
   )
-  _write_state(out, {**state, "cohort": cohort})
+  whole.write({"kind": _KIND}, [page])
   launch.log(
-    f"report: {len(todo)} slides drawn, {len(digests) - len(todo)} kept; "
+    f"report: {len(todo)} slides drawn, {len(stages) - len(todo)} kept; "
     f"wrote {page}"
   )
-  return Written(page, len(todo), len(digests) - len(todo), problems)
+  return Written(page, len(todo), len(stages) - len(todo), problems)
+
+
+def _problems(known: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+  return {k: info["problem"] for k, info in known.items() if info["problem"]}
+
+
+def _draw(
+  row: Row,
+  source: SlideFiles,
+  stage: done.Done,
+  context: slide.Context,
+  data: Data,
+  limit: float,
+) -> dict[str, Any]:
+  """Writes a slide's page and files; returns its problem and its pictures."""
+  folder = stage.path.parent
+  folder.mkdir(parents=True, exist_ok=True)
+  stage.clear()
+  draw.clean(folder)
+  name, value = report_data.headline(context.predictions, row)
+  label = f", label {row.label}" if row.label else ""
+  title = f"{row.slide_id}: {name} {value:.3f}{label}"
+  drawn = draw.draw(folder, source, title, limit, data, context.settings)
+  page = folder / "index.html"
+  slide.write_page(page, row, drawn, context)
+  # Without slides nobody expects pictures of them.
+  missing = [drawn.slide_error] if drawn.slide_error and data.slides else []
+  info = {
+    "problem": " ".join([*missing, *drawn.notes]),
+    "cards": drawn.cards,
+  }
+  stage.write(info, [page, *(folder / file for file in drawn.files)])
+  return info
+
+
+def _folder(out: pathlib.Path, slide_id: str) -> pathlib.Path:
+  """Where a slide's page is."""
+  if slide_id in ("", ".", "..") or "/" in slide_id:
+    raise ValueError(
+      f"predictions_slide.csv: the slide id {slide_id!r} cannot name a folder"
+    )
+  return out / "slides" / slide_id
+
+
+def _refuse_others(out: pathlib.Path) -> None:
+  """A folder that holds a page of something else is left alone."""
+  stamp = out / "report.json"
+  if (out / "index.html").is_file() and _kind(stamp) != _KIND:
+    raise ValueError(
+      f"config.report.out = {str(out)!r} holds another report: name another "
+      "folder"
+    )
+
+
+def _kind(stamp: pathlib.Path) -> str:
+  """Which job wrote a report; '' for none of ours."""
+  if not stamp.is_file():
+    return ""
+  return json.loads(stamp.read_text(encoding="utf-8")).get("kind", "")
+
+
+def _remove_others(out: pathlib.Path, ids: set[str]) -> None:
+  for mark in sorted((out / "slides").glob("*/done.json")):
+    if mark.parent.name not in ids:
+      launch.log(
+        f"report: {mark.parent.name} is no longer predicted, its page is "
+        "removed"
+      )
+      mark.unlink()
+      draw.clean(mark.parent)
 
 
 # What is known before anything is drawn.
 
 
-def _read_state(out: pathlib.Path) -> dict[str, Any]:
-  path = out / "report.json"
-  empty = {"kind": _KIND, "cohort": "", "slides": {}}
-  if not path.is_file():
-    if (out / "index.html").is_file():
-      raise ValueError(
-        f"config.report.out = {str(out)!r} holds a page of something else: "
-        "name another folder"
-      )
-    return empty
-  state = json.loads(path.read_text(encoding="utf-8"))
-  if state.get("kind") != _KIND:
-    raise ValueError(
-      f"config.report.out = {str(out)!r} holds another report: name another "
-      "folder"
+def _sources(
+  workdir: pathlib.Path, data: Data, predictions: Predictions
+) -> tuple[dict[str, SlideFiles], float]:
+  """Files of each slide, and the range of contributions of the cohort."""
+  ids = [row.slide_id for row in predictions.rows]
+  entries, missing = _find_slides(data, ids)
+  people = annotations.find(data.annotations, ids)
+  sources, contributions = {}, []
+  for row in predictions.rows:
+    name = row.slide_id
+    path, problem = workdir / "maps" / f"{name}.npz", ""
+    if not row.is_ok or not path.is_file():
+      path = None
+    else:
+      try:
+        scores = TileMap.load(path).contribution
+        contributions += [scores] if len(scores) else []
+      except ValueError as error:
+        problem = str(error)
+    sources[name] = SlideFiles(
+      entries.get(name), missing.get(name, ""), path, problem, people.get(name)
     )
-  return state
-
-
-def _write_state(out: pathlib.Path, state: Mapping[str, Any]) -> None:
-  text = json.dumps(state, indent=1, sort_keys=True)
-  atomic.write_atomic(out / "report.json", text + "\n")
+  limit = heatmaps.cohort_range(contributions) if contributions else 1.0
+  return sources, limit
 
 
 def _find_slides(
-  config: ConfigDict, predictions: report_data.Predictions
+  data: Data, ids: list[str]
 ) -> tuple[dict[str, SlideEntry], dict[str, str]]:
   """Files of the predicted slides, and why there is none of the others."""
-  data = config.data
-  ids = [row.slide_id for row in predictions.rows]
   if not data.slides:
     why = "no slides were given (config.data.slides = '')"
     return {}, dict.fromkeys(ids, why)
   try:
-    found, errors = find.find_slides(data.slides, data.table)
+    found, refused = find.find_slides(data.slides, data.table)
   except ValueError as error:
     raise ValueError(f"config.data.slides: {error}") from error
-  entries = {entry.slide_id: entry for entry in found if entry.slide_id in ids}
-  reasons = {error.slide: error.message for error in errors}
+  wanted = set(ids)
+  entries = {e.slide_id: e for e in found if e.slide_id in wanted}
+  reasons = {error.slide: error.message for error in refused}
   if not entries:
     near = ", ".join(repr(entry.slide_id) for entry in found[:3])
-    first = f"; {errors[0].message}" if errors else ""
+    first = f"; {refused[0].message}" if refused else ""
     raise ValueError(
       f"config.data.slides = {data.slides!r}: none of the {len(ids)} predicted "
       f"slides (such as {ids[0]!r}) is there, found {near or 'nothing'}{first}"
@@ -285,62 +302,64 @@ def _find_slides(
   return entries, missing
 
 
-def _read_maps(
-  folder: pathlib.Path, predictions: report_data.Predictions
-) -> tuple[dict[str, pathlib.Path], float]:
-  """Map files by slide, and the range of contributions of the cohort."""
-  paths, contributions = {}, []
-  for row in predictions.rows:
-    path = folder / f"{row.slide_id}.npz"
-    if row.is_ok and path.is_file():
-      paths[row.slide_id] = path
-      try:
-        contributions.append(TileMap.load(path).contribution)
-      except ValueError:
-        pass  # its own page will say so
-  some = [c for c in contributions if len(c)]
-  return paths, heatmaps.cohort_range(some) if some else 1.0
+def _inputs(
+  row: Row,
+  source: SlideFiles,
+  context: slide.Context,
+  data: Data,
+  limit: float,
+) -> dict[str, Any]:
+  """All that a slide's page depends on."""
+  found, entry, file = context.predictions, source.entry, None
+  if entry is not None:
+    status = os.stat(entry.path)
+    mask = _digest(pathlib.Path(entry.mask_path)) if entry.mask_path else ""
+    file = [entry, status.st_size, status.st_mtime_ns, mask]
+  drawn_by_people = None
+  if source.annotation is not None:
+    groups = [
+      data.annotation_include,
+      data.annotation_exclude,
+      data.annotation_ignore,
+    ]
+    path = source.annotation
+    drawn_by_people = [path.name, _digest(path), groups]
+  return {
+    "version": _VERSION,
+    "row": row,
+    "cohort": [found.target_type, found.classes, found.is_crossed],
+    "map": _digest(source.tile_map) if source.tile_map else "",
+    "limit": limit if source.tile_map else 0.0,
+    "file": file,
+    "missing": source.missing,
+    "annotation": drawn_by_people,
+    "has_annotations": bool(context.annotated),
+    "data": [data.default_mpp, data.reader],
+    "settings": dataclasses.replace(context.settings, **_OF_COHORT),
+  }
+
+
+def _digest(path: pathlib.Path) -> str:
+  """Of a whole file; '' where there is none."""
+  return done.file_digest(path, whole=True) if path.is_file() else ""
 
 
 def _sequence_report(
-  config: ConfigDict, workdir: pathlib.Path, out: pathlib.Path
+  wanted: str, workdir: pathlib.Path, out: pathlib.Path
 ) -> str:
   """Address of a sequence report, seen from the cohort's page; '' = none."""
-  wanted = config.report.sequence_report
   if wanted:
     given = pathlib.Path(wanted).expanduser()
     tried = [given, given / "index.html", given / "report" / "index.html"]
-    found = [path for path in tried if path.is_file()]
-    if not found:
+    pages = [path for path in tried if path.is_file()]
+    if not pages:
       raise ValueError(
         f"config.report.sequence_report = {wanted!r}: there is no page"
       )
-    page = found[0]
   else:
-    pages = sorted(workdir.resolve().parent.glob("*/report/index.html"))
-    pages = [path for path in pages if _is_sequence_report(path)]
-    if not pages:
-      return ""
-    page = pages[0]
-  return pathlib.PurePath(
-    os.path.relpath(page.resolve(), out.resolve())
-  ).as_posix()
-
-
-def _is_sequence_report(page: pathlib.Path) -> bool:
-  """Whether the job `report` wrote it."""
-  stamp = page.with_name("report.json")
-  try:
-    return "fingerprint" in json.loads(stamp.read_text(encoding="utf-8"))
-  except (OSError, ValueError):
-    return False
-
-
-def _cohort_digest(digests, workdir, settings, link) -> str:
-  names = ("predictions.csv", "predictions_slide.csv", "summary.csv")
-  files = [
-    report_work.file_digest(workdir / name) for name in (*names, "summary.md")
-  ]
-  return report_work.digest_of(
-    [report_work.VERSION, digests, files, {**settings, "out": ""}, link]
-  )
+    beside = sorted(workdir.resolve().parent.glob("*/report/index.html"))
+    pages = [p for p in beside if _kind(p.with_name("report.json")) == "report"]
+  if not pages:
+    return ""
+  relative = os.path.relpath(pages[0].resolve(), out.resolve())
+  return pathlib.PurePath(relative).as_posix()

@@ -13,7 +13,7 @@ Measures = list[tuple[str, str, str]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Words:
+class ReportText:
   """What the report says of a task.
 
   Attributes:
@@ -28,12 +28,12 @@ class Words:
   measures: Callable[[Mapping[str, Any]], Measures]
 
 
-def of(config: ConfigDict) -> Words:
-  """The words for a config's task; plain ones for a task not listed here."""
+def of(config: ConfigDict) -> ReportText:
+  """The text for a config's task; plain text for a task not listed here."""
   return _TASKS.get(config.task, _plain)(config)
 
 
-def _plain(config: ConfigDict) -> Words:
+def _plain(config: ConfigDict) -> ReportText:
   def measures(result: Mapping[str, Any]) -> Measures:
     return [
       (f"{metric} on {result['split']}, {name}", f"{value:.4f}", _of(result))
@@ -42,7 +42,7 @@ def _plain(config: ConfigDict) -> Words:
       for name, value in values.items()
     ]
 
-  return Words({"task": config.task}, "", measures)
+  return ReportText({"task": config.task}, "", measures)
 
 
 def _of(result: Mapping[str, Any]) -> str:
@@ -58,7 +58,7 @@ _VIDEOMAE_CURVE = (
 )
 
 
-def _videomae(config: ConfigDict) -> Words:
+def _videomae(config: ConfigDict) -> ReportText:
   model, mask = config.model, config.mask
   h, w = config.data.image_px
 
@@ -73,7 +73,7 @@ def _videomae(config: ConfigDict) -> Words:
       for ratio, loss in result["loss"].items()
     ]
 
-  return Words(
+  return ReportText(
     facts={
       "model": f"VideoMAE {model.size}, {config.data.frames} frames of {h} × "
       f"{w} px, tokens of {' × '.join(map(str, model.patch))}",
@@ -105,7 +105,7 @@ _CONTRASTIVE_MEANINGS = {
 }
 
 
-def _contrastive(config: ConfigDict) -> Words:
+def _contrastive(config: ConfigDict) -> ReportText:
   frames = clip_sampling.parse_clip_name(config.data.clips).frames
   h, w = config.data.image_px
 
@@ -120,7 +120,7 @@ def _contrastive(config: ConfigDict) -> Words:
       if name in result
     ]
 
-  return Words(
+  return ReportText(
     facts={
       "model": f"clip encoder {config.model.size}, {frames} frames of {h} × "
       f"{w} px",
@@ -132,7 +132,7 @@ def _contrastive(config: ConfigDict) -> Words:
   )
 
 
-_TASKS: Mapping[str, Callable[[ConfigDict], Words]] = {
+_TASKS: Mapping[str, Callable[[ConfigDict], ReportText]] = {
   "contrastive": _contrastive,
   "videomae": _videomae,
 }

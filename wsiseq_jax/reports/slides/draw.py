@@ -1,0 +1,524 @@
+"""What is drawn of one slide before its page: maps, regions, tiles, files.
+
+Everything comes from the slide's `TileMap`; its file adds the pictures, the
+outline of tissue and the bounds that QuPath counts from. A slide whose file is
+missing, damaged or another picture than the features were made from keeps all
+that the map alone can say, and its notes say what is missing and why.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from data_prep.files import atomic
+from data_prep.files.errors import SlideError
+from data_prep.wsi import tissue
+from data_prep.wsi.find import SlideEntry
+from data_prep.wsi.slides import Slide
+from wsiseq_jax.maps import annotations, detections, geojson, heatmaps, regions
+from wsiseq_jax.maps.annotations import Annotated
+from wsiseq_jax.maps.regions import Region
+from wsiseq_jax.maps.tile_map import LEVEL0, TileMap
+from wsiseq_jax.reports import figures
+from wsiseq_jax.reports.slides.settings import Data, Report
+
+MAP_FILES = {
+  "probability": "probability.jpg",
+  "contribution": "contribution.jpg",
+  "percentile": "percentile_display_only.jpg",
+}
+# Slide and map for the cohort's page.
+CARDS = ("card_slide.jpg", "card_map.jpg")
+_TABLES = ("regions.geojson", "tiles.geojson", "tiles.csv", "detections.csv")
+_ENDS = ("highest", "lowest")
+# Tissue is found in pictures of 4 um a pixel or coarser, of so many pixels.
+_TISSUE_UM, _TISSUE_PX = 4.0, 2048
+_MAX_MAP_PX = 100_000_000
+Picture = UInt8[np.ndarray, "h w 3"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SlideFiles:
+  """The files that a slide's page is drawn from.
+
+  Attributes:
+    entry: the slide; None if there is none.
+    missing: why there is none.
+    tile_map: its map; None if it has none.
+    map_problem: why the map cannot be read; '' if it can.
+    annotation: what people drew on it; None if it has none.
+  """
+
+  entry: SlideEntry | None
+  missing: str
+  tile_map: pathlib.Path | None
+  map_problem: str
+  annotation: pathlib.Path | None
+
+
+@dataclasses.dataclass(frozen=True)
+class TilePicture:
+  """A tile with what is around it.
+
+  Attributes:
+    index: its row in the map.
+    xy: top-left corner, level-0 pixels.
+    score: what it was chosen by.
+    picture: the tile in the middle of its surroundings; None if the slide
+      cannot be read there.
+    inner: left, top and side of the tile in the picture, pixels.
+  """
+
+  index: int
+  xy: tuple[float, float]
+  score: float
+  picture: Picture | None
+  inner: tuple[int, int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class SlideFigures:
+  """What was made of a slide.
+
+  Attributes:
+    notes: sentences on what is missing, and why.
+    slide_error: why the slide's file is not shown; '' if it is.
+    tile_map: the map with all that is known; None without one.
+    slide: the slide's picture, white where its file cannot be read; None
+      where the map cannot be drawn either.
+    canvases: by kind, of `heatmaps.KINDS`.
+    overlays: by kind, as large as the canvases.
+    tissue: where colours are painted; None: on all tiles.
+    regions: the outlines that were written.
+    small_regions: how many more there are, too small.
+    detections: how many; None if there are none to be had.
+    highest: tiles with the highest scores.
+    lowest: tiles with the lowest.
+    bounds_xy: corner that QuPath counts from; None = unknown.
+    annotated: what people drew; None without a file that can be read.
+    files: names of what was written, beside the page.
+    cards: width and height of the pictures for the cohort's page, by name.
+  """
+
+  notes: tuple[str, ...] = ()
+  slide_error: str = ""
+  tile_map: TileMap | None = None
+  slide: Picture | None = None
+  canvases: Mapping[str, heatmaps.Canvas] = dataclasses.field(
+    default_factory=dict
+  )
+  overlays: Mapping[str, Picture] = dataclasses.field(default_factory=dict)
+  tissue: Bool[np.ndarray, "h2 w2"] | None = None
+  regions: tuple[Region, ...] = ()
+  small_regions: int = 0
+  detections: int | None = None
+  highest: tuple[TilePicture, ...] = ()
+  lowest: tuple[TilePicture, ...] = ()
+  bounds_xy: tuple[int, int] | None = None
+  annotated: Annotated | None = None
+  files: tuple[str, ...] = ()
+  cards: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+
+  def with_(self, notes=(), files=(), **changes: Any) -> "SlideFigures":
+    """A copy with more notes and files, and other values."""
+    return dataclasses.replace(
+      self,
+      notes=(*self.notes, *notes),
+      files=(*self.files, *files),
+      **changes,
+    )
+
+
+def draw(
+  folder: pathlib.Path,
+  source: SlideFiles,
+  title: str,
+  limit: float,
+  data: Data,
+  settings: Report,
+) -> SlideFigures:
+  """Draws a slide's maps and tiles, and writes all files but the page.
+
+  Args:
+    folder: of the slide's page; exists.
+    source: the slide's files.
+    title: a line for the pictures.
+    limit: of the contributions, from `heatmaps.cohort_range`.
+    data: `config.data`.
+    settings: `config.report`.
+
+  Returns:
+    What the page shows.
+
+  Raises:
+    OSError: files cannot be written.
+  """
+  drawn = SlideFigures()
+  tile_map = None
+  if source.map_problem:
+    drawn = drawn.with_(notes=[source.map_problem])
+  elif source.tile_map is not None:
+    tile_map = TileMap.load(source.tile_map)
+  with _opened(source, tile_map, data) as (slide, error):
+    if tile_map is not None:
+      tile_map = _completed(tile_map, slide, data.default_mpp)
+    thumbnail = None
+    if slide is not None:
+      try:
+        thumbnail, _ = slide.thumbnail(_map_px(tile_map, settings))
+      except SlideError as damage:
+        slide, error = None, damage.message
+    bounds = slide.bounds[:2] if slide is not None else None
+    drawn = drawn.with_(slide_error=error, tile_map=tile_map, bounds_xy=bounds)
+    if tile_map is None:
+      drawn = drawn.with_(slide=thumbnail)
+    else:
+      drawn = _tables(folder, drawn, settings)
+    if tile_map is not None and _is_placed(tile_map):
+      mask, note = _tissue_mask(thumbnail, tile_map, source.entry, settings)
+      drawn = drawn.with_(notes=note, tissue=mask)
+      if source.annotation is not None:
+        drawn = _annotations(drawn, source.annotation, data, settings)
+      drawn = _maps(folder, drawn, thumbnail, title, limit, settings)
+      drawn = _tiles(folder, drawn, slide, settings)
+  return _cards(folder, drawn, settings.card_px)
+
+
+def clean(folder: pathlib.Path) -> None:
+  """Removes what an earlier run wrote, and nothing that others put there."""
+  for name in ("index.html", *_TABLES, *MAP_FILES.values(), *CARDS):
+    (folder / name).unlink(missing_ok=True)
+  for kind in _ENDS:
+    for path in (folder / "tiles").glob(f"{kind}_*_tile_*.jpg"):
+      path.unlink()
+
+
+# The slide and what it and its map know.
+
+
+@contextlib.contextmanager
+def _opened(
+  source: SlideFiles, tile_map: TileMap | None, data: Data
+) -> Iterator[tuple[Slide | None, str]]:
+  """The open slide, or None and why."""
+  entry = source.entry
+  if entry is None:
+    yield None, source.missing
+    return
+  known = tile_map.level0_mpp if tile_map is not None else None
+  try:
+    slide = Slide.open(
+      entry.path,
+      # Lengths are those of the features' scale.
+      mpp_override=known or entry.mpp,
+      default_mpp=data.default_mpp or None,
+      name=entry.slide_id,
+      reader=data.reader,
+    )
+  except SlideError as error:
+    yield None, error.message
+    return
+  with slide:
+    size = tile_map.level0_size if tile_map is not None else None
+    if size and tuple(size) != slide.level0_px:
+      wide, high = slide.level0_px
+      yield (
+        None,
+        f"{entry.path} has {wide} x {high} pixels, the features were made "
+        f"from a slide of {size[0]} x {size[1]}: it is another picture",
+      )
+    else:
+      yield slide, ""
+
+
+def _completed(
+  tile_map: TileMap, slide: Slide | None, default_mpp: float
+) -> TileMap:
+  """The map with what the slide knows and the features did not."""
+  mpp, size = tile_map.level0_mpp, tile_map.level0_size
+  if not mpp:
+    mpp = slide.mpp if slide is not None else default_mpp or None
+  tile_map = dataclasses.replace(tile_map, level0_mpp=mpp)
+  if size is None and slide is not None:
+    size = slide.level0_px
+  elif size is None and _can_place(tile_map) and len(tile_map.xy):
+    # As far as there are tiles.
+    ends = tile_map.in_level0()
+    ends = np.ceil(np.asarray(ends.xy).max(axis=0) + ends.tile_size)
+    size = tuple(int(v) for v in ends)
+  return dataclasses.replace(tile_map, level0_size=size)
+
+
+def _can_place(tile_map: TileMap) -> bool:
+  """Whether its tiles have a place in level-0 pixels."""
+  return tile_map.unit == LEVEL0 or bool(tile_map.level0_mpp)
+
+
+def _is_placed(tile_map: TileMap) -> bool:
+  """Whether it can be drawn: it has tiles, and size and scale are known."""
+  known = tile_map.level0_mpp and tile_map.level0_size
+  return bool(known) and len(tile_map.xy) > 0
+
+
+def _um_per_px(tile_map: TileMap, settings: Report) -> float:
+  """Scale of a slide's maps: the one asked for, or `longest_px` pixels long.
+
+  By default not finer than the slide and not coarser than a tile.
+  """
+  mpp = float(tile_map.level0_mpp)
+  tile_um = float(tile_map.in_level0().tile_size) * mpp
+  wanted = settings.um_per_px
+  longest_um = max(tile_map.level0_size) * mpp
+  if not wanted:
+    return min(max(longest_um / settings.longest_px, mpp), tile_um)
+  width, height = (side * mpp / wanted for side in tile_map.level0_size)
+  if width * height > _MAX_MAP_PX or wanted > tile_um:
+    raise ValueError(
+      f"config.report.um_per_px = {wanted}: slide {tile_map.slide_id!r} would "
+      f"have a map of {width:.0f} x {height:.0f} pixels; at most "
+      f"{_MAX_MAP_PX:,} in all, and none larger than a tile ({tile_um:g} um)"
+    )
+  return float(wanted)
+
+
+def _map_px(tile_map: TileMap | None, settings: Report) -> int:
+  """Longest side of the map in pixels."""
+  if tile_map is None or not _is_placed(tile_map):
+    return settings.longest_px
+  longest_um = max(tile_map.level0_size) * tile_map.level0_mpp
+  return int(np.ceil(longest_um / _um_per_px(tile_map, settings)))
+
+
+def _tissue_mask(
+  thumbnail: Picture | None,
+  tile_map: TileMap,
+  entry: SlideEntry | None,
+  settings: Report,
+) -> tuple[np.ndarray | None, tuple[str, ...]]:
+  """Where colours are painted, and what has to be said of it."""
+  if thumbnail is None or settings.tissue == "none":
+    return None, ()
+  um = max(tile_map.level0_size) * tile_map.level0_mpp
+  small = figures.fit(thumbnail, min(_TISSUE_PX, max(1, int(um / _TISSUE_UM))))
+  try:
+    if entry.mask_path:
+      return tissue.load_mask(entry.mask_path, small.shape[:2]), ()
+    wanted = {"method": settings.tissue, **entry.tissue}
+    scale = um / max(small.shape[:2])
+    return tissue.tissue_mask(small, mpp=scale, **wanted), ()
+  except SlideError as error:
+    return None, (f"Whole tiles are painted: {error.message}.",)
+
+
+# What is written.
+
+
+def _annotations(
+  drawn: SlideFigures, path: pathlib.Path, data: Data, settings: Report
+) -> SlideFigures:
+  """What people drew; a file that cannot be read is a note."""
+  try:
+    found = annotations.read(
+      path,
+      drawn.tile_map,
+      drawn.bounds_xy or (0, 0),
+      _um_per_px(drawn.tile_map, settings),
+      drawn.regions,
+      dataclasses.asdict(data),
+    )
+  except ValueError as error:
+    note = f"Annotations are not shown: {error} (config.data.annotation_*)."
+    return drawn.with_(notes=[note])
+  return drawn.with_(annotated=found)
+
+
+def _tables(
+  folder: pathlib.Path, drawn: SlideFigures, settings: Report
+) -> SlideFigures:
+  """Scores, regions and detections as files."""
+  tile_map, offset = drawn.tile_map, drawn.bounds_xy or (0, 0)
+  if not _can_place(tile_map):
+    return drawn.with_(
+      notes=[
+        "Tiles lie at positions in µm and the slide's µm per pixel is unknown: "
+        "nothing can be placed on the slide. Give it as mpp in a table of "
+        "slides or as config.data.default_mpp."
+      ]
+    )
+  regions.write_csv(folder / "tiles.csv", tile_map)
+  drawn = drawn.with_(files=["tiles.csv"])
+  if _is_placed(tile_map):
+    drawn = _findings(folder, drawn, settings)
+  elif not len(tile_map.xy):
+    note = "The slide has no tile: there is nothing to map."
+    drawn = drawn.with_(notes=[note])
+  else:
+    drawn = drawn.with_(
+      notes=[
+        "The slide's µm per pixel is unknown: no map, no regions, no "
+        "detections. Give it as mpp in a table of slides or as "
+        "config.data.default_mpp."
+      ]
+    )
+  if settings.geojson and settings.tiles_geojson:
+    features = geojson.tile_features(tile_map, offset)
+    geojson.write(folder / "tiles.geojson", features)
+    drawn = drawn.with_(files=["tiles.geojson"])
+  return drawn
+
+
+def _findings(
+  folder: pathlib.Path, drawn: SlideFigures, settings: Report
+) -> SlideFigures:
+  """Regions and detections of a map that can be drawn."""
+  tile_map, files = drawn.tile_map, ["detections.csv"]
+  every = regions.find_regions(
+    tile_map,
+    settings.tile_threshold,
+    smooth_um=settings.smooth_um,
+    close_um=settings.close_um,
+    open_um=settings.open_um,
+    max_hole_um2=settings.max_hole_um2,
+  )
+  least = settings.min_area_um2 / 1e6
+  found = [region for region in every if region.area_mm2 >= least]
+  seen = detections.detect(
+    tile_map,
+    settings.tile_threshold,
+    settings.radius_um,
+    settings.smooth_um,
+  )
+  detections.write(folder / "detections.csv", seen)
+  if settings.geojson:
+    offset = drawn.bounds_xy or (0, 0)
+    features = geojson.region_features(found, tile_map, offset)
+    geojson.write(folder / "regions.geojson", features)
+    files.append("regions.geojson")
+  return drawn.with_(
+    files=files,
+    regions=tuple(found),
+    small_regions=len(every) - len(found),
+    detections=len(seen.xy),
+  )
+
+
+def _maps(
+  folder: pathlib.Path,
+  drawn: SlideFigures,
+  thumbnail: Picture | None,
+  title: str,
+  limit: float,
+  settings: Report,
+) -> SlideFigures:
+  """The three maps, as pictures with legends and as overlays for the page."""
+  canvases, overlays = {}, {}
+  outlines = [ring for region in drawn.regions for ring in region.rings]
+  people = drawn.annotated
+  people = () if people is None else (*people.rings, *people.cut_out)
+  for kind, name in MAP_FILES.items():
+    canvas = heatmaps.draw(
+      drawn.tile_map,
+      kind,
+      um_per_px=_um_per_px(drawn.tile_map, settings),
+      smooth_um=settings.smooth_um,
+      limit=limit if kind == "contribution" else None,
+    )
+    if thumbnail is None:
+      thumbnail = np.full((*canvas.values.shape, 3), 255, np.uint8)
+    canvases[kind] = canvas
+    overlays[kind] = heatmaps.overlay(thumbnail, canvas, drawn.tissue)
+    picture = heatmaps.figure(
+      thumbnail,
+      canvas,
+      title,
+      tissue=drawn.tissue,
+      outlines=outlines,
+      annotations=people,
+    )
+    _write_jpeg(folder / name, picture)
+  return drawn.with_(
+    files=MAP_FILES.values(),
+    slide=heatmaps.resized(thumbnail, canvas.values.shape, "thumbnail"),
+    canvases=canvases,
+    overlays=overlays,
+  )
+
+
+def _tiles(
+  folder: pathlib.Path,
+  drawn: SlideFigures,
+  slide: Slide | None,
+  settings: Report,
+) -> SlideFigures:
+  """Pictures of the highest and lowest tiles, of as many as there are."""
+  # Few tiles: no tile is both among the highest and among the lowest.
+  count = min(settings.tiles, len(drawn.tile_map.xy) // 2)
+  files, both = [], {}
+  for name in _ENDS:
+    chosen = regions.extreme_tiles(
+      drawn.tile_map,
+      count,
+      by=settings.tiles_by,
+      apart_um=settings.tiles_apart_um,
+      lowest=name == "lowest",
+    )
+    both[name] = []
+    for rank, tile in enumerate(chosen, 1):
+      picture, inner = _cut(slide, drawn.tile_map, tile.xy, settings)
+      both[name].append(
+        TilePicture(tile.index, tile.xy, tile.score, picture, inner)
+      )
+      if picture is not None:
+        left, top, side = inner
+        path = f"tiles/{name}_{rank:02d}_tile_{tile.index}.jpg"
+        (folder / "tiles").mkdir(exist_ok=True)
+        inside = picture[top : top + side, left : left + side]
+        _write_jpeg(folder / path, inside)
+        files.append(path)
+  return drawn.with_(
+    files=files, **{name: tuple(shown) for name, shown in both.items()}
+  )
+
+
+def _cut(
+  slide: Slide | None, tile_map: TileMap, xy, settings: Report
+) -> tuple[Picture | None, tuple[int, int, int]]:
+  """A tile and its surroundings; (None, ...) where they cannot be read."""
+  tiles = tile_map.in_level0()
+  middle = np.asarray(xy) + tiles.tile_size / 2
+  # No finer than the slide itself.
+  side = max(8, min(settings.tile_px, int(tiles.tile_size)))
+  whole = max(side, round(side * settings.context))
+  corner = (whole - side) // 2
+  inner = (corner, corner, side)
+  if slide is None:
+    return None, inner
+  mpp = tiles.tile_size * slide.mpp / side
+  try:
+    return slide.read_region(middle, (whole, whole), mpp), inner
+  except SlideError:
+    return None, inner
+
+
+def _cards(
+  folder: pathlib.Path, drawn: SlideFigures, side: int
+) -> SlideFigures:
+  """Slide and map, small, for the cohort's page."""
+  slide = None if drawn.slide_error else drawn.slide
+  shown = (slide, drawn.overlays.get("probability"))
+  cards = {}
+  for name, picture in zip(CARDS, shown, strict=True):
+    if picture is not None:
+      small = figures.fit(picture, side)
+      _write_jpeg(folder / name, small, 80)
+      cards[name] = small.shape[1::-1]
+  return drawn.with_(files=cards, cards=cards)
+
+
+def _write_jpeg(path: pathlib.Path, picture: Picture, quality=88) -> None:
+  atomic.write_atomic(path, figures.jpeg(picture, quality))
