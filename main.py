@@ -56,7 +56,7 @@ def main(_: list[str]) -> None:
     try:
       jobs.check(config)
       if config.job not in jobs.OWN_CONFIGS:
-        configs.validate(config, tasks.get(config.task).CHECKS)
+        configs.validate(config, tasks.get(config.task).Config)
       if config.data.get("path") == "synthetic":
         kind = "smoke_labels" if config.job == "probe" else "smoke_data"
         maker = importlib.import_module(f"data_prep.synthetic.{kind}")

@@ -53,7 +53,9 @@ def main():
   clips = parser.parse_args().clips
 
   def spec(kind="tissue", ratio=0.9, grid=(8, 14, 14), run=8.0):
-    return masking.MaskSpec(grid, PATCH, kind, ratio, run_patches=run)
+    return masking.MaskSpec(
+      grid, PATCH, kind=kind, ratio=ratio, run_patches=run
+    )
 
   result = {"clips": clips, "frames": FRAMES, "patch": PATCH}
   for kind in masking.KINDS:

@@ -71,7 +71,9 @@ def main():
     grid = (4, 48 // patch[1], 48 // patch[2])
     for kind in masking.KINDS:
       for ratio in (0.5, 0.75, 0.9):
-        mask_spec = masking.MaskSpec(grid, patch, kind, ratio, run_patches=4.0)
+        mask_spec = masking.MaskSpec(
+          grid, patch, kind=kind, ratio=ratio, run_patches=4.0
+        )
         mask = masking.make_mask(
           jax.random.key(0),
           jnp.asarray(clips.shift_px),

@@ -66,10 +66,11 @@ frames have the same times in all records, and its visits get noise of 0.1
 years. So look at `frame_cosine`, and where it rises to 1 take two clips of
 different times ('2c...'), as the demo does for csimclr_te, tvrl and clm.
 
-data.second_clip biases how far apart the two clips of cvrl and ltn lie
-('linear_decrease' prefers near ones; data/clip_sampling.py).
 data.dense_step = 1 averages features over all clips of a record in `embed`,
 where 0 takes the middle one.
+
+Keys, defaults and what they mean: wsiseq_jax/config.py, and
+wsiseq_jax/tasks/contrastive/setup.py.
 
 MAE, the other baseline of the paper, is `configs/videomae.py:series`.
 
@@ -110,73 +111,30 @@ def get_config(arg: str = "") -> ConfigDict:
     preset = "tvrl,smoke"
   method, _, size = preset.partition(",")
   count = 2 if method in _TWO_CLIPS else 1
-  config = common.base_config(task="contrastive")
+  config = common.base_config("contrastive")
   config.data.update(
     {
       "batch_size": 128,
       "clips": f"{count}c8f2s",
-      "image_px": (128, 128),
       "strict_half": method in ("tvrl", "clm"),
-      "second_clip": "independent",
-      "dense_step": 0,
-      "time_jitter": 0.01,
     }
   )
   # The reference's changes for films of the heart.
-  config.data.augment = ConfigDict(
+  config.data.augment.update(
     {
       "rotate_deg": 15.0,
       "crop_areas": (0.08, 1.0),
-      "flips": (0.5, 0.5),  # left-right, up-down
+      "flips": (0.5, 0.5),
       "jitter_probability": 0.8,
       "brightness": 0.8,
       "contrast": 0.8,
       "blur_probability": 0.5,
-      "blur_sigma_px": (0.1, 2.0),
     }
   )
-  config.model = ConfigDict(
-    {
-      "size": "small",
-      "patch": 16,
-      "temporal_width": 0,  # 0 is that of the frame encoder
-      "temporal_depth": 3,
-      "temporal_heads": 0,  # 0 as well
-      "projector_width": 2048,
-      "projection": 128,
-      "time_embedding": method in _KNOW_TIME,
-      "time_mlp": True,
-      "relative_time": method != "ltn",
-      "time_shortest": 0.0,  # 0 is that of the data's unit
-      "time_longest": 0.0,
-      "dtype": "bfloat16",
-      "remat": "none",
-      "attention_kernel": "auto",
-      "init_from": "",  # checkpoints of a run with the same network
-    }
-  )
-  config.objective = ConfigDict(
-    {
-      "kind": _OBJECTIVES.get(method, "contrastive"),
-      "temperature": 0.1,
-      "standardise": True,
-      "directions": 64,
-      "mask_ratio": 0.15,
-      "mask_mode": "hidden",
-      "gradient_into": "context",
-      "prediction_weight": 0.5,
-      "prediction_start": 0.5,
-    }
-  )
-  config.optim.update(
-    {
-      "lr_per_256": 2e-4,
-      "min_lr_per_256": 0.0,
-      "warmup_epochs": 20.0,
-      "total_epochs": 200.0,
-      "b2": 0.999,
-    }
-  )
+  config.model.time_embedding = method in _KNOW_TIME
+  config.model.relative_time = method != "ltn"
+  config.objective.kind = _OBJECTIVES.get(method, "contrastive")
+  config.optim.update({"lr_per_256": 2e-4, "min_lr_per_256": 0.0, "b2": 0.999})
   if size:
     _for_cpu(config, count)
   if size == "demo":

@@ -43,6 +43,9 @@ Presets (after the colon; `base` if none is given):
           theirs (32 px, 6 visits, under a minute on one CPU core, for
           `configs/prep_series.py:demo`); `series,smoke` takes seconds.
 
+Keys, defaults and what they mean: wsiseq_jax/config.py, and
+wsiseq_jax/tasks/videomae/setup.py. The defaults are the recipe of `base`.
+
 Differences from the published recipe: masks follow the tissue (`mask.kind`;
 'tube' is the published one), the decoder rebuilds all hidden tokens
 (mask.decoder='running_cell' is V2's half).
@@ -59,53 +62,8 @@ PRESETS = ("base", "smoke", "demo", "small", "large", "huge", "giant", *SERIES)
 def get_config(arg: str = "") -> ConfigDict:
   """The experiment of a preset; see the module's docstring."""
   preset = common.choose(arg, PRESETS)
-  config = common.base_config(task="videomae")
-  config.data.update(
-    {
-      "frames": 16,
-      "frame_step": 4,
-      # Clips cut from each loaded sequence, each with its own crop and mask.
-      "repeats": 4,
-      "image_px": (224, 224),
-      "crop_scales": (1.0, 0.875, 0.75, 0.66),
-    }
-  )
-  config.model = ConfigDict(
-    {
-      "size": "small" if preset in SERIES else preset,
-      "patch": (2, 16, 16),  # frames, px, px
-      # Sizes one by one; 0 is the value of `size`. See models/videomae.py.
-      "width": 0,
-      "depth": 0,
-      "heads": 0,
-      "mlp_width": 0,
-      "decoder_width": 0,
-      "decoder_depth": 0,
-      "decoder_heads": 0,
-      "decoder_mlp_width": 0,
-      "normalise_target": True,
-      "dtype": "bfloat16",
-      "remat": "none",
-      "attention_kernel": "auto",
-      "init_from": "",  # Hugging Face safetensors to start from
-      # Filled in by `init_from`: the weights' own grid and epsilons.
-      "trained_grid": (0, 0, 0),
-      "norm_eps": 1e-6,
-      "decoder_norm_eps": 1e-6,
-    }
-  )
-  config.mask = ConfigDict(
-    {
-      "kind": "tissue",
-      "ratio": 0.9,
-      "decoder": "all",
-      "decoder_ratio": 0.5,
-      "run_patches": 8.0,
-    }
-  )
-  config.optim.update(
-    {"warmup_epochs": 20.0, "total_epochs": 200.0, "lr_per_256": 1e-3}
-  )
+  config = common.base_config("videomae")
+  config.model.size = "small" if preset in SERIES else preset
   if preset in ("smoke", "demo"):
     _for_cpu(config)
   if preset == "smoke":

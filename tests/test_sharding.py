@@ -192,7 +192,7 @@ def test_a_gather_by_rows_would_be_caught(data, monkeypatch):
 
 
 def masks(kind, decoder):
-  spec = masking.MaskSpec(GRID, PATCH, kind, 0.75, decoder)
+  spec = masking.MaskSpec(GRID, PATCH, kind=kind, ratio=0.75, decoder=decoder)
   return lambda shift_px, panel: masking.make_mask(
     jax.random.key(0), shift_px, panel, spec
   )

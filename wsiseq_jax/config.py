@@ -1,61 +1,261 @@
-"""Experiment configs: checks with readable messages, JSON, durations.
+"""The config of a pretraining experiment: its keys, defaults, checks, JSON.
 
-A config is a locked `ConfigDict` built by a file in `configs/`. Locking makes
-`--config.modle.size=base` an error at the command line; `validate` says the
-same of a key written into a config file, and checks every value before any
-data is opened or program compiled.
+A config is a locked `ConfigDict` built by a file in `configs/`. Its schema is a
+frozen dataclass (`data_prep/files/schema.py`): `Experiment` has what all tasks
+share, each task's `Config` adds its own keys (`tasks/*/setup.py`). A key
+without a field cannot exist, so neither can an option that no code reads.
 
-A key is a dotted path, `optim.lr_per_256`. Each has one `Check`, a function
-that returns None for a good value and otherwise says what is wanted. The
-checks common to all tasks are below in `COMMON`; those of a task (its model,
-its masks) live beside the task, in `tasks/*.py`. A key without a check cannot
-exist, so neither can an option that no code reads.
+A checkpoint made before a key existed has that key's default: a default is what
+the code did without the key, and never changes.
 
 Units are part of names: `_px`, `_steps`, `_epochs`, `_minutes`, `_deg`.
 """
 
+import dataclasses
 import difflib
 import json
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 from ml_collections import ConfigDict
 
-from wsiseq_jax import jobs
+from data_prep.files import schema
+from data_prep.files.schema import (
+  FILLED,
+  AtLeast0,
+  AtLeast1,
+  NotNegative,
+  Range,
+  Share,
+)
 
 Check = Callable[[Any], str | None]
 
 # Keys that may differ between a checkpoint and the run that resumes it: where
-# things lie and how fast they go, not what is computed. `mesh` and `remat`
+# things are and how fast they go, not what is computed. `mesh` and `remat`
 # change the order of floating-point sums, no more. `data.path` may differ
-# because shards are compared by fingerprint.
+# because shards are compared by what they hold.
 HARMLESS = (
   "job",
   "workdir",
   "data.path",
   "data.threads",
   "data.worker_processes",
-  "mesh",
+  "data.eval_split",
   "model.remat",
+  "mesh",
   "checkpoint",
   "wandb",
   "log_every_steps",
   "eval_every_steps",
-  "data.eval_split",
   "aot",
+  "embed",
+  "report",
+)
+# Keys that jobs on a checkpoint take from the command line; everything else
+# comes from the checkpoint.
+RUNTIME = (
+  "workdir",
+  "data.path",
+  "data.eval_split",
+  "data.batch_size",
+  "data.threads",
+  "data.worker_processes",
+  "model.attention_kernel",
+  "mesh",
+  "checkpoint.path",
   "embed",
   "report",
 )
 
 
-# Keys that older checkpoints lack, and what they did.
-_NEWER = {"ema_decay": 0.0, "accumulate_steps": 1}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+  """Shards, and how they are loaded."""
+
+  path: str = ""
+  train_split: str = "train"
+  eval_split: str = "val"
+  # Sequences loaded in a step, on all devices of all hosts together.
+  batch_size: AtLeast1 = 256
+  threads: AtLeast1 = 8
+  worker_processes: AtLeast0 = 0
 
 
-def with_newer_keys(saved: Mapping[str, Any]) -> dict[str, Any]:
-  """The config of a checkpoint, with keys that did not exist then."""
-  return {**saved, "optim": {**_NEWER, **saved["optim"]}}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optim:
+  """AdamW; see `optim.py`."""
+
+  # Learning rates for 256 sequences a step.
+  lr_per_256: NotNegative = 1e-3
+  min_lr_per_256: NotNegative = 1e-5
+  # Of each pair below one is 0.
+  warmup_epochs: NotNegative = 20.0
+  warmup_steps: AtLeast0 = 0
+  total_epochs: NotNegative = 200.0
+  total_steps: AtLeast0 = 0
+  weight_decay: NotNegative = 0.05
+  b1: Share = 0.9
+  b2: Share = 0.95
+  eps: NotNegative = 1e-8
+  clip_norm: NotNegative = 0.0  # 0 switches clipping off
+  # Evaluation and features use the average of parameters, decayed by this at
+  # each step; 0 is none.
+  ema_decay: Annotated[float, Range(0, 0.999999)] = 0.0
+  # Parts of a batch computed one after another; saves memory.
+  accumulate_steps: AtLeast1 = 1
+
+  def __post_init__(self):
+    for name in ("warmup", "total"):
+      epochs, steps = (
+        getattr(self, f"{name}_{u}") for u in ("epochs", "steps")
+      )
+      if epochs and steps:
+        raise ValueError(
+          f"config.optim.{name}_epochs = {epochs} and "
+          f"config.optim.{name}_steps = {steps}: set one of them to 0"
+        )
+    if not self.total_epochs and not self.total_steps:
+      raise ValueError(
+        "config.optim.total_epochs = 0 and config.optim.total_steps = 0: set "
+        "one of them"
+      )
+    if self.min_lr_per_256 > self.lr_per_256:
+      raise ValueError(
+        f"config.optim.min_lr_per_256 = {self.min_lr_per_256}: must not exceed "
+        f"config.optim.lr_per_256 = {self.lr_per_256}"
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mesh:
+  """How arrays are sharded; see `parallel.py`."""
+
+  fsdp: AtLeast1 = 1
+  # (regex of a parameter's path, axis of each dimension) pairs.
+  sharding_rules: tuple[
+    tuple[str, tuple[Literal[None, "data", "fsdp"], ...]], ...
+  ] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+  """When checkpoints are written."""
+
+  path: str = ""  # '' is <workdir>/checkpoints
+  every_steps: AtLeast0 = 0  # 0 is never
+  every_minutes: NotNegative = 10.0  # 0 is never
+  keep: AtLeast1 = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wandb:
+  """Scalars also go to this project of Weights & Biases; '' is nowhere."""
+
+  project: str = ""
+  entity: str = ""
+  group: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Aot:
+  """Compiling for TPUs that are not there; see `tpu/aot.py`."""
+
+  topology: str = "v5e:2x4"
+  records_per_chip: AtLeast0 = 0  # 0 leaves data.batch_size as it is
+  find_largest: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Embed:
+  """The job `embed`."""
+
+  # Whether embeddings/*.npz also keep the tokens, many times the size.
+  tokens: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+  """The job `report`; `mask_ratios` are also those of `evaluate`."""
+
+  prep: str = ""  # what data_prep wrote; '' is the folder of data.path
+  out: str = ""  # '' is <workdir>/report
+  clusters: Annotated[int, Range(2)] = 16
+  queries: AtLeast1 = 4
+  mask_ratios: Annotated[tuple[float, ...], Range(0, 0.99), FILLED] = (
+    0.5,
+    0.75,
+    0.9,
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+  """What all pretraining tasks share; a task adds `model` and its own keys."""
+
+  # Keys of older checkpoints that exist no longer: the value that is left.
+  RETIRED: ClassVar[Mapping[str, Any]] = {}
+
+  job: str = "train"
+  task: str
+  workdir: Annotated[str, FILLED] = ""
+  seed: AtLeast0 = 0
+  data: Data
+  optim: Optim
+  mesh: Mesh
+  checkpoint: Checkpoint
+  wandb: Wandb
+  log_every_steps: AtLeast1 = 50
+  eval_every_steps: AtLeast0 = 0  # 0 is never
+  aot: Aot
+  embed: Embed
+  report: Report
+
+
+def defaults(kind: type[Experiment], task: str) -> ConfigDict:
+  """A config with the default of every key, for `configs/` to change."""
+  return ConfigDict(dataclasses.asdict(schema.build(kind, {"task": task})))
+
+
+def complete(
+  kind: type[Experiment], saved: Mapping[str, Any], given: Any = None
+) -> ConfigDict:
+  """The config of a checkpoint, as today's code reads it.
+
+  Args:
+    kind: the schema of its task.
+    saved: the config in the checkpoint's `meta`.
+    given: the config of this run, whose `RUNTIME` keys replace those saved.
+
+  Returns:
+    The locked config. Keys younger than the checkpoint have their defaults.
+
+  Raises:
+    ValueError: a key or value that today's code does not know.
+  """
+  flat, problems = flatten(saved), []
+  for key, left in kind.RETIRED.items():
+    if flat.pop(key, left) != left:
+      problems.append(
+        f"config.{key} = {flatten(saved)[key]!r}: is no longer an option, it "
+        f"is always {left!r} now; use the code that made the checkpoint"
+      )
+  if problems:
+    raise ValueError("\n".join(problems))
+  flat |= {k: v for k, v in flatten(given or {}).items() if _is_in(k, RUNTIME)}
+  nested = {}
+  for key, value in flat.items():
+    *parents, name = key.split(".")
+    block = nested
+    for parent in parents:
+      block = block.setdefault(parent, {})
+    block[name] = value
+  return from_dict(dataclasses.asdict(schema.build(kind, nested)))
+
+
+def _is_in(key: str, keys: tuple[str, ...]) -> bool:
+  return any(key == k or key.startswith(k + ".") for k in keys)
 
 
 def text() -> Check:
@@ -154,67 +354,6 @@ def seeds() -> Check:
   return check
 
 
-def _rules(value: Any) -> str | None:
-  is_good = isinstance(value, tuple | list) and all(
-    isinstance(rule, tuple | list)
-    and len(rule) == 2
-    and isinstance(rule[0], str)
-    and isinstance(rule[1], tuple | list)
-    and all(axis in (None, "data", "fsdp") for axis in rule[1])
-    for rule in value
-  )
-  if is_good:
-    return None
-  return "a tuple of (regex, (axis, ...)) with axes None, 'data' or 'fsdp'"
-
-
-COMMON: Mapping[str, Check] = {
-  "job": one_of(*(job for job in jobs.JOBS if job not in jobs.OWN_CONFIGS)),
-  "task": text(),
-  "workdir": text(),
-  "seed": integer(0),
-  "data.path": text(),
-  "data.train_split": text(),
-  "data.eval_split": text(),
-  "data.batch_size": integer(1),
-  "data.threads": integer(1),
-  "data.worker_processes": integer(0),
-  "optim.lr_per_256": number(0),
-  "optim.min_lr_per_256": number(0),
-  "optim.warmup_epochs": number(0),
-  "optim.warmup_steps": integer(0),
-  "optim.total_epochs": number(0),
-  "optim.total_steps": integer(0),
-  "optim.weight_decay": number(0),
-  "optim.b1": number(0, 1),
-  "optim.b2": number(0, 1),
-  "optim.eps": number(0),
-  "optim.clip_norm": number(0),
-  "optim.ema_decay": number(0, 0.999999),
-  "optim.accumulate_steps": integer(1),
-  "mesh.fsdp": integer(1),
-  "mesh.sharding_rules": _rules,
-  "checkpoint.path": text(),
-  "checkpoint.every_steps": integer(0),
-  "checkpoint.every_minutes": number(0),
-  "checkpoint.keep": integer(1),
-  "wandb.project": text(),
-  "wandb.entity": text(),
-  "wandb.group": text(),
-  "log_every_steps": integer(1),
-  "eval_every_steps": integer(0),
-  "aot.topology": text(),
-  "aot.records_per_chip": integer(0),
-  "aot.find_largest": flag(),
-  "embed.tokens": flag(),
-  "report.prep": text(),
-  "report.out": text(),
-  "report.clusters": integer(2),
-  "report.queries": integer(1),
-  "report.mask_ratios": numbers(0.0, 0.99),
-}
-
-
 def flatten(
   config: Mapping[str, Any] | ConfigDict, prefix: str = ""
 ) -> dict[str, Any]:
@@ -233,19 +372,13 @@ def flatten(
   return flat
 
 
-def validate(config: ConfigDict, task_checks: Mapping[str, Check]) -> None:
-  """Checks every key and value, and the rules between them.
-
-  Args:
-    config: the experiment.
-    task_checks: the task's own keys, beside `COMMON`.
+def validate(config: ConfigDict, kind: type[Experiment]) -> Experiment:
+  """Checks every key and value, and the rules between them; see `schema.build`.
 
   Raises:
-    ValueError: all that is wrong, one line a key: the value, what is wanted,
-      and for an unknown key the nearest known ones.
+    ValueError: all that is wrong, one line a key.
   """
-  check_keys(config, {**COMMON, **task_checks})
-  _report(_cross_checks(config))
+  return schema.build(kind, config)
 
 
 def check_keys(config: ConfigDict, checks: Mapping[str, Check]) -> None:
@@ -274,31 +407,6 @@ def check_keys(config: ConfigDict, checks: Mapping[str, Check]) -> None:
 def _report(problems: list[str]) -> None:
   if problems:
     raise ValueError("bad config:\n  " + "\n  ".join(problems))
-
-
-def _cross_checks(config: ConfigDict) -> list[str]:
-  problems = []
-  optim = config.optim
-  for name in ("warmup", "total"):
-    epochs, steps = optim[f"{name}_epochs"], optim[f"{name}_steps"]
-    if epochs and steps:
-      problems.append(
-        f"config.optim.{name}_epochs = {epochs} and config.optim.{name}_steps "
-        f"= {steps}: set one of them to 0"
-      )
-  if not optim.total_epochs and not optim.total_steps:
-    problems.append(
-      "config.optim.total_epochs and config.optim.total_steps are both 0: "
-      "how long shall it train?"
-    )
-  if optim.min_lr_per_256 > optim.lr_per_256:
-    problems.append(
-      f"config.optim.min_lr_per_256 = {optim.min_lr_per_256}: must not exceed "
-      f"config.optim.lr_per_256 = {optim.lr_per_256}"
-    )
-  if not config.workdir:
-    problems.append("config.workdir = '': name a folder for the results")
-  return problems
 
 
 def duration_steps(
@@ -362,27 +470,16 @@ def from_dict(values: Mapping[str, Any]) -> ConfigDict:
 
 
 def differences(
-  old: Mapping[str, Any], new: Mapping[str, Any]
+  kind: type[Experiment], old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> list[tuple[str, Any, Any]]:
-  """Keys in which two configs (as `to_dict` gives them) differ in substance.
+  """Keys in which two configs differ in substance: (key, old, new).
 
-  Keys in `HARMLESS`, and keys below one of them, are left out.
-
-  Returns:
-    (key, old value, new value), None standing for a missing key.
-
-  Example:
-    >>> differences({"seed": 0, "mesh": {"fsdp": 1}},
-    ...             {"seed": 1, "mesh": {"fsdp": 8}})
-    [('seed', 0, 1)]
+  Keys in `HARMLESS`, and keys below one of them, are left out. A key that a
+  config lacks has its default.
   """
-  old, new = flatten(old), flatten(new)
-
-  def is_harmless(key: str) -> bool:
-    return any(key == h or key.startswith(h + ".") for h in HARMLESS)
-
+  old, new = (flatten(to_dict(complete(kind, c))) for c in (old, new))
   return [
-    (key, old.get(key), new.get(key))
-    for key in sorted({*old, *new})
-    if old.get(key) != new.get(key) and not is_harmless(key)
+    (key, old[key], new[key])
+    for key in old
+    if old[key] != new[key] and not _is_in(key, HARMLESS)
   ]

@@ -3,7 +3,7 @@
 Both need a folder of checkpoints and a data set, nothing else: the model is
 rebuilt by the training code from the config inside the checkpoint. From the
 command line's config they take only where things are and how to run
-(`RUNTIME_KEYS`), so a config that has changed since cannot spoil them.
+(`config.RUNTIME`), so a config that has changed since cannot spoil them.
 
 `evaluate_split` is also what the training loop calls: there is no second
 evaluation.
@@ -26,27 +26,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_prep.files import atomic
-from wsiseq_jax import checkpoint, launch, parallel, tasks, writers
+from wsiseq_jax import checkpoint, launch, parallel, tasks
 from wsiseq_jax import config as configs
 from wsiseq_jax import state as states
 from wsiseq_jax.data import loader
 from wsiseq_jax.data import source as sources
 from wsiseq_jax.tasks import base
-
-# Taken from the command line; everything else comes from the checkpoint.
-RUNTIME_KEYS = (
-  "workdir",
-  "data.path",
-  "data.eval_split",
-  "data.batch_size",
-  "data.threads",
-  "data.worker_processes",
-  "model.attention_kernel",
-  "mesh",
-  "checkpoint.path",
-  "embed",
-  "report",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +76,7 @@ def load(
   """Rebuilds a trained model from its checkpoint.
 
   Args:
-    config: the run's config; see `RUNTIME_KEYS` for what is used of it.
+    config: the run's config; see `config.RUNTIME` for what is used of it.
     step: which checkpoint; the newest by default.
     read_spec: config → description of the data, for data other than shards.
 
@@ -102,7 +87,9 @@ def load(
   with checkpoint.Checkpoints(checkpoint_folder(config), read_only=True) as ck:
     step = ck.latest if step is None else step
     meta = ck.meta(step)
-    merged = _merge(meta["config"], config)
+    merged = configs.complete(
+      tasks.get(meta["config"]["task"]).Config, meta["config"], config
+    )
     if read_spec is None:
       spec = sources.read_spec(config.data.path)
     else:
@@ -139,31 +126,6 @@ def load(
     meta=meta,
     identity=identity,
   )
-
-
-def _merge(saved: Mapping[str, Any], config: ConfigDict) -> ConfigDict:
-  """The checkpoint's config with the runtime keys of this run."""
-  merged = configs.from_dict(
-    {"wandb": writers.WANDB_OFF, **configs.with_newer_keys(saved)}
-  )
-  given = configs.flatten(config)
-  with merged.unlocked():
-    for key, value in given.items():
-      is_runtime = any(
-        key == r or key.startswith(r + ".") for r in RUNTIME_KEYS
-      )
-      if is_runtime:
-        *parents, name = key.split(".")
-        block = merged
-        for parent in parents:
-          if parent not in block:
-            # A checkpoint made before this block existed.
-            block[parent] = ConfigDict()
-          block = block[parent]
-        with block.ignore_type():
-          block[name] = value
-  configs.validate(merged, tasks.get(merged.task).CHECKS)
-  return merged
 
 
 def make_eval_step(evaluate, mesh: Mesh):

@@ -56,7 +56,7 @@ def prepare(config: ConfigDict) -> Run:
     ValueError: something does not fit; the message names the config key.
   """
   module = tasks.get(config.task)
-  configs.validate(config, module.CHECKS)
+  configs.validate(config, module.Config)
   config = module.resolve(config)
   data = config.data
   source = sources.RecordSource(data.path, data.train_split)
@@ -145,7 +145,7 @@ def check_resume(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
   lines = [
     f"config.{key}: {was!r} in the checkpoint, now {now!r}"
     for key, was, now in configs.differences(
-      configs.with_newer_keys(old["config"]), new["config"]
+      tasks.get(new["config"]["task"]).Config, old["config"], new["config"]
     )
   ]
   for key in ("fingerprint", "records"):

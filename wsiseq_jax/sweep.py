@@ -146,7 +146,7 @@ def _run(config: Settings, varied: Mapping[str, Any]) -> Run:
       "\"(('data.path', 'DATA'),)\" sets it for all runs"
     )
   try:
-    configs.validate(told, tasks.get(told.task).CHECKS)
+    configs.validate(told, tasks.get(told.task).Config)
   except ValueError as error:
     raise ValueError(f"{experiment}, {dict(varied)}: {error}") from error
   stages = [_flags(experiment, settings)]

@@ -27,7 +27,6 @@ from data_prep.files import atomic
 from wsiseq_jax import config as configs
 
 # What a checkpoint has that was made before the block existed.
-WANDB_OFF = {"project": "", "entity": "", "group": ""}
 # Seconds between progress lines where there is no terminal to redraw on.
 _LINE_EVERY = 10.0
 

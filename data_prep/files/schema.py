@@ -27,7 +27,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 _T = TypeVar("_T")
 
@@ -61,6 +61,11 @@ def Range(  # noqa: N802
 
 FILLED = Rule(bool, "not empty")
 DIFFERENT = Rule(lambda value: len(set(value)) == len(value), "all different")
+
+AtLeast0 = Annotated[int, Range(0)]
+AtLeast1 = Annotated[int, Range(1)]
+NotNegative = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1)]
 
 
 def did_you_mean(word: Any, known: Iterable[str]) -> str:

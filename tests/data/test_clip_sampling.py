@@ -87,11 +87,8 @@ def test_a_clip_of_a_half_stays_in_it():
   assert float(mask.min()) == 1
 
 
-@pytest.mark.parametrize("second_clip", sampling.SECOND_CLIP)
-def test_two_clips_never_start_at_the_same_frame(second_clip):
-  found = jax.vmap(
-    lambda k: sampling.two_starts(k, jnp.int32(12), 7, 12, second_clip)
-  )(keys())
+def test_two_clips_never_start_at_the_same_frame():
+  found = jax.vmap(lambda k: sampling.two_starts(k, jnp.int32(12), 7))(keys())
   start = np.asarray(found.start)
   assert (start[:, 0] != start[:, 1]).all() and bool(found.is_distinct.all())
   assert start.min() == 0 and start.max() == 5
@@ -100,50 +97,16 @@ def test_two_clips_never_start_at_the_same_frame(second_clip):
 
 
 def test_independent_starts_are_uniform_over_pairs():
-  found = jax.vmap(
-    lambda k: sampling.two_starts(k, jnp.int32(9), 7, 9, "independent")
-  )(keys())
+  found = jax.vmap(lambda k: sampling.two_starts(k, jnp.int32(9), 7))(keys())
   pairs, counts = np.unique(np.asarray(found.start), axis=0, return_counts=True)
   assert len(pairs) == 6
   assert np.abs(counts / DRAWS - 1 / 6).max() < 0.025
 
 
-# Intervals 1, 2 and 3, at u = 0, 1/2 and 1, minus the least, over the sum.
-ROOT = 1 - 0.5**0.5
-BY_HAND = {
-  "constant": (1 / 3, 1 / 3, 1 / 3),
-  "linear_increase": (0, 1 / 3, 2 / 3),
-  "quadratic_increase": (0, 0.2, 0.8),
-  "linear_decrease": (2 / 3, 1 / 3, 0),
-  "quadratic_decrease": (4 / 7, 3 / 7, 0),
-  "root_decrease": (1 / (1 + ROOT), ROOT / (1 + ROOT), 0),
-}
-
-
-def test_every_density_is_checked_by_hand():
-  assert set(BY_HAND) == set(sampling.SECOND_CLIP) - {"independent"}
-
-
-@pytest.mark.parametrize("name", BY_HAND)
-def test_intervals_have_the_stated_distribution(name):
-  chances = sampling.interval_probabilities(name, jnp.int32(4), 6)
-  np.testing.assert_allclose(chances[:3], BY_HAND[name], atol=1e-6)
-  assert chances[3:].tolist() == [0, 0, 0]
-  found = jax.vmap(
-    lambda k: sampling.two_starts(k, jnp.int32(10), 7, 13, name)
-  )(keys())
-  interval = np.abs(np.diff(np.asarray(found.start), axis=1))[:, 0]
-  counts = np.bincount(interval, minlength=4)[1:]
-  np.testing.assert_allclose(counts / DRAWS, BY_HAND[name], atol=0.03)
-
-
 def test_a_record_with_room_for_one_start_says_so():
-  for second_clip in ("independent", "linear_decrease"):
-    found = sampling.two_starts(
-      jax.random.key(0), jnp.int32(7), 7, 12, second_clip
-    )
-    assert not bool(found.is_distinct)
-    assert found.start.tolist() == [0, 0]
+  found = sampling.two_starts(jax.random.key(0), jnp.int32(7), 7)
+  assert not bool(found.is_distinct)
+  assert found.start.tolist() == [0, 0]
 
 
 def test_dense_starts_are_those_of_the_reference():

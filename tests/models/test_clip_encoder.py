@@ -190,8 +190,6 @@ def test_the_default_has_the_size_of_the_reference():
     ({"heads": 3}, r"model\.heads = 3"),
     ({"temporal_heads": 5}, r"model\.temporal_heads = 5"),
     ({"directions": 17}, r"objective\.directions = 17: .*16"),
-    ({"objective": "simclr"}, r"objective\.kind = 'simclr'.*'next_frame'"),
-    ({"dtype": "float16"}, r"model\.dtype = 'float16'"),
   ],
 )
 def test_what_cannot_be_is_named(changes, text):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import leak as leak_lib
+from data_prep.files import schema
 from wsiseq_jax.models import masking
 
 PATCH = (2, 16, 16)
@@ -32,7 +33,7 @@ def mean_leak(spec, px, heading_deg=0.0, clips=16):
 def test_every_token_is_visible_or_decoded_and_counts_are_fixed(
   kind, ratio, grid
 ):
-  spec = masking.MaskSpec(grid, PATCH, kind, ratio)
+  spec = masking.MaskSpec(grid, PATCH, kind=kind, ratio=ratio)
   shift, panel = drift(28.4)
   mask = masking.make_mask(jax.random.key(0), shift, panel, spec)
   tokens = int(np.prod(grid))
@@ -50,18 +51,18 @@ def test_every_token_is_visible_or_decoded_and_counts_are_fixed(
 )
 def test_counts_of_the_recipe(ratio, visible):
   # 196 - floor(ratio * 196) positions in eight slots: 20, 49, 79 and 118.
-  spec = masking.MaskSpec((8, 14, 14), PATCH, "tube", ratio)
+  spec = masking.MaskSpec((8, 14, 14), PATCH, kind="tube", ratio=ratio)
   assert spec.visible == visible
 
 
 def test_count_is_not_off_by_one_from_binary_fractions():
   # 0.29 * 100 is 28.999999999999996 in floating point.
-  spec = masking.MaskSpec((1, 10, 10), PATCH, "tube", 0.29)
+  spec = masking.MaskSpec((1, 10, 10), PATCH, kind="tube", ratio=0.29)
   assert spec.visible == 71
 
 
 def test_tube_is_the_same_in_every_slot():
-  spec = masking.MaskSpec((8, 14, 14), PATCH, "tube", 0.9)
+  spec = masking.MaskSpec((8, 14, 14), PATCH, kind="tube", ratio=0.9)
   shift, panel = drift(28.4)
   mask = masking.make_mask(jax.random.key(0), shift, panel, spec)
   visible = np.asarray(masking.is_visible(mask, spec))
@@ -72,18 +73,18 @@ def test_tube_is_the_same_in_every_slot():
 
 @pytest.mark.parametrize("px", [21.3, 28.4, 32.4])
 def test_motion_aligned_tubes_hide_what_fixed_tubes_show(px):
-  tissue = masking.MaskSpec((8, 14, 14), PATCH, "tissue", 0.9)
-  tube = masking.MaskSpec((8, 14, 14), PATCH, "tube", 0.9)
+  tissue = masking.MaskSpec((8, 14, 14), PATCH, kind="tissue", ratio=0.9)
+  tube = masking.MaskSpec((8, 14, 14), PATCH, kind="tube", ratio=0.9)
   assert mean_leak(tissue, px) <= 0.06
   assert mean_leak(tube, px) >= 0.35
 
 
 def test_vertical_travel_and_other_windows_leak_no_more():
   for grid in [(8, 14, 14), (8, 7, 14), (8, 10, 20)]:
-    spec = masking.MaskSpec(grid, PATCH, "tissue", 0.9)
+    spec = masking.MaskSpec(grid, PATCH, kind="tissue", ratio=0.9)
     assert mean_leak(spec, 28.4, heading_deg=0) <= 0.06
     assert mean_leak(spec, 28.4, heading_deg=180) <= 0.06
-  spec = masking.MaskSpec((8, 14, 14), PATCH, "tissue", 0.9)
+  spec = masking.MaskSpec((8, 14, 14), PATCH, kind="tissue", ratio=0.9)
   assert mean_leak(spec, 28.4, heading_deg=90) <= 0.06
   assert mean_leak(spec, 28.4, heading_deg=45) <= 0.08
 
@@ -92,7 +93,7 @@ def test_mask_moves_with_the_tissue_by_whole_tokens():
   # One patch a frame, two frames a slot: what is visible in column j is
   # visible in column j - 2 one slot later. Only the fixed number of visible
   # tokens may cut one place of tissue in two, once a clip.
-  spec = masking.MaskSpec((8, 14, 14), PATCH, "tissue", 0.5)
+  spec = masking.MaskSpec((8, 14, 14), PATCH, kind="tissue", ratio=0.5)
   shift, panel = drift(16.0)
   mask = masking.make_mask(jax.random.key(0), shift, panel, spec)
   visible = np.asarray(masking.is_visible(mask, spec))
@@ -101,7 +102,7 @@ def test_mask_moves_with_the_tissue_by_whole_tokens():
 
 
 def test_a_standing_window_gives_an_ordinary_tube():
-  spec = masking.MaskSpec((8, 14, 14), PATCH, "tissue", 0.9)
+  spec = masking.MaskSpec((8, 14, 14), PATCH, kind="tissue", ratio=0.9)
   shift, panel = drift(0.0)
   mask = masking.make_mask(jax.random.key(0), shift, panel, spec)
   visible = np.asarray(masking.is_visible(mask, spec))
@@ -111,7 +112,7 @@ def test_a_standing_window_gives_an_ordinary_tube():
 def test_panels_share_no_numbers():
   # A walk: every slot is another panel, at the same panel coordinates. Masks
   # of two slots are then no more alike than chance.
-  spec = masking.MaskSpec((8, 14, 14), PATCH, "tissue", 0.5)
+  spec = masking.MaskSpec((8, 14, 14), PATCH, kind="tissue", ratio=0.5)
   clips = 8
   shift = jnp.zeros((clips, 16, 2))
   panel = jnp.tile(jnp.arange(16) // 2, (clips, 1))
@@ -123,7 +124,7 @@ def test_panels_share_no_numbers():
 
 def test_running_cell_keeps_half_and_every_position_at_some_time():
   spec = masking.MaskSpec(
-    (8, 14, 14), PATCH, "tube", 0.9, decoder="running_cell"
+    (8, 14, 14), PATCH, kind="tube", ratio=0.9, decoder="running_cell"
   )
   assert spec.decoded == 784
   for phase in range(4):
@@ -143,7 +144,7 @@ def test_running_cell_keeps_half_and_every_position_at_some_time():
 
 def test_dual_masking_supervises_kept_and_hidden_tokens_only():
   spec = masking.MaskSpec(
-    (8, 14, 14), PATCH, "tube", 0.9, decoder="running_cell"
+    (8, 14, 14), PATCH, kind="tube", ratio=0.9, decoder="running_cell"
   )
   shift, panel = drift(28.4, clips=4)
   mask = masking.make_mask(jax.random.key(3), shift, panel, spec)
@@ -156,7 +157,7 @@ def test_dual_masking_supervises_kept_and_hidden_tokens_only():
 
 
 def test_mask_depends_on_key_and_clip_alone():
-  spec = masking.MaskSpec((8, 14, 14), PATCH, "tissue", 0.9)
+  spec = masking.MaskSpec((8, 14, 14), PATCH, kind="tissue", ratio=0.9)
   shift, panel = drift(28.4, clips=8)
   a = masking.make_mask(jax.random.key(0), shift, panel, spec)
   mesh = jax.make_mesh(
@@ -175,8 +176,8 @@ def test_mask_depends_on_key_and_clip_alone():
 
 def test_masking_needs_no_collective_under_a_sharded_batch():
   for spec in [
-    masking.MaskSpec((8, 14, 14), PATCH, "tissue", 0.9),
-    masking.MaskSpec((8, 14, 14), PATCH, "tube", decoder="running_cell"),
+    masking.MaskSpec((8, 14, 14), PATCH, kind="tissue", ratio=0.9),
+    masking.MaskSpec((8, 14, 14), PATCH, kind="tube", decoder="running_cell"),
   ]:
     mesh = jax.make_mesh(
       (8, 1), ("data", "fsdp"), (jax.sharding.AxisType.Auto,) * 2
@@ -200,19 +201,30 @@ def test_masking_needs_no_collective_under_a_sharded_batch():
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"kind": "tubes"}, "mask.kind = 'tubes'"),
     ({"ratio": 1.0}, "mask.ratio = 1.0"),
     ({"ratio": 0.0}, "mask.ratio = 0.0"),
-    ({"decoder": "half"}, "mask.decoder = 'half'"),
-    ({"decoder": "running_cell", "decoder_ratio": 0.4}, "mask.decoder_ratio"),
     ({"decoder": "running_cell", "grid": (8, 7, 14)}, "even grid"),
-    ({"run_patches": 0.5}, "mask.run_patches = 0.5"),
   ],
 )
 def test_bad_specs_name_the_config_key(change, message):
   fields = {"grid": (8, 14, 14), "patch": PATCH, **change}
   with pytest.raises(ValueError, match=message):
     masking.MaskSpec(**fields)
+
+
+@pytest.mark.parametrize(
+  ("key", "value"),
+  [
+    ("kind", "tubes"),
+    ("ratio", 1.0),
+    ("decoder", "half"),
+    ("decoder_ratio", 0.4),
+    ("run_patches", 0.5),
+  ],
+)
+def test_bad_settings_are_named(key, value):
+  with pytest.raises(ValueError, match=f"config.mask.{key} = {value!r}: must"):
+    schema.build(masking.MaskSettings, {key: value}, "config.mask")
 
 
 def test_frames_that_do_not_fill_the_grid_are_refused():

@@ -88,18 +88,11 @@ def test_giant_has_patch_14():
 @pytest.mark.parametrize(
   "change, message",
   [
-    (dict(frames=5), r"model.patch=\(2, 16, 16\).*along t: data.frames"),
-    (dict(image_px=(224, 200)), "along w: data.image_px gives 200"),
-    (dict(image_px=(100, 224)), "along h: data.image_px gives 100"),
-    (dict(width=100), "model.width=100 is not divisible by model.heads=6"),
-    (dict(decoder_heads=5), "model.decoder_width=192.*model.decoder_heads=5"),
-    (dict(depth=0), "model.depth=0 must be at least 1"),
-    (dict(patch=(2, 16)), r"model.patch=\(2, 16\) must be 3 positive"),
-    (dict(image_px=(0, 224)), r"data.image_px=\(0, 224\)"),
-    (dict(trained_grid=(8, 14)), "model.trained_grid"),
-    (dict(dtype="float16"), "model.dtype='float16' is not one of"),
-    (dict(remat="all"), "model.remat='all' is not one of"),
-    (dict(attention_kernel="x"), "model.attention_kernel='x' is not one of"),
+    (dict(frames=5), r"model.patch = \(2, 16, 16\).*t: config.data.frames"),
+    (dict(image_px=(224, 200)), "along w: config.data.image_px gives 200"),
+    (dict(image_px=(100, 224)), "along h: config.data.image_px gives 100"),
+    (dict(width=100), "model.width = 100 is not .*model.heads = 6"),
+    (dict(decoder_heads=5), "model.decoder_width = 192.*decoder_heads = 5"),
   ],
 )
 def test_configs_that_cannot_be_name_their_key(change, message):

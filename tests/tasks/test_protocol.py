@@ -1,5 +1,6 @@
 """A task of forty lines, with state of its own, through every job."""
 
+import dataclasses
 import functools
 import types
 
@@ -7,12 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from configs import common
 from tests import small_run
 from tests.test_train import StopAt, params_of, same
-from wsiseq_jax import config as checks
+from wsiseq_jax import config as configs
 from wsiseq_jax import encoders, evaluate, launch, parallel, tasks, train
 from wsiseq_jax import run as train_setup
 from wsiseq_jax.tasks import base
@@ -74,9 +74,20 @@ def make_task(config, spec):
   )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+  width: int = 8
+  init_from: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(configs.Experiment):
+  model: Model
+
+
 TOY = types.ModuleType("toy")
 TOY.__dict__.update(
-  CHECKS={"model.width": checks.integer(1), "model.init_from": checks.text()},
+  Config=Config,
   resolve=lambda config: config,
   clip=lambda config: base.Clip(1, 1, (40, 40), stored=1, embedded=1),
   make_task=make_task,
@@ -97,10 +108,11 @@ def registered(monkeypatch):
 
 def toy_config(workdir, data, **optim):
   config = common.base_config("toy")
-  config.model = ConfigDict({"width": 8, "init_from": ""})
   config.workdir, config.data.path = str(workdir), str(data)
   config.data.batch_size = 16
-  config.optim.update({"total_steps": 6, "warmup_steps": 1, "lr_per_256": 0.1})
+  config.optim.update({"total_steps": 6, "total_epochs": 0.0})
+  config.optim.update({"warmup_steps": 1, "warmup_epochs": 0.0})
+  config.optim.lr_per_256 = 0.1
   config.optim.update(optim)
   config.checkpoint.update({"every_steps": 0, "every_minutes": 0.0})
   config.log_every_steps = config.eval_every_steps = 3
@@ -201,7 +213,7 @@ def test_ema_is_what_evaluation_and_embedding_use(data, tmp_path, monkeypatch):
       )
       return extra
 
-    return base.dataclasses.replace(task, update_extra=outer)
+    return dataclasses.replace(task, update_extra=outer)
 
   monkeypatch.setattr(base, "with_ema", watched)
   state = train.train(config)

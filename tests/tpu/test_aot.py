@@ -178,7 +178,7 @@ def test_examples_exist_one_device_a_chip(chip):
 def test_job_prints_and_writes(tmp_path, capsys):
   config = smoke_config(topology="v5e:2x4")
   config.workdir = str(tmp_path)
-  configs.validate(config, tasks.get(config.task).CHECKS)
+  configs.validate(config, tasks.get(config.task).Config)
   (report,) = aot.aot(config)
   printed = capsys.readouterr().out
   assert "v5e:2x4, 8 chips, mesh data 8 x fsdp 1" in printed

@@ -61,25 +61,6 @@ class ClipSpec:
   mean: tuple[float, ...] = IMAGENET_MEAN
   std: tuple[float, ...] = IMAGENET_STD
 
-  def __post_init__(self):
-    for key in ("frames", "frame_step", "repeats"):
-      if getattr(self, key) < 1:
-        raise ValueError(
-          f"data.{key} = {getattr(self, key)}: must be at least 1"
-        )
-    bad = [s for s in self.crop_scales if not 0 < s <= 1]
-    if bad or not self.crop_scales:
-      raise ValueError(
-        f"data.crop_scales = {self.crop_scales}: needs numbers in (0, 1]"
-      )
-    if not all(0 <= p <= 1 for p in self.flips):
-      raise ValueError(f"data.flips = {self.flips}: needs numbers in [0, 1]")
-    if min(self.image_px) < 1 or min(self.frame_px) < 1:
-      raise ValueError(
-        f"data.image_px = {self.image_px} of frames of {self.frame_px} px: "
-        "sides must be at least 1"
-      )
-
   @property
   def name(self) -> clip_sampling.ClipName:
     """Frames and step."""

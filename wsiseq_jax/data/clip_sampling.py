@@ -26,18 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-# How the second of two clips is found. 'independent' draws both alike; each
-# other name is the density of the interval between them, see
-# `interval_probabilities`.
-_DENSITIES = {
-  "constant": lambda u: 0.5 + 0.0 * u,
-  "linear_increase": lambda u: u + 0.5,
-  "quadratic_increase": lambda u: u**2 + 0.5,
-  "linear_decrease": lambda u: 1.0 - 0.5 * u,
-  "quadratic_decrease": lambda u: 1.0 - 0.5 * u**2,
-  "root_decrease": lambda u: 1.0 - 0.5 * jnp.sqrt(u),
-}
-SECOND_CLIP = ("independent", *_DENSITIES)
+from data_prep.files import schema
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,23 +54,16 @@ class ClipName:
     return (self.frames - 1) * self.frame_step + 1
 
 
-def clip_name_problem(text: object) -> str | None:
-  """What is wrong with a clip name, None if nothing; a check of `config.py`."""
-  if isinstance(text, str) and re.fullmatch(
-    r"[12]c[1-9]\d*f([1-9]\d*s)?", text
-  ):
-    return None
-  return (
-    "'{n}c{f}f{s}s': 1 or 2 clips of f frames, every s-th stored frame, such "
-    "as '1c8f2s' ('1c8f' for s = 1)"
-  )
+_NAME = re.compile(r"([12])c([1-9]\d*)f(?:([1-9]\d*)s)?")
+IS_CLIP_NAME = schema.Rule(
+  lambda text: _NAME.fullmatch(text) is not None,
+  "'{n}c{f}f{s}s': 1 or 2 clips of f frames, every s-th stored frame, such as "
+  "'1c8f2s' ('1c8f' for s = 1)",
+)
 
 
 def parse_clip_name(text: str) -> ClipName:
-  """Reads a name like `2c8f2s`.
-
-  Args:
-    text: The name; without its last part the step is 1.
+  """Reads a name like `2c8f2s`; without its last part the step is 1.
 
   Raises:
     ValueError: It is no such name.
@@ -92,10 +74,12 @@ def parse_clip_name(text: str) -> ClipName:
     >>> parse_clip_name("1c8f")
     ClipName(clips=1, frames=8, frame_step=1)
   """
-  problem = clip_name_problem(text)
-  if problem:
-    raise ValueError(f"config.data.clips = {text!r}: must be {problem}")
-  clips, frames, step = re.fullmatch(r"(\d)c(\d+)f(?:(\d+)s)?", text).groups()
+  found = _NAME.fullmatch(text)
+  if found is None:
+    raise ValueError(
+      f"config.data.clips = {text!r}: must be {IS_CLIP_NAME.wanted}"
+    )
+  clips, frames, step = found.groups()
   return ClipName(int(clips), int(frames), int(step or 1))
 
 
@@ -184,84 +168,24 @@ class Starts(NamedTuple):
   is_distinct: Bool[Array, ""]
 
 
-def interval_probabilities(
-  name: str, starts: Int[Array, ""], most: int
-) -> Float[Array, " k"]:
-  """Probabilities of the intervals 1, 2, ... between the starts of two clips.
-
-  The density f of that name is taken at u = 0 ... 1 over the intervals that
-  fit, stretched to [0, 1], and divided by its sum:
-
-    p(k) ~ (f(u_k) - min f) / (max f - min f),  u_k = (k - 1) / (starts - 2)
-
-  so that its least likely interval has probability 0; a constant density stays
-  one. f is u + 1/2 (linear_increase), u^2 + 1/2 (quadratic_increase), 1 - u/2
-  (linear_decrease), 1 - u^2/2 (quadratic_decrease), 1 - sqrt(u)/2
-  (root_decrease) or 1/2 (constant).
-
-  Args:
-    name: One of `SECOND_CLIP` but 'independent'.
-    starts: Starts that fit, at least 2.
-    most: Length of the result, `starts - 1` or more.
-
-  Returns:
-    Probability of the interval k + 1 at k; 0 for those that do not fit.
-
-  Example:
-    >>> p = interval_probabilities("linear_decrease", jnp.array(4), 5)
-    >>> [round(float(x), 3) for x in p]
-    [0.667, 0.333, 0.0, 0.0, 0.0]
-
-  Reference: Qian et al., Spatiotemporal contrastive video representation
-  learning (CVRL), 2021.
-  """
-  place = jnp.arange(most)
-  fits = place < starts - 1
-  u = place / jnp.maximum(starts - 2, 1)
-  density = _DENSITIES[name](jnp.minimum(u, 1.0))
-  low = jnp.min(jnp.where(fits, density, jnp.inf))
-  high = jnp.max(jnp.where(fits, density, -jnp.inf))
-  is_flat = high - low < 1e-6
-  stretched = (density - low) / jnp.where(is_flat, 1.0, high - low)
-  weight = jnp.where(is_flat, 1.0, stretched) * fits
-  return weight / jnp.maximum(jnp.sum(weight), 1e-6)
-
-
 def two_starts(
-  key: Key[Array, ""],
-  length: Int[Array, ""],
-  span: int,
-  stored: int,
-  second_clip: str,
+  key: Key[Array, ""], length: Int[Array, ""], span: int
 ) -> Starts:
-  """Different starts of two clips.
-
-  'independent' draws both uniformly, without repetition. Otherwise the
-  interval is drawn first (`interval_probabilities`), then a place for it, and
-  which of the two views comes first.
+  """Different starts of two clips, uniform over pairs.
 
   Args:
     key: Key of this record and step.
     length: Frames that exist.
     span: Stored frames a clip spans.
-    stored: Most frames a record can have.
-    second_clip: One of `SECOND_CLIP`.
 
   Returns:
     The starts; equal ones, marked so, where only one fits.
   """
   starts = start_count(length, span)
   first_key, second_key, order_key = jax.random.split(key, 3)
-  if second_clip == "independent":
-    first = jax.random.randint(first_key, (), 0, starts)
-    second = jax.random.randint(second_key, (), 0, jnp.maximum(starts - 1, 1))
-    second += second >= first
-  else:
-    chances = interval_probabilities(second_clip, starts, max(stored - span, 1))
-    interval = 1 + jax.random.categorical(first_key, jnp.log(chances))
-    room = jnp.maximum(starts - interval, 1)
-    first = jax.random.randint(second_key, (), 0, room)
-    second = first + interval
+  first = jax.random.randint(first_key, (), 0, starts)
+  second = jax.random.randint(second_key, (), 0, jnp.maximum(starts - 1, 1))
+  second += second >= first
   pair = jnp.stack([first, second])
   pair = jnp.where(jax.random.bernoulli(order_key), pair, pair[::-1])
   is_distinct = starts > 1

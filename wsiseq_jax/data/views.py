@@ -21,25 +21,21 @@ the order of brightness and contrast.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from data_prep.files.schema import Range, Share
 from wsiseq_jax.data import augment, clip_sampling, colour
 
 
-@dataclasses.dataclass(frozen=True)
-class ViewSpec:
-  """What views to cut: static numbers, all known when the step is compiled.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augment:
+  """How views are changed: the block `data.augment` of a config.
 
   Attributes:
-    clips: Clips of a record, their frames and step.
-    image_px: Output (height, width) in pixels.
-    frame_px: Largest stored frame (height, width) in panel pixels.
-    strict_half: Whether clips come from one half of the record.
-    second_clip: How the second of two clips is found, see `clip_sampling`.
     rotate_deg: Rotation is uniform in plus or minus so many degrees.
     crop_areas: Smallest and largest area of the crop, as parts of the largest
       crop of the output's shape.
@@ -48,7 +44,37 @@ class ViewSpec:
     brightness: Factors are uniform in [1 - x, 1 + x].
     contrast: The same.
     blur_probability: How often the clip is blurred.
-    blur_sigma_px: Least and most deviation of the blur.
+    blur_sigma_px: Least and largest standard deviation of the blur.
+  """
+
+  rotate_deg: Annotated[float, Range(0, 180)] = 0.0
+  crop_areas: Annotated[tuple[float, float], Range(0.01, 1)] = (1.0, 1.0)
+  flips: Annotated[tuple[float, float], Range(0, 1)] = (0.0, 0.0)
+  jitter_probability: Share = 0.0
+  brightness: Share = 0.0
+  contrast: Share = 0.0
+  blur_probability: Share = 0.0
+  blur_sigma_px: Annotated[tuple[float, float], Range(0.01, 10)] = (0.1, 2.0)
+
+  def __post_init__(self):
+    for key in ("crop_areas", "blur_sigma_px"):
+      low, high = getattr(self, key)
+      if low > high:
+        raise ValueError(
+          f"config.data.augment.{key} = {(low, high)}: the first must not "
+          "exceed the second"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewSpec(Augment):
+  """What views to cut: static numbers, all known when the step is compiled.
+
+  Attributes:
+    clips: Clips of a record, their frames and step.
+    image_px: Output (height, width) in pixels.
+    frame_px: Largest stored frame (height, width) in panel pixels.
+    strict_half: Whether clips come from one half of the record.
     mean: Channel means subtracted after scaling to [0, 1].
     std: Channel standard deviations divided by.
   """
@@ -57,15 +83,6 @@ class ViewSpec:
   image_px: tuple[int, int]
   frame_px: tuple[int, int]
   strict_half: bool = False
-  second_clip: str = "independent"
-  rotate_deg: float = 0.0
-  crop_areas: tuple[float, float] = (1.0, 1.0)
-  flips: tuple[float, float] = (0.0, 0.0)
-  jitter_probability: float = 0.0
-  brightness: float = 0.0
-  contrast: float = 0.0
-  blur_probability: float = 0.0
-  blur_sigma_px: tuple[float, float] = (0.1, 2.0)
   mean: tuple[float, ...] = augment.IMAGENET_MEAN
   std: tuple[float, ...] = augment.IMAGENET_STD
 
@@ -281,9 +298,7 @@ def choose_frames(
     start = clip_sampling.one_start(start_key, allowed.length, name.span)
     starts = clip_sampling.Starts(jnp.stack([start, start]), jnp.array(True))
   else:
-    starts = clip_sampling.two_starts(
-      start_key, allowed.length, name.span, len(frame_mask), spec.second_clip
-    )
+    starts = clip_sampling.two_starts(start_key, allowed.length, name.span)
   frames, mask = jax.vmap(
     lambda start: clip_sampling.clip_frames(start, allowed, name)
   )(starts.start)

@@ -94,8 +94,9 @@ def load(config: Mapping[str, Any]) -> encoders.Encoder:
     raise ValueError(
       f"config.encoder.checkpoint = {folder!r}: no checkpoint there ({error})"
     ) from error
-  saved = configs.from_dict(meta["config"])
-  clip = tasks.get(saved.task).clip(saved)
+  module = tasks.get(meta["config"]["task"])
+  saved = configs.complete(module.Config, meta["config"])
+  clip = module.clip(saved)
   h, w = clip.image_px
   if h != w:
     raise ValueError(

@@ -23,11 +23,13 @@ Reference: Tong et al., "VideoMAE", NeurIPS 2022 (tube masking); Wang et al.,
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
+
+from data_prep.files.schema import Range, Rule
 
 KINDS = ("tissue", "tube", "random")
 DECODERS = ("all", "running_cell")
@@ -36,55 +38,57 @@ DECODERS = ("all", "running_cell")
 _TABLE = (512, 64)
 
 
+_OF_FOUR = Rule(
+  lambda part: part in (0.25, 0.5, 0.75), "0.25, 0.5 or 0.75 of four places"
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskSettings:
+  """How to mask: the block `mask` of a config.
+
+  Attributes:
+    kind: `tissue` (motion-aligned tubes), `tube` or `random`.
+    ratio: Part of the positions of a frame that is hidden, rounded down.
+    decoder: `all` hidden tokens are rebuilt, or those in a `running_cell`.
+    decoder_ratio: Part dropped by the running cell.
+    run_patches: Length of a run along the travel, for `tissue`, in patches.
+  """
+
+  kind: Literal[KINDS] = "tissue"
+  ratio: Annotated[float, Range(0.01, 0.99)] = 0.9
+  decoder: Literal[DECODERS] = "all"
+  decoder_ratio: Annotated[float, _OF_FOUR] = 0.5
+  run_patches: Annotated[float, Range(1)] = 8.0
+
+
 @dataclasses.dataclass(frozen=True)
-class MaskSpec:
+class MaskSpec(MaskSettings):
   """How to mask a grid of tokens.
 
   Attributes:
     grid: Tokens along (t, h, w).
     patch: Pixels of a token along (t, h, w).
-    kind: `tissue` (motion-aligned tubes), `tube` or `random`.
-    ratio: Part of the positions of a frame that is hidden, rounded down.
-    decoder: `all` hidden tokens are rebuilt, or those in a `running_cell`.
-    decoder_ratio: Part dropped by the running cell: 0.25, 0.5 or 0.75.
-    run_patches: Length of a run along the travel, for `tissue`, in patches.
+
+  Raises:
+    ValueError: At construction, naming the config key that cannot be.
   """
 
   grid: tuple[int, int, int]
   patch: tuple[int, int, int]
-  kind: str = "tissue"
-  ratio: float = 0.9
-  decoder: str = "all"
-  decoder_ratio: float = 0.5
-  run_patches: float = 8.0
 
   def __post_init__(self):
-    if self.kind not in KINDS:
-      raise ValueError(f"mask.kind = {self.kind!r}: choose one of {KINDS}")
-    if self.decoder not in DECODERS:
-      raise ValueError(
-        f"mask.decoder = {self.decoder!r}: choose one of {DECODERS}"
-      )
     t, h, w = self.grid
     if not 0 < self.visible < t * h * w:
       raise ValueError(
-        f"mask.ratio = {self.ratio} leaves {self.visible} of {t * h * w} "
-        f"tokens visible (grid {self.grid}): both parts need at least one"
+        f"config.mask.ratio = {self.ratio} leaves {self.visible} of "
+        f"{t * h * w} tokens visible (grid {self.grid}): both parts need at "
+        "least one"
       )
-    if self.run_patches < 1:
+    if self.decoder == "running_cell" and (h % 2 or w % 2):
       raise ValueError(
-        f"mask.run_patches = {self.run_patches}: must be at least 1"
+        f"config.mask.decoder = 'running_cell' needs an even grid, not {h}x{w}"
       )
-    if self.decoder == "running_cell":
-      if self.decoder_ratio not in (0.25, 0.5, 0.75):
-        raise ValueError(
-          f"mask.decoder_ratio = {self.decoder_ratio}: the cell has four "
-          "places, choose 0.25, 0.5 or 0.75"
-        )
-      if h % 2 or w % 2:
-        raise ValueError(
-          f"mask.decoder = 'running_cell' needs an even grid, not {h}x{w}"
-        )
 
   @property
   def visible(self) -> int:

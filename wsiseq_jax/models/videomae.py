@@ -30,7 +30,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from wsiseq_jax.models import attention, posemb, vit
+from wsiseq_jax.models import posemb, vit
 from wsiseq_jax.models.tokens import (
   patchify,
   pool_features,
@@ -48,7 +48,6 @@ __all__ = [
   "unpatchify",
 ]
 
-DTYPES = ("float32", "bfloat16")
 # Where predictions of plain pixels in [0, 1] start.
 _TISSUE_GREY = 0.7
 
@@ -148,7 +147,7 @@ class VideoMAEConfig:
       value = getattr(self, name)
       if value is not None:
         object.__setattr__(self, name, tuple(int(v) for v in value))
-    _check_config(self)
+    _check(self)
 
   @property
   def grid(self) -> tuple[int, int, int]:
@@ -195,64 +194,26 @@ class VideoMAEConfig:
     )
 
 
-def _check_config(config: VideoMAEConfig) -> None:
-  """Raises ValueError, naming the key, for a model that cannot be built."""
-  for name, length in (("image_px", 2), ("patch", 3), ("trained_grid", 3)):
-    value = getattr(config, name)
-    if value is not None and (len(value) != length or min(value) < 1):
-      raise ValueError(
-        f"{_key(name)}={value} must be {length} positive integers"
-      )
-  for name in (
-    "frames",
-    "channels",
-    "width",
-    "depth",
-    "heads",
-    "mlp_width",
-    "decoder_width",
-    "decoder_depth",
-    "decoder_heads",
-    "decoder_mlp_width",
-  ):
-    if getattr(config, name) < 1:
-      raise ValueError(
-        f"{_key(name)}={getattr(config, name)} must be at least 1"
-      )
-  for axis, name, size, cell in (
+def _check(config: VideoMAEConfig) -> None:
+  """Rules between keys; the task's `Config` checks each key alone."""
+  for axis, key, size, cell in (
     ("t", "frames", config.frames, config.patch[0]),
     ("h", "image_px", config.image_px[0], config.patch[1]),
     ("w", "image_px", config.image_px[1], config.patch[2]),
   ):
     if size % cell:
       raise ValueError(
-        f"model.patch={config.patch} (t, h, w) does not divide the clip along "
-        f"{axis}: {_key(name)} gives {size}, which is no multiple of {cell}"
+        f"config.model.patch = {config.patch} does not divide the clip along "
+        f"{axis}: config.data.{key} gives {size}, which is no multiple of "
+        f"{cell}"
       )
   for prefix in ("", "decoder_"):
-    width = getattr(config, f"{prefix}width")
-    heads = getattr(config, f"{prefix}heads")
+    width, heads = (getattr(config, prefix + n) for n in ("width", "heads"))
     if width % heads:
       raise ValueError(
-        f"model.{prefix}width={width} is not divisible by "
-        f"model.{prefix}heads={heads}"
+        f"config.model.{prefix}width = {width} is not divisible by "
+        f"config.model.{prefix}heads = {heads}"
       )
-  for name, allowed in (
-    ("dtype", DTYPES),
-    ("remat", vit.REMAT),
-    ("attention_kernel", attention.KERNELS),
-  ):
-    if getattr(config, name) not in allowed:
-      raise ValueError(
-        f"{_key(name)}={getattr(config, name)!r} is not one of {allowed}"
-      )
-
-
-def _key(field: str) -> str:
-  """The config key a field of `VideoMAEConfig` is set by."""
-  return (
-    f"data.{field}" if field in ("frames", "image_px") else f"model.{field}"
-  )
 
 
 def _uniform_by_fan_in(fan_in: int):

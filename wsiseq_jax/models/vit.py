@@ -25,6 +25,7 @@ from wsiseq_jax import parallel
 from wsiseq_jax.models import attention_tpu
 from wsiseq_jax.models.attention import attend
 
+DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "dots", "full")
 
 

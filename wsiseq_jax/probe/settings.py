@@ -50,13 +50,14 @@ def _names(*allowed: str) -> configs.Check:
 
 
 CHECKS: Mapping[str, configs.Check] = {
-  **{
-    key: configs.COMMON[key]
-    for key in (
-      "workdir", "data.path", "data.train_split", "data.batch_size",
-      "data.threads", "data.worker_processes", "mesh.fsdp", "checkpoint.path",
-    )
-  },
+  "workdir": configs.text(),
+  "data.path": configs.text(),
+  "data.train_split": configs.text(),
+  "data.batch_size": configs.integer(1),
+  "data.threads": configs.integer(1),
+  "data.worker_processes": configs.integer(0),
+  "mesh.fsdp": configs.integer(1),
+  "checkpoint.path": configs.text(),
   "job": configs.one_of("probe"),
   "data.tfds": configs.text(),
   "data.tfds_dir": configs.text(),

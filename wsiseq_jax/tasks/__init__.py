@@ -1,6 +1,6 @@
 """The learning tasks by name: one loop trains them all.
 
-A task is a module with `CHECKS` (its config keys, see `config.py`),
+A task is a module with `Config` (the schema of its config, see `config.py`),
 `resolve(config)`, which fills in what other files decide, `clip(config)`, a
 `base.Clip`, and `make_task(config, spec)`, a `base.Task`.
 """

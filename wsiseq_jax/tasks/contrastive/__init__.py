@@ -16,10 +16,10 @@ the global batch). What else it asks is `objective.kind`:
 The target of a prediction is the frame encoder's own output, kept apart from
 what the temporal encoder is given, where hidden frames are replaced by a mask
 token and position and time are added. Gradients reach the frame encoder through
-the context (`objective.gradient_into` = 'context'), not through the target: a
-target that may move finds it easiest to be the same everywhere, and only the
-contrastive term would keep it from that. Deviation: the reference detaches the
-context and lets the target move ('target'); 'both' exists as well.
+the context, not through the target: a target that may move finds it easiest to
+be the same everywhere, and only the contrastive term would keep it from that.
+Deviation: the reference detaches the context and lets the target move. Hidden
+frames are hidden from the class token that is compared, too.
 
 The prediction's weight is 0 for the first half of training, so that there are
 features worth predicting. What is logged as `loss` in training has the weight
@@ -51,14 +51,14 @@ from wsiseq_jax.models import clip_encoder, flops, time_embedding
 from wsiseq_jax.tasks import base
 from wsiseq_jax.tasks.contrastive import losses
 from wsiseq_jax.tasks.contrastive.setup import (
-  CHECKS,
+  Config,
   Objective,
   Setup,
   make_setup,
 )
 
 __all__ = [
-  "CHECKS",
+  "Config",
   "clip",
   "evaluate",
   "make_setup",
@@ -92,9 +92,7 @@ def predict_frames(
   Returns:
     Prediction, target and weight of each frame that is asked for.
   """
-  stop = jax.lax.stop_gradient
-  context = stop(frames) if objective.gradient_into == "target" else frames
-  target = stop(frames) if objective.gradient_into == "context" else frames
+  context, target = frames, jax.lax.stop_gradient(frames)
   if objective.kind == "masked_frames":
     token = network.mask_token[...][None, None]
     context = jnp.where(hidden[..., None], token, context)
@@ -143,9 +141,7 @@ def objective_terms(
   chance = jax.vmap(lambda k: jax.random.uniform(k, (v, t)))(mask_keys)
   hidden = (of_views(chance) < objective.mask_ratio) & real
   is_masked = objective.kind == "masked_frames"
-  shown = real
-  if is_masked and objective.mask_mode == "hidden":
-    shown = real & ~hidden
+  shown = real & ~hidden if is_masked else real
   clips = network.temporal(frames, time, shown)[0].reshape(b, v, -1)
   counts = record_mask * seen.is_distinct
   compared = clips
@@ -158,7 +154,7 @@ def objective_terms(
     network.projector(compared),
     counts,
     objective.temperature,
-    objective.standardise,
+    is_standardised=True,
   )
   metrics |= losses.monitors(
     clips[:, 0],

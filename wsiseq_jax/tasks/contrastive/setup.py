@@ -1,103 +1,109 @@
 """Static parts of the contrastive task: config keys, objective, views, model.
 
 Everything that can be wrong with a config is found here, before a program is
-compiled. What the keys mean is said in `configs/contrastive.py`.
+compiled. What methods and sizes there are is said in `configs/contrastive.py`.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 from flax import nnx
 from ml_collections import ConfigDict
 
-from wsiseq_jax import config as checks
+from data_prep.files import schema
+from data_prep.files.schema import (
+  AtLeast0,
+  AtLeast1,
+  NotNegative,
+  Range,
+  Share,
+)
+from wsiseq_jax import config as configs
 from wsiseq_jax.data import clip_sampling, views
 from wsiseq_jax.data import source as sources
-from wsiseq_jax.models import (
-  attention,
-  clip_encoder,
-  time_embedding,
-  vit,
-)
-
-MASK_MODES = ("hidden", "seen")
-GRADIENTS = ("context", "target", "both")
-
-CHECKS: Mapping[str, checks.Check] = {
-  "data.clips": clip_sampling.clip_name_problem,
-  "data.image_px": checks.integers(2, length=2),
-  "data.strict_half": checks.flag(),
-  "data.second_clip": checks.one_of(*clip_sampling.SECOND_CLIP),
-  "data.dense_step": checks.integer(0),
-  "data.time_jitter": checks.number(0),
-  "data.augment.rotate_deg": checks.number(0, 180),
-  "data.augment.crop_areas": checks.numbers(0.01, 1.0, length=2),
-  "data.augment.flips": checks.numbers(0, 1, length=2),
-  "data.augment.jitter_probability": checks.number(0, 1),
-  "data.augment.brightness": checks.number(0, 1),
-  "data.augment.contrast": checks.number(0, 1),
-  "data.augment.blur_probability": checks.number(0, 1),
-  "data.augment.blur_sigma_px": checks.numbers(0.01, 10.0, length=2),
-  "model.size": checks.one_of(*clip_encoder.SIZES),
-  "model.patch": checks.one_of(2, 4, 8, 16, 32),
-  "model.temporal_width": checks.integer(0),
-  "model.temporal_depth": checks.integer(1),
-  "model.temporal_heads": checks.integer(0),
-  "model.projector_width": checks.integer(1),
-  "model.projection": checks.integer(1),
-  "model.time_embedding": checks.flag(),
-  "model.time_mlp": checks.flag(),
-  "model.relative_time": checks.flag(),
-  "model.time_shortest": checks.number(0),
-  "model.time_longest": checks.number(0),
-  "model.dtype": checks.one_of(*clip_encoder.DTYPES),
-  "model.remat": checks.one_of(*vit.REMAT),
-  "model.attention_kernel": checks.one_of(*attention.KERNELS),
-  "model.init_from": checks.text(),
-  "objective.kind": checks.one_of(*clip_encoder.OBJECTIVES),
-  "objective.temperature": checks.number(1e-3, 10.0),
-  "objective.standardise": checks.flag(),
-  "objective.directions": checks.integer(1),
-  "objective.mask_ratio": checks.number(0, 1),
-  "objective.mask_mode": checks.one_of(*MASK_MODES),
-  "objective.gradient_into": checks.one_of(*GRADIENTS),
-  "objective.prediction_weight": checks.number(0, 1),
-  "objective.prediction_start": checks.number(0, 1),
-}
+from wsiseq_jax.models import attention, clip_encoder, time_embedding, vit
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data(configs.Data):
+  """Which clips are cut from a sequence."""
+
+  # Clips, frames and step, see `clip_sampling`.
+  clips: Annotated[str, clip_sampling.IS_CLIP_NAME] = "1c8f2s"
+  image_px: Annotated[tuple[int, int], Range(2)] = (128, 128)
+  # Whether clips come from one half of the record: for periodic films.
+  strict_half: bool = False
+  # Stored frames between clips that `embed` averages; 0 is the middle clip.
+  dense_step: AtLeast0 = 0
+  # Standard deviation of the noise on times in training, in their unit.
+  time_jitter: NotNegative = 0.01
+  augment: views.Augment
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+  """The network; see `models/clip_encoder.py`."""
+
+  size: Literal[tuple(clip_encoder.SIZES)] = "small"
+  patch: Literal[2, 4, 8, 16, 32] = 16
+  temporal_width: AtLeast0 = 0  # 0 is that of the frame encoder
+  temporal_depth: AtLeast1 = 3
+  temporal_heads: AtLeast0 = 0  # 0 as well
+  projector_width: AtLeast1 = 2048
+  projection: AtLeast1 = 128
+  time_embedding: bool = False
+  time_mlp: bool = True
+  relative_time: bool = True
+  # Periods of the time embedding; 0 is that of the data's unit.
+  time_shortest: NotNegative = 0.0
+  time_longest: NotNegative = 0.0
+  dtype: Literal[vit.DTYPES] = "bfloat16"
+  remat: Literal[vit.REMAT] = "none"
+  attention_kernel: Literal[attention.KERNELS] = "auto"
+  init_from: str = ""  # checkpoints of a run with the same network
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-  """What is asked of the model.
+  """What the model learns: the block `objective` of a config.
 
   Attributes:
-    kind: See the module.
+    kind: See the package.
     temperature: Of InfoNCE.
-    standardise: Whether projections are compared in units of their mean and
-      deviation over the batch.
+    directions: Directions of LTN's shift.
     mask_ratio: Chance of each frame to be hidden.
-    mask_mode: Whether hidden frames are 'hidden' from the class token that is
-      compared, too (the reference's v2), or 'seen' by it (v1).
-    gradient_into: Where the prediction's gradient reaches the frame encoder:
-      'context', 'target' or 'both'.
     prediction_weight: Weight w of the prediction; 1 - w is the contrast's.
     prediction_start: Part of training after which w applies; before, it is 0.
   """
 
-  kind: str
-  temperature: float
-  standardise: bool
-  mask_ratio: float
-  mask_mode: str
-  gradient_into: str
-  prediction_weight: float
-  prediction_start: float
+  kind: Literal[clip_encoder.OBJECTIVES] = "contrastive"
+  temperature: Annotated[float, Range(1e-3, 10)] = 0.1
+  directions: AtLeast1 = 64
+  mask_ratio: Share = 0.15
+  prediction_weight: Share = 0.5
+  prediction_start: Share = 0.5
 
   @property
   def predicts(self) -> bool:
     """Whether frame features are predicted."""
     return self.kind in ("masked_frames", "next_frame")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(configs.Experiment):
+  """A config with `config.task = "contrastive"`."""
+
+  RETIRED: ClassVar[Mapping[str, Any]] = {
+    "data.second_clip": "independent",
+    "objective.standardise": True,
+    "objective.mask_mode": "hidden",
+    "objective.gradient_into": "context",
+  }
+
+  data: Data
+  model: Model
+  objective: Objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +115,7 @@ class Setup:
     graphdef: The network without its parameters.
     views: What views to cut.
     objective: What is asked.
-    time_jitter: Deviation of the noise on times in training, in their unit.
+    time_jitter: Standard deviation of the noise on times in training.
     dense_step: Stored frames between test clips; 0 for the middle clip alone.
   """
 
@@ -164,7 +170,7 @@ def make_setup(config: ConfigDict, spec: sources.DataSpec) -> Setup:
     ValueError: They do not; the config key is named.
   """
   model = model_config(config, spec.time_unit)
-  data, augment = config.data, config.data.augment
+  data = config.data
   name = clip_sampling.parse_clip_name(data.clips)
   room = spec.frames // 2 if data.strict_half else spec.frames
   if name.span + (name.clips == 2) > room:
@@ -181,31 +187,21 @@ def make_setup(config: ConfigDict, spec: sources.DataSpec) -> Setup:
       "'navigation' moves features by the time between two clips; it needs two "
       "different ones, such as '2c8f2s'"
     )
-  for key in ("crop_areas", "blur_sigma_px"):
-    if augment[key][0] > augment[key][1]:
-      raise ValueError(
-        f"config.data.augment.{key} = {tuple(augment[key])}: the first must "
-        "not exceed the second"
-      )
+  changes = schema.build(views.Augment, data.augment, "config.data.augment")
   view = views.ViewSpec(
     clips=name,
     image_px=model.image_px,
     frame_px=tuple(spec.frame_px),
     strict_half=data.strict_half,
-    second_clip=data.second_clip,
-    **{
-      key: tuple(value) if isinstance(value, list | tuple) else value
-      for key, value in augment.items()
-    },
+    **vars(changes),
   )
   network = nnx.eval_shape(lambda: clip_encoder.ClipEncoder(model, nnx.Rngs(0)))
   graphdef, _ = nnx.split(network, nnx.Param)
-  fields = {f.name for f in dataclasses.fields(Objective)}
   return Setup(
     model=model,
     graphdef=graphdef,
     views=view,
-    objective=Objective(**{k: objective[k] for k in fields}),
+    objective=schema.build(Objective, objective, "config.objective"),
     time_jitter=data.time_jitter,
     dense_step=data.dense_step,
   )

@@ -32,7 +32,7 @@ from wsiseq_jax.tasks.videomae.losses import (
 )
 from wsiseq_jax.tasks.videomae.reconstruction import reconstruct
 from wsiseq_jax.tasks.videomae.setup import (
-  CHECKS,
+  Config,
   Setup,
   init_params,
   make_setup,
@@ -41,7 +41,7 @@ from wsiseq_jax.tasks.videomae.setup import (
 from wsiseq_jax.weights import hf_videomae
 
 __all__ = [
-  "CHECKS",
+  "Config",
   "Setup",
   "clip",
   "evaluate",

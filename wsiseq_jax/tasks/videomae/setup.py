@@ -1,18 +1,25 @@
 """Static parts of masked autoencoding: config keys, network, clips, masks.
 
 Everything that can be wrong with a config is found here, before a program is
-compiled. What the keys mean is said in `configs/videomae.py`.
+compiled.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from flax import nnx
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
-from wsiseq_jax import config as checks
+from data_prep.files import schema
+from data_prep.files.schema import (
+  FILLED,
+  AtLeast0,
+  AtLeast1,
+  NotNegative,
+  Range,
+)
+from wsiseq_jax import config as configs
 from wsiseq_jax.data import augment
 from wsiseq_jax.data.source import DataSpec
 from wsiseq_jax.models import attention, masking, videomae, vit
@@ -20,29 +27,57 @@ from wsiseq_jax.models import attention, masking, videomae, vit
 # Sizes that a config may override one by one; 0 leaves them to `model.size`.
 _OVERRIDES = tuple(videomae.SIZES["base"])
 
-CHECKS: Mapping[str, checks.Check] = {
-  "data.frames": checks.integer(1),
-  "data.frame_step": checks.integer(1),
-  "data.repeats": checks.integer(1),
-  "data.image_px": checks.integers(1, length=2),
-  "data.crop_scales": checks.numbers(0.01, 1.0),
-  "model.size": checks.one_of(*videomae.SIZES),
-  "model.patch": checks.integers(1, length=3),
-  **{f"model.{name}": checks.integer(0) for name in _OVERRIDES},
-  "model.normalise_target": checks.flag(),
-  "model.dtype": checks.one_of(*videomae.DTYPES),
-  "model.remat": checks.one_of(*vit.REMAT),
-  "model.attention_kernel": checks.one_of(*attention.KERNELS),
-  "model.init_from": checks.text(),
-  "model.trained_grid": checks.integers(0, length=3),
-  "model.norm_eps": checks.number(0),
-  "model.decoder_norm_eps": checks.number(0),
-  "mask.kind": checks.one_of(*masking.KINDS),
-  "mask.ratio": checks.number(0.01, 0.99),
-  "mask.decoder": checks.one_of(*masking.DECODERS),
-  "mask.decoder_ratio": checks.number(0, 1),
-  "mask.run_patches": checks.number(1),
-}
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data(configs.Data):
+  """Which clips are cut from a sequence."""
+
+  frames: AtLeast1 = 16
+  frame_step: AtLeast1 = 4
+  # Clips cut from each loaded sequence, each with its own crop and mask.
+  repeats: AtLeast1 = 4
+  image_px: Annotated[tuple[int, int], Range(1)] = (224, 224)
+  crop_scales: Annotated[tuple[float, ...], Range(0.01, 1), FILLED] = (
+    1.0,
+    0.875,
+    0.75,
+    0.66,
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+  """The network; see `models/videomae.py`."""
+
+  size: Literal[tuple(videomae.SIZES)] = "base"
+  patch: Annotated[tuple[int, int, int], Range(1)] = (2, 16, 16)  # t, h, w
+  # Sizes one by one; 0 is the value of `size`.
+  width: AtLeast0 = 0
+  depth: AtLeast0 = 0
+  heads: AtLeast0 = 0
+  mlp_width: AtLeast0 = 0
+  decoder_width: AtLeast0 = 0
+  decoder_depth: AtLeast0 = 0
+  decoder_heads: AtLeast0 = 0
+  decoder_mlp_width: AtLeast0 = 0
+  normalise_target: bool = True
+  dtype: Literal[vit.DTYPES] = "bfloat16"
+  remat: Literal[vit.REMAT] = "none"
+  attention_kernel: Literal[attention.KERNELS] = "auto"
+  init_from: str = ""  # Hugging Face safetensors to start from
+  # Filled in by `init_from`: the weights' own grid and epsilons.
+  trained_grid: Annotated[tuple[int, int, int], Range(0)] = (0, 0, 0)
+  norm_eps: NotNegative = 1e-6
+  decoder_norm_eps: NotNegative = 1e-6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(configs.Experiment):
+  """A config with `config.task = "videomae"`."""
+
+  data: Data
+  model: Model
+  mask: masking.MaskSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,15 +155,8 @@ def make_setup(config: ConfigDict, spec: DataSpec) -> Setup:
       f"{clips.frame_step} span {clips.span} stored frames, the data has "
       f"{spec.frames}"
     )
-  mask = masking.MaskSpec(
-    grid=model.grid,
-    patch=model.patch,
-    kind=config.mask.kind,
-    ratio=config.mask.ratio,
-    decoder=config.mask.decoder,
-    decoder_ratio=config.mask.decoder_ratio,
-    run_patches=config.mask.run_patches,
-  )
+  mask = schema.build(masking.MaskSettings, config.mask, "config.mask")
+  mask = masking.MaskSpec(model.grid, model.patch, **vars(mask))
   network = nnx.eval_shape(lambda: videomae.VideoMAE(model, nnx.Rngs(0)))
   graphdef, _ = nnx.split(network, nnx.Param)
   return Setup(model, graphdef, clips, mask)
