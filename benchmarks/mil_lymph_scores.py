@@ -22,6 +22,7 @@ from wsiseq_jax.data import tile_features
 from wsiseq_jax.maps import detections
 from wsiseq_jax.maps.tile_map import TileMap
 from wsiseq_jax.metrics import froc
+from wsiseq_jax.metrics import lesions as lesion_masks
 
 RADIUS_UM = 170.0  # between detections; lesions are as far apart
 LEAST_TUMOUR = 0.25  # of a tumour tile
@@ -79,7 +80,7 @@ class Known:
 
   row: dict
   truth: synthetic.Truth
-  lesions: froc.Lesions
+  lesions: lesion_masks.Lesions
 
   def share(self, tiles):
     """Share of tumour of tiles of a map or a feature file."""
@@ -101,7 +102,7 @@ def read_truth(work):
       (width, height),
       truth.downsample,
     )
-    lesions = froc.find_lesions(
+    lesions = lesion_masks.find_lesions(
       tumour, level0_mpp=truth.mpp, downsample=truth.downsample
     )
     found[name] = Known(row, truth, lesions)

@@ -93,13 +93,17 @@ def test_camelyon16_by_name(tmp_path):
     table(tmp_path, text), "label", "binary", split_column="camelyon16"
   )
   assert {s.slide_id: s.split for s in found.slides} == {
-    "normal_001": "train", "tumor_001": "train", "Test_012": "test",
-  }  # fmt: skip
+    "normal_001": "train",
+    "tumor_001": "train",
+    "Test_012": "test",
+  }
   with pytest.raises(ValueError, match="'sample_1' is not named normal_"):
     cohort.read(
-      table(tmp_path, text + "sample_1,n\n"), "label", "binary",
+      table(tmp_path, text + "sample_1,n\n"),
+      "label",
+      "binary",
       split_column="camelyon16",
-    )  # fmt: skip
+    )
 
 
 ROWS = "slide_id,case_id,label,split\na,p,0,train\nb,p,1,train\nc,q,1,test\n"
@@ -330,8 +334,13 @@ def test_nothing_but_headers_is_read_at_the_start(tmp_path, monkeypatch):
 
 def test_buckets():
   assert [bucket(m, 4) for m in (1, 4, 5, 8, 9, 100_000)] == [
-    4, 4, 8, 8, 16, 131072,
-  ]  # fmt: skip
+    4,
+    4,
+    8,
+    8,
+    16,
+    131072,
+  ]
   assert bucket(70, 64) == 128
 
 
@@ -399,6 +408,7 @@ def test_synthetic_bags(tmp_path):
   assert bags.reason == {"slide00": "it has no tile"}
   means = [
     bags.read(s.slide_id).features[:, 0].mean()
-    for s in found.slides if bags.ok(s.slide_id) and s.text == "tumour"
-  ]  # fmt: skip
+    for s in found.slides
+    if bags.ok(s.slide_id) and s.text == "tumour"
+  ]
   assert min(means) > 0.5

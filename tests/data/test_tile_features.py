@@ -70,8 +70,10 @@ def test_layout_is_that_of_clam_and_trident(tmp_path):
     on_features, on_coords = dict(features.attrs), dict(coords.attrs)
     assert file.attrs["config_hash"] == "abc"
   assert on_features == {
-    "name": "S1", "encoder": "resnet50", "savetodir": str(tmp_path)
-  }  # fmt: skip
+    "name": "S1",
+    "encoder": "resnet50",
+    "savetodir": str(tmp_path),
+  }
   for name in ("level_dim", "downsampled_level_dim"):
     assert on_coords.pop(name).tolist() == [9000, 7000]
   assert on_coords.pop("downsample").tolist() == [1.0, 1.0]
@@ -105,10 +107,16 @@ def test_slide_without_tissue_has_a_file(tmp_path):
 
 def test_trident(tmp_path):
   attributes = {
-    "patch_size": 256, "patch_size_level0": 512, "level0_magnification": 40,
-    "target_magnification": 20, "overlap": 0, "name": "S1",
-    "savetodir": "/jobs", "level0_width": 9000, "level0_height": 7000,
-  }  # fmt: skip
+    "patch_size": 256,
+    "patch_size_level0": 512,
+    "level0_magnification": 40,
+    "target_magnification": 20,
+    "overlap": 0,
+    "name": "S1",
+    "savetodir": "/jobs",
+    "level0_width": 9000,
+    "level0_height": 7000,
+  }
   path = _file(
     tmp_path / "S1.h5",
     on_coords=attributes,
@@ -119,8 +127,10 @@ def test_trident(tmp_path):
     file["features"].attrs["encoder"] = "uni_v1"
   tiles = tile_features.read(path)
   assert (tiles.tile_size, tiles.unit, tiles.encoder) == (
-    512.0, "level0_px", "uni_v1",
-  )  # fmt: skip
+    512.0,
+    "level0_px",
+    "uni_v1",
+  )
   # A magnification is no scale, so no mpp is made of it.
   assert (tiles.mpp, tiles.level0_mpp) == (None, None)
   assert tiles.level0_size == (9000, 7000)
@@ -173,17 +183,23 @@ def test_stamp_is_in_micrometres(tmp_path):
   path = _file(
     tmp_path / "S1.h5",
     on_file={
-      "unit": "um", "tile_size_um": 256.0, "tile_size_px": 224,
-      "extractor": "ctranspath", "stamp_version": "2.0", "feat_type": "tile",
+      "unit": "um",
+      "tile_size_um": 256.0,
+      "tile_size_px": 224,
+      "extractor": "ctranspath",
+      "stamp_version": "2.0",
+      "feat_type": "tile",
     },
     feats=np.full((2, 768), 0.5, np.float16),
     coords=np.array([[0.0, 0.0], [256.0, 512.0]]),
-  )  # fmt: skip
+  )
   tiles = tile_features.read(path)
   assert tiles.features.dtype == np.float32 and tiles.features[0, 0] == 0.5
   assert (tiles.unit, tiles.tile_size, tiles.encoder) == (
-    "um", 256.0, "ctranspath",
-  )  # fmt: skip
+    "um",
+    256.0,
+    "ctranspath",
+  )
   assert tiles.mpp == pytest.approx(256 / 224)
   xy, side = tiles.level0_xy(mpp=0.25)
   assert xy.tolist() == [[0, 0], [1024, 2048]] and side == 1024

@@ -7,8 +7,12 @@ from wsiseq_jax.mil import folds
 from wsiseq_jax.mil.cohort import Cohort, Slide
 
 DRAW = {
-  "k": 3, "repeats": 2, "val_share": 0.25, "stratify": True, "seed": 0,
-}  # fmt: skip
+  "k": 3,
+  "repeats": 2,
+  "val_share": 0.25,
+  "stratify": True,
+  "seed": 0,
+}
 
 
 def cohort(cases=24, slides=2, head="binary", given=None, labels=None):

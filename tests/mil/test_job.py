@@ -26,9 +26,19 @@ def test_scores_and_tables(finished):
   assert (row["slides"], row["patients"], row["failures"]) == (32, 16, 1)
   lines = table(folder / "predictions.csv")
   assert list(lines[0]) == [
-    "slide_id", "patient_id", "repeat", "fold", "seed", "split", "label",
-    "status", "scored", "threshold", "p_normal", "p_tumour",
-  ]  # fmt: skip
+    "slide_id",
+    "patient_id",
+    "repeat",
+    "fold",
+    "seed",
+    "split",
+    "label",
+    "status",
+    "scored",
+    "threshold",
+    "p_normal",
+    "p_tumour",
+  ]
   # Every slide is tested once by each seed, and validates in some models.
   tests = [r for r in lines if r["split"] == "test"]
   assert len(tests) == 2 * 32 and len(lines) > len(tests)
@@ -45,9 +55,14 @@ def test_scores_and_tables(finished):
   assert row["predicted"] == ("normal", "tumour")[said]
   metrics = table(folder / "metrics.csv")
   assert {(r["fold"], r["seed"]) for r in metrics} == {
-    ("0", "0"), ("0", "1"), ("1", "0"), ("1", "1"), ("all", "0"), ("all", "1"),
+    ("0", "0"),
+    ("0", "1"),
+    ("1", "0"),
+    ("1", "1"),
+    ("all", "0"),
+    ("all", "1"),
     ("all", "all"),
-  }  # fmt: skip
+  }
   assert "1 slides have no tissue" in (folder / "summary.md").read_text()
   for name in ("roc.png", "calibration.png"):
     assert (folder / name).read_bytes()[:4] == b"\x89PNG"
@@ -56,9 +71,10 @@ def test_scores_and_tables(finished):
 def test_numbers_of_metrics_are_those_of_predictions(finished):
   folder = folder_of(finished)
   lines = [
-    r for r in table(folder / "predictions.csv")
+    r
+    for r in table(folder / "predictions.csv")
     if r["split"] == "test" and r["seed"] == "1"
-  ]  # fmt: skip
+  ]
   truth = np.array([r["label"] == "tumour" for r in lines])
   p = np.array([float(r["p_tumour"]) for r in lines])
   said = p >= [float(r["threshold"]) for r in lines]
@@ -111,8 +127,10 @@ def test_maps_are_the_predictions_taken_apart(finished):
   assert len(list((folder / "maps").glob("*.npz"))) == 31
   one = TileMap.load(folder / "maps" / "slide07.npz")
   assert (one.patient_id, one.label, one.class_name) == (
-    "case03", "tumour", "tumour",
-  )  # fmt: skip
+    "case03",
+    "tumour",
+    "tumour",
+  )
   assert one.attention.sum() == pytest.approx(1, abs=1e-5)
   assert one.probability.min() >= 0 and one.probability.max() <= 1
   # Contributions of the model sum to the logit, in each of its models.

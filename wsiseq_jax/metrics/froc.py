@@ -1,9 +1,7 @@
 """Lesion FROC by the definition of the Camelyon16 challenge.
 
-A detection is a point with a probability. The question is how many lesions are
-hit when the detections above a threshold may also hit 1/4, 1/2, 1, 2, 4 or 8
-wrong places a slide. `lesions` says in its points 1 and 2 what a lesion is and
-when it is isolated tumour cells; then:
+A detection is a point with a probability. Points 1 and 2, what a lesion is and
+when it is isolated tumour cells, are in `lesions`; then:
 
 3. A detection outside all lesions is a false positive, on a normal slide as on
    any other. The score of a lesion is the best of its hits, 0 if there is none;
@@ -37,18 +35,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from wsiseq_jax.metrics import bootstrap
-from wsiseq_jax.metrics.lesions import Lesions, find_lesions
-
-__all__ = [
-  "FALSE_POSITIVES",
-  "Froc",
-  "Lesions",
-  "SlideHits",
-  "find_lesions",
-  "froc",
-  "hits",
-  "interval",
-]
+from wsiseq_jax.metrics.lesions import Lesions
 
 # False positives a slide at which sensitivity is read.
 FALSE_POSITIVES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -61,7 +48,7 @@ class SlideHits:
 
   Attributes:
     slide_id: the slide.
-    patient: whose it is.
+    patient: its patient.
     false_positives: probabilities of the detections that hit no lesion.
     lesions: best probability for each counted lesion, 0 = missed.
     isolated: number of lesions that are isolated tumour cells.
@@ -137,13 +124,10 @@ def hits(
 
   Args:
     slide_id: the slide.
-    patient: whose it is.
+    patient: its patient.
     probability: of each detection, in [0, 1]; none at all is an empty array.
     xy: where, x and y in level-0 pixels.
     lesions: of the slide; None or no lesion for a normal slide.
-
-  Returns:
-    What was hit.
 
   Raises:
     ValueError: a probability outside [0, 1], a detection outside the slide, or
@@ -206,9 +190,6 @@ def froc(
     false_positives: false positives a slide at which sensitivity is read.
     drop_lowest: leave out the lowest threshold, as the official script does.
 
-  Returns:
-    The curve and the score.
-
   Raises:
     ValueError: no lesion that counts, a slide twice, or a negative number of
       false positives.
@@ -253,21 +234,15 @@ def interval(
   """Interval of the score by drawing patients with replacement.
 
   A drawn patient brings all slides, as often as drawn; a resample without a
-  lesion has no score and is left out.
+  lesion has no score and is left out. Arguments and errors are those of `froc`.
 
   Args:
-    slides: as for `froc`.
-    false_positives: as for `froc`.
-    drop_lowest: as for `froc`.
+    slides: the cohort.
+    false_positives: where sensitivity is read.
+    drop_lowest: leave out the lowest threshold.
     resamples: number of resamples.
     seed: of the draw.
-    level: share of resamples between the ends.
-
-  Returns:
-    (low, high).
-
-  Raises:
-    ValueError: as for `froc`.
+    level: share of resamples between the two ends.
   """
   _check(slides, false_positives)
   events = _events(slides)
@@ -305,10 +280,8 @@ def _check(slides, false_positives) -> None:
 
 
 def _events(slides):
-  """Everything that has a value: values, slide number, false positive, lesion.
-
-  Isolated tumour cells are events that count as neither.
-  """
+  """Values, slide numbers, whether false positive, whether lesion, sorted."""
+  # Isolated tumour cells are events that count as neither.
   values, number, wrong, right = [], [], [], []
   for index, slide in enumerate(slides):
     for scores, is_wrong, is_right in (
@@ -328,16 +301,7 @@ def _events(slides):
 
 
 def _curve(events, weights, drop_lowest):
-  """False positives a slide and sensitivity, from (0, 0) on; points kept.
-
-  Args:
-    events: what `_events` returned.
-    weights: how often each slide is there, [n].
-    drop_lowest: leave out the lowest value that is there.
-
-  Returns:
-    x [p], y [p], and which of the different values, descending, are points.
-  """
+  """X [p], y [p] from (0, 0) on; which values, descending, are points."""
   values, number, wrong, right = events
   last = np.flatnonzero(np.append(np.diff(values) != 0, True))
   weight = weights[number]

@@ -60,9 +60,6 @@ def find_lesions(
     reach_um: pixels nearer than this to the tumour belong to it.
     isolated_um: a shorter major axis makes isolated tumour cells.
 
-  Returns:
-    The lesions.
-
   Raises:
     ValueError: a scale that is not positive.
 
@@ -102,17 +99,11 @@ def find_lesions(
 
 
 def major_axis_px(piece: Bool[np.ndarray, "h w"]) -> float:
-  """Length of the major axis of the ellipse with a piece's second moments.
+  """Length of the major axis of the ellipse with a piece's second moments, px.
 
   `4 √λ`, where λ is the larger eigenvalue of the covariance of its pixel
   centres: 2 a of a filled ellipse with half axes a ≥ b. A pixel is a point, as
   in scikit-image's `axis_major_length`; one pixel has length 0.
-
-  Args:
-    piece: True in the piece.
-
-  Returns:
-    Pixels.
 
   Example:
     >>> round(major_axis_px(np.ones((1, 5), bool)) ** 2, 9)  # variance is 2

@@ -5,14 +5,11 @@
 with n training slides, C classes among them and n_c slides of class c, so that
 all classes weigh the same and the mean weight is 1. Labels that do not exclude
 each other are weighted one by one, each as two classes, over the slides where
-it is known. Nothing but training labels is looked at.
+it is known. Only training labels are used.
 
 A weighted loss is divided by the number of slides, not by the sum of their
-weights: in a batch of one slide the weight would cancel.
-
-What it costs: probabilities are those of a cohort where all classes are equally
-frequent. Hence the prior that failures are given is that of such a cohort too
-(`job.prior_of`), and the calibration on the cohort as it is becomes worse.
+weights: in a batch of one slide the weight would cancel. Probabilities, and the
+prior of failures, are then those of a cohort of equally frequent classes.
 """
 
 import numpy as np

@@ -25,9 +25,15 @@ def make_tiles(
   number = np.arange(tiles)
   xy = np.stack([number % side, number // side], axis=1) * TILE
   return tile_features.TileFeatures(
-    slide_id, features, xy.astype(np.float64), TILE, mpp=0.5, level0_mpp=0.5,
-    level0_size=(int(side * TILE), int(side * TILE)), encoder="synthetic",
-  )  # fmt: skip
+    slide_id,
+    features,
+    xy.astype(np.float64),
+    TILE,
+    mpp=0.5,
+    level0_mpp=0.5,
+    level0_size=(int(side * TILE), int(side * TILE)),
+    encoder="synthetic",
+  )
 
 
 def write(

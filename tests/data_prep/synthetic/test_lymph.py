@@ -17,7 +17,7 @@ from data_prep.synthetic.lymph import nodes as lymph
 from data_prep.synthetic.lymph import texture as cells
 from data_prep.synthetic.lymph import truth as truths
 from data_prep.wsi import annotations
-from wsiseq_jax.metrics import froc
+from wsiseq_jax.metrics.lesions import find_lesions
 
 # A node of 1.3 mm at a coarse scale: room for all kinds, a sixteenth the work.
 MPP, SIZE = 1.2, (1088, 1088)
@@ -157,9 +157,7 @@ def test_lesions_lie_on_their_side_of_the_limit(drawn):
         assert plan.lesion_kinds == ()
         continue
       assert kind == plan.lesion_kinds[0]
-      found = froc.find_lesions(
-        plan.lesions > 0, level0_mpp=4.8 / 4, downsample=4
-      )
+      found = find_lesions(plan.lesions > 0, level0_mpp=4.8 / 4, downsample=4)
       # Each is a lesion of its own after dilation.
       assert len(found.isolated) == len(plan.lesion_kinds)
       for number, name in enumerate(plan.lesion_kinds, 1):
