@@ -2,7 +2,7 @@ r"""Slides through a tile encoder: one feature file a slide, for attention MIL.
 
     python main.py --config=configs/embed_tiles.py:resnet50 \
         --config.data.slides=/data/slides --config.workdir=FEATURES \
-        --config.encoder.weights=resnet50.pth
+        --config.encoder.weights=resnet50.safetensors
 
 `--config.data.slides` takes a file, a folder, a glob, a CSV, or several with
 commas between them. A CSV has the columns `slide_id, filename, case_id, label,
@@ -51,8 +51,12 @@ Presets:
                   --config.encoder.checkpoint=RUN
   smoke           a tiny random encoder on three synthetic slides, seconds
 
-Weights are the user's: no download is tried. Encoders look at tiles of the
-scale they were trained at; most pathology models want 0.5 um/px.
+Weights are the user's: a `.safetensors` file; a `.pth`, `.pt` or `.bin` where
+PyTorch is installed; or `hf:owner/name[@revision][/file]`, which comes from
+Hugging Face through its cache (log in with `hf auth login` for gated models).
+Encoders look at tiles of the scale they were trained at; most pathology models
+want 0.5 um/px. `--config.encoder.layer=6` takes the features after block 6,
+with the final LayerNorm: earlier blocks may tell tissue apart better.
 """
 
 from ml_collections import ConfigDict
@@ -82,7 +86,7 @@ def get_config(arg: str = "") -> ConfigDict:
       "data": {
         "slides": "",  # 'synthetic' makes three small ones
         "table": "",  # a CSV that describes slides named in `slides`
-        "part": "1/1",  # '3/8': the third of eight machines
+        "part": "1/1",  # '3/8': the third of eight machines; or 'slurm'
         "batch_size": 64,  # tiles on all devices together
         "threads": 8,  # that decode
       },
@@ -101,15 +105,16 @@ def get_config(arg: str = "") -> ConfigDict:
         "method": "guarded",  # guarded, hsd or hsv_otsu
         "thumbnail_px": 2048,  # longest side of what the mask is made of
       },
-      # See wsiseq_jax/encoders/__init__.py, which also has the names.
+      # See wsiseq_jax/encoders/encoder.py; names are in models/tile_vit.py.
       "encoder": {
         "name": "resnet50_trunc",
-        "weights": "",  # a .safetensors, or what torch.save wrote
+        "weights": "",  # a file, or hf:owner/name[@revision][/file]
         "random_weights": False,  # a baseline, to be asked for
         "seed": 0,  # of random weights
         "dtype": "",  # '' = float32; bfloat16 is faster on accelerators
         "tile_px": 0,  # 0 = the encoder's own
         "trained_px": 0,  # ViT: tiles of the file's positions; 0 = the preset's
+        "layer": 0,  # ViT: features after this block; 0 = the last
         "pooling": "",  # ViT; '' = the preset's
         "mean": (),  # of the normalisation; () = the encoder's own
         "std": (),

@@ -28,6 +28,7 @@ import pandas as pd
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from data_prep import runs as runs_
 from data_prep.files import atomic, schema
 from wsiseq_jax import checkpoint, tasks, writers
 from wsiseq_jax import config as configs
@@ -344,11 +345,9 @@ def sweep(config: ConfigDict, main: pathlib.Path = _MAIN) -> int:
   settings = schema.build(Settings, config)
   runs, out = plan(settings), pathlib.Path(settings.out)
   # Each task of a Slurm array takes its share.
-  task, first, tasks_ = (
-    int(os.environ.get(f"SLURM_ARRAY_TASK_{name}", default))
-    for name, default in (("ID", 0), ("MIN", 0), ("COUNT", 1))
-  )
-  mine = slice(task - first, None, tasks_)
+  is_array = "SLURM_ARRAY_TASK_ID" in os.environ
+  number, parts = runs_.share("slurm" if is_array else "1/1")
+  mine = slice(number - 1, None, parts)
   try:
     if not settings.table_only:
       execute(runs[mine], main)

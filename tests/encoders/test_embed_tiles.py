@@ -5,6 +5,7 @@ parameter, so that every feature can be computed from the slide by hand.
 """
 
 import csv
+import dataclasses
 import pathlib
 import shutil
 import types
@@ -382,7 +383,7 @@ def test_bad_settings(cohort, tmp_path):
   good = (cohort / "good.tiff", tmp_path)
   for changes, words in (
     ({"tiles.mpp": -1.0}, r"config\.tiles\.mpp = -1"),
-    ({"data.part": "9/8"}, r"config\.data\.part = '9/8'"),
+    ({"data.part": "9/8"}, r"config\.data\.part is '9/8'"),
     ({"tiles.min_tissue": 0.0}, r"config\.tiles\.min_tissue"),
     ({"workdir": ""}, r"config\.workdir"),
     ({"data.slides": ""}, r"config\.data\.slides"),
@@ -392,7 +393,7 @@ def test_bad_settings(cohort, tmp_path):
       embed_config.validate(_config(*good, changes))
   unknown = _config(*good)
   unknown.tiles.overlap = 3
-  with pytest.raises(ValueError, match=r"did you mean tiles\.overlap_px"):
+  with pytest.raises(ValueError, match="did you mean .*overlap_px"):
     embed_config.validate(unknown)
   for changes, words in (
     ({"tiles.overlap_px": 64}, r"config\.tiles: overlap_px=64: want 0 to 63"),
@@ -421,7 +422,8 @@ def test_every_preset_is_valid(tmp_path):
     config = presets.get_config(preset).unlock()
     config.workdir, config.data.slides = str(tmp_path), "x"
     embed_config.validate(config)
-    assert set(config.encoder) == set(encoders.DEFAULTS)
+    fields = dataclasses.fields(encoders.Settings)
+    assert set(config.encoder) == {field.name for field in fields}
   # What a preset lacks is said by name.
   for preset, key in (("resnet50", "weights"), ("run", "checkpoint")):
     with pytest.raises(ValueError, match=f"config.encoder.{key}"):

@@ -17,6 +17,7 @@ from wsiseq_jax import checkpoint, encoders, tasks
 from wsiseq_jax import config as configs
 from wsiseq_jax.data import augment, loader
 from wsiseq_jax.data import source as sources
+from wsiseq_jax.encoders import encoder as encoder_module
 from wsiseq_jax.models import resnet, tile_vit
 from wsiseq_jax.state import TrainState
 
@@ -93,7 +94,7 @@ def test_normalisation_is_part_of_the_encoder():
     atol=1e-5,
   )
   with pytest.raises(ValueError, match=r"windows of float32\[2, 32, 32, 3\]"):
-    encoders.check_windows(jnp.zeros((2, 32, 32, 3)), 32)
+    encoder_module.check_windows(jnp.zeros((2, 32, 32, 3)), 32)
   with pytest.raises(ValueError, match=r"encoder of uint8\[b, 32, 32, 3\]"):
     encoder.apply(encoder.params, tiles[:, :30])
 
@@ -110,7 +111,7 @@ def test_matrices_are_kept_in_the_compute_dtype():
   "change, message",
   [
     ({"name": "resnet18"}, "encoder.name = 'resnet18': must be one of 'resnet"),
-    ({"weigths": "a"}, "encoder.weigths: unknown key; did you mean encoder.we"),
+    ({"weigths": "a"}, "encoder.weigths = 'a': unknown key; did you mean 'we"),
     ({"weights": ""}, "encoder.weights = '' and .*random_weights = False"),
     ({"random_weights": True}, "random_weights = True: name a file"),
     (
@@ -120,9 +121,10 @@ def test_matrices_are_kept_in_the_compute_dtype():
     ({"name": "vit_base_16"}, "name = 'vit_base_16': weights do not fit"),
     ({"name": "resnet50"}, "another encoder .timm., no ResNet"),
     ({"tile_px": 30}, "tile_px = 30: must be a multiple"),
+    ({"layer": 3}, "layer = 3: vit_small_16 has 2 blocks"),
     ({"trained_px": 32}, r"pos_embed is \(1, 37, 24\), wants \(1, 65, 24\)"),
     ({"std": (0.1, 0.2, 0.0)}, "std = .*: must be above 0"),
-    ({"mean": (0.5,)}, "mean = .*: must be .., or a tuple of 3 numbers"),
+    ({"mean": (0.5,)}, "mean = .*: must be a tuple.*none or three"),
     (
       {"checkpoint": "a"},
       "checkpoint = 'a': is for config.encoder.name = 'run",
@@ -143,10 +145,23 @@ def test_keys_of_vits_mean_nothing_to_a_resnet():
     encoders.load({**RANDOM, "tile_px": 4})
 
 
-def test_every_key_has_a_check_and_a_default():
-  assert set(encoders.CHECKS) == set(encoders.DEFAULTS)
-  good = {**encoders.DEFAULTS, "name": "uni2_h"}
-  assert all(check(good[key]) is None for key, check in encoders.CHECKS.items())
+@pytest.mark.parametrize("layer", [1, 2])
+def test_features_after_a_block_are_those_of_fewer_blocks(expected, layer):
+  whole = encoders.load(VIT)
+  cut = encoders.load({**VIT, "layer": layer})
+  tiles = expected["tiles_24"]
+  spec = dataclasses.replace(TINY_VIT, depth=layer)
+  blocks = jax.tree.map(lambda leaf: leaf[:layer], whole.params["blocks"])
+  pixels = augment.normalise(jnp.asarray(tiles) / 255.0, whole.mean, whole.std)
+  want = tile_vit.apply({**whole.params, "blocks": blocks}, spec, pixels)
+  out = jax.jit(cut.apply)(cut.params, tiles)
+  np.testing.assert_allclose(out, want, rtol=0, atol=2e-5)
+  # The last block is the whole net, and the same features.
+  is_whole = layer == TINY_VIT.depth
+  assert (cut.fingerprint == whole.fingerprint) == is_whole
+  assert cut.weights.endswith(f"after block {layer} of 2")
+  if not is_whole:
+    assert np.abs(out - jax.jit(whole.apply)(whole.params, tiles)).max() > 0.1
 
 
 # Encoders of sequences.

@@ -24,7 +24,7 @@ mean of all tokens for VideoMAE, the class token's for contrastive learning.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,10 +33,11 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
-from wsiseq_jax import checkpoint, encoders, evaluate, tasks
+from wsiseq_jax import checkpoint, evaluate, tasks
 from wsiseq_jax import config as configs
 from wsiseq_jax.data import augment
 from wsiseq_jax.data import source as sources
+from wsiseq_jax.encoders import encoder as encoders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,17 +77,17 @@ def _read_drift(path: str, fingerprint: str, tile_px: int) -> _Drift:
   )
 
 
-def load(config: Mapping[str, Any]) -> encoders.Encoder:
+def load(config: encoders.Settings) -> encoders.Encoder:
   """Makes an encoder of tiles from the newest checkpoint of a run.
 
   Args:
-    config: The block `encoder` with all its keys, checked (`encoders.load`).
+    config: The block `encoder`.
 
   Raises:
     ValueError: There is no checkpoint, or it cannot do what is asked; the
       config key is named.
   """
-  folder = config["checkpoint"]
+  folder = config.checkpoint
   try:
     with checkpoint.Checkpoints(folder, read_only=True) as found:
       meta = found.meta()
@@ -103,15 +104,15 @@ def load(config: Mapping[str, Any]) -> encoders.Encoder:
       f"config.encoder.checkpoint = {folder!r}: its frames are {h} x {w} px, "
       "but tiles are square"
     )
-  if config["frames"] not in (1, clip.frames):
+  if config.frames not in (1, clip.frames):
     raise ValueError(
-      f"config.encoder.frames = {config['frames']}: must be 1 (a still clip) "
+      f"config.encoder.frames = {config.frames}: must be 1 (a still clip) "
       f"or {clip.frames}, the frames of the run's clips"
     )
-  tile_px = config["tile_px"] or h
+  tile_px = config.tile_px or h
   drift = _Drift()
-  if config["frames"] > 1:
-    path = config["data"] or saved.data.path
+  if config.frames > 1:
+    path = config.data or saved.data.path
     drift = _read_drift(path, meta["fingerprint"], tile_px)
   stored = clip.stored
   reach_px = math.ceil((clip.embedded - 1) * drift.px / 2 - 1e-3)

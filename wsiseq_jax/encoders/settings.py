@@ -1,68 +1,79 @@
 """Keys of `configs/embed_tiles.py`, and what they may be."""
 
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
+from typing import Annotated, Literal
 
 import jax
 from ml_collections import ConfigDict
 
 from data_prep import runs
+from data_prep.files import schema
+from data_prep.files.schema import FILLED, Range
 from data_prep.wsi import tile_stream, tiles, tissue
-from wsiseq_jax import config as configs
 from wsiseq_jax import jobs, launch
-from wsiseq_jax.encoders import Encoder
+from wsiseq_jax.encoders import encoder as encoders
 
 # Features at another scale than the encoder's are worth a word from here on.
 _SCALE_TOLERANCE = 0.1
 
 
-def _part(value: Any) -> str | None:
-  try:
-    runs.share(value, "data.part")
-  except (TypeError, ValueError):
-    return runs.SHARE_WANTED
-  return None
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+  """Slides, and how they are read."""
+
+  slides: Annotated[str, FILLED]
+  table: str = ""
+  part: str = "1/1"
+  batch_size: Annotated[int, Range(1)] = 64
+  threads: Annotated[int, Range(1)] = 8
+
+  def __post_init__(self):
+    runs.share(self.part, "data.part")
 
 
-CHECKS: Mapping[str, configs.Check] = {
-  "job": configs.one_of("embed_tiles"),
-  "workdir": configs.text(),
-  "data.slides": configs.text(),
-  "data.table": configs.text(),
-  "data.part": _part,
-  "data.batch_size": configs.integer(1),
-  "data.threads": configs.integer(1),
-  "tiles.mpp": configs.number(0, 20),
-  "tiles.overlap_px": configs.integer(0),
-  "tiles.min_tissue": configs.number(1e-3, 1),
-  "tiles.anchor": configs.one_of(*tiles.ANCHORS),
-  "tiles.mpp_tolerance": configs.number(0, 1),
-  "tiles.allow_upsampling": configs.flag(),
-  "tiles.default_mpp": configs.number(0),
-  "tiles.reader": configs.one_of("auto", "openslide"),
-  "tiles.max_bad_share": configs.number(0, 1),
-  "tissue.method": configs.one_of(*tissue.METHODS),
-  "tissue.thumbnail_px": configs.integer(64),
-}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tiles:
+  """How tiles are cut; see `data_prep/wsi/tiles.py`."""
+
+  mpp: Annotated[float, Range(0, 20)] = 0.5
+  overlap_px: Annotated[int, Range(0)] = 0
+  min_tissue: Annotated[float, Range(1e-3, 1)] = 0.25
+  anchor: Literal[tuple(tiles.ANCHORS)] = "level0"
+  mpp_tolerance: Annotated[float, Range(0, 1)] = 0.02
+  allow_upsampling: bool = False
+  default_mpp: Annotated[float, Range(0)] = 0.0
+  reader: Literal["auto", "openslide"] = "auto"
+  max_bad_share: Annotated[float, Range(0, 1)] = 0.1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tissue:
+  """What is tissue; see `data_prep/wsi/tissue.py`."""
+
+  method: Literal[tuple(tissue.METHODS)] = "guarded"
+  thumbnail_px: Annotated[int, Range(64)] = 2048
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """The config of the job `embed_tiles`."""
+
+  job: Literal["embed_tiles"]
+  workdir: Annotated[str, FILLED]
+  data: Data
+  tiles: Tiles
+  tissue: Tissue
+  encoder: encoders.Settings
 
 
 def validate(config: ConfigDict) -> None:
-  """Checks the config, less the encoder's block, which its loader checks.
+  """Checks the config.
 
   Raises:
     ValueError: all that is wrong.
   """
   jobs.check(config, "embed_tiles")
-  rest = {key: config[key] for key in config if key != "encoder"}
-  configs.check_keys(ConfigDict(rest), CHECKS)
-  if "encoder" not in config:
-    raise ValueError("config.encoder: missing")
-  for key, value in (
-    ("workdir", config.workdir),
-    ("data.slides", config.data.slides),
-  ):
-    if not value:
-      raise ValueError(f"config.{key} = '': name a folder")
+  schema.build(Settings, config)
   if jax.process_count() > 1:
     raise ValueError(
       "job embed_tiles runs in one process: start it alone on each machine, "
@@ -70,7 +81,9 @@ def validate(config: ConfigDict) -> None:
     )
 
 
-def settings_of(config: ConfigDict, encoder: Encoder) -> tile_stream.Settings:
+def settings_of(
+  config: ConfigDict, encoder: encoders.Encoder
+) -> tile_stream.Settings:
   """Returns how tiles are cut for an encoder.
 
   Args:

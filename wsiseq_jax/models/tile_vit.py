@@ -317,6 +317,23 @@ def init_params(spec: ViTSpec, key: Key[Array, ""]) -> dict[str, Any]:
   return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
+def first_blocks(
+  spec: ViTSpec, params: dict[str, Any], count: int
+) -> tuple[ViTSpec, dict[str, Any]]:
+  """The encoder that ends after its first blocks.
+
+  The final LayerNorm stays, so that features are DINOv2's
+  `get_intermediate_layers(norm=True)`.
+
+  Args:
+    spec: The whole encoder.
+    params: Its parameters.
+    count: Blocks to keep.
+  """
+  blocks = jax.tree.map(lambda leaf: leaf[:count], params["blocks"])
+  return dataclasses.replace(spec, depth=count), {**params, "blocks": blocks}
+
+
 def apply(
   params: dict[str, Any], spec: ViTSpec, pixels: Float[Array, "b h w 3"]
 ) -> Float[Array, "b e"]:
