@@ -383,7 +383,7 @@ def test_bad_settings(cohort, tmp_path):
   good = (cohort / "good.tiff", tmp_path)
   for changes, words in (
     ({"tiles.mpp": -1.0}, r"config\.tiles\.mpp = -1"),
-    ({"data.part": "9/8"}, r"config\.data\.part is '9/8'"),
+    ({"data.part": "9/8"}, r"config\.data\.part = '9/8'"),
     ({"tiles.min_tissue": 0.0}, r"config\.tiles\.min_tissue"),
     ({"workdir": ""}, r"config\.workdir"),
     ({"data.slides": ""}, r"config\.data\.slides"),

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from data_prep import runs
 from data_prep.files import schema
-from data_prep.files.schema import FILLED, Range
+from data_prep.files.schema import FILLED, Range, Rule
 from data_prep.wsi import tile_stream, tiles, tissue
 from wsiseq_jax import jobs, launch
 from wsiseq_jax.encoders import encoder as encoders
@@ -17,18 +17,22 @@ from wsiseq_jax.encoders import encoder as encoders
 _SCALE_TOLERANCE = 0.1
 
 
+def _is_share(part: str) -> bool:
+  try:
+    return bool(runs.share(part))
+  except ValueError:
+    return False
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
   """Slides, and how they are read."""
 
   slides: Annotated[str, FILLED]
   table: str = ""
-  part: str = "1/1"
+  part: Annotated[str, Rule(_is_share, runs.SHARE_WANTED)] = "1/1"
   batch_size: Annotated[int, Range(1)] = 64
   threads: Annotated[int, Range(1)] = 8
-
-  def __post_init__(self):
-    runs.share(self.part, "data.part")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

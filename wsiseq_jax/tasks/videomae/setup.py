@@ -64,7 +64,7 @@ class Model:
   dtype: Literal[vit.DTYPES] = "bfloat16"
   remat: Literal[vit.REMAT] = "none"
   attention_kernel: Literal[attention.KERNELS] = "auto"
-  init_from: str = ""  # Hugging Face safetensors to start from
+  init_from: str = ""  # weights of Hugging Face: a file, or hf:owner/name
   # Filled in by `init_from`: the weights' own grid and epsilons.
   trained_grid: Annotated[tuple[int, int, int], Range(0)] = (0, 0, 0)
   norm_eps: NotNegative = 1e-6
