@@ -31,9 +31,9 @@ from wsiseq_jax.mil import (
   tables,
   write_maps,
 )
+from wsiseq_jax.mil import summary as summaries
 from wsiseq_jax.mil.cohort import Cohort
 from wsiseq_jax.mil.one_fold import Job
-from wsiseq_jax.mil.prediction_tables import write_errors
 from wsiseq_jax.mil.results import Result
 from wsiseq_jax.mil.settings import MilData
 from wsiseq_jax.mil.trainer import BagTrainer
@@ -84,9 +84,7 @@ def run(config: ConfigDict) -> list[dict[str, Any]]:
         launch.log(
           f"{result.run.name}: validation has one class only; threshold 0.5"
         )
-    bags = job.bags
-    path = job.workdir / "errors.csv"
-    write_errors(path, job.cohort, bags.status, bags.reason)
+    tables.write_errors(job.workdir / "errors.csv", job.cohort, job.bags)
     summary = tables.write(
       job.workdir,
       job.cohort,
@@ -110,7 +108,7 @@ def run(config: ConfigDict) -> list[dict[str, Any]]:
   if summary:
     first = summary[0]
     launch.log(
-      f"{tables.METRIC_NAMES[first['metric']]} {first['mean']:.3f} "
+      f"{summaries.METRIC_NAMES[first['metric']]} {first['mean']:.3f} "
       f"[{first['low']:.3f}, {first['high']:.3f}]; see "
       f"{job.workdir / 'summary.md'}"
     )
@@ -158,7 +156,7 @@ def prepare(config: ConfigDict) -> Job:
       f"{jax.local_device_count()} devices are used"
     )
   if launch.is_main():
-    write_errors(workdir / "errors.csv", cohort, bags.status, bags.reason)
+    tables.write_errors(workdir / "errors.csv", cohort, bags)
     known = {"width": bags.width, "classes": list(cohort.classes)}
     saved = {"config": configs.to_dict(config), **known}
     text = json.dumps(saved, indent=2, sort_keys=True)

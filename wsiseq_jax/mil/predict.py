@@ -38,7 +38,6 @@ from wsiseq_jax.mil import (
   write_maps,
 )
 from wsiseq_jax.mil.cohort import Cohort
-from wsiseq_jax.mil.prediction_tables import write_errors
 from wsiseq_jax.mil.settings import MilSettings
 from wsiseq_jax.mil.trainer import BagTrainer
 
@@ -95,7 +94,7 @@ def run(config: ConfigDict) -> list[dict[str, Any]]:
   cohort, notes = _without_known(cohort, source / "splits.csv")
   summary = []
   if launch.is_main():
-    write_errors(workdir / "errors.csv", cohort, bags.status, bags.reason)
+    tables.write_errors(workdir / "errors.csv", cohort, bags)
     summary = tables.write(
       workdir,
       cohort,

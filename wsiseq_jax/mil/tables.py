@@ -1,62 +1,55 @@
 """From predictions to tables: of models, of slides, scores and a summary.
 
-A *whole prediction* (`Whole`) has every test slide once. In cross-validation it
-is put together from the k models of a repeat and a seed, each slide by the one
-that did not know it; where trained models are applied to other slides it is
-what one model says. Scores are computed of each; their mean and deviation are
-the result of the method. Beside it stands the *ensemble*, the mean prediction
-of a slide over all models that tested it.
+An *out-of-fold prediction* has every test slide once. In cross-validation it
+joins the k models of a repeat and a seed, each slide by the one that was
+trained without it; where trained models are applied to other slides it is what
+one model says. Scores are computed of each; their mean and std are the result
+of the method. Beside it stands the *ensemble*, the mean prediction of a slide
+over all models that tested it.
 
-Two kinds of uncertainty are kept apart: the deviation over seeds (and repeats)
-says how much the start of training matters; the interval how much the patients
-do, which are resampled, with all their slides, once for all whole predictions.
+Two kinds of uncertainty are kept apart: the std over seeds (and repeats) says
+how much the start of training matters; the interval how much the patients do,
+which are resampled, with all their slides, once for all predictions.
+
+Every slide has its rows. `status` is 'ok', or why the training prior stands
+there; `scored` is 1 where the row counts in metrics.csv and summary.csv, which
+failures do like all others, and 0 where the label is unknown, the models were
+trained on the slide's patient (`mil_predict`), or the split is not 'test'.
+Columns of predictions: `p_<class>` for classes and labels, `value` for a number
+or a risk (in std of the validation slides, see `trainer.values_of`).
 """
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
-from data_prep.files import atomic
+from data_prep.files import atomic, errors
 from data_prep.files import tables as files_tables
-from wsiseq_jax.metrics import bootstrap, charts
-from wsiseq_jax.mil import prediction_tables, scores
+from data_prep.files.errors import SlideError
+from wsiseq_jax.data.bags import Bags
+from wsiseq_jax.metrics import charts
+from wsiseq_jax.mil import summary
 from wsiseq_jax.mil.cohort import Cohort
 from wsiseq_jax.mil.results import Result
 
-SUMMARY = (
-  "of", "class", "metric", "mean", "std", "low", "high", "mean_of_folds",
-  "predictions", "slides", "patients", "failures",
-)  # fmt: skip
-METRICS = ("repeat", "fold", "seed", "class", "metric", "value")
-METRIC_NAMES = {
-  "auroc": "AUROC",
-  "auprc": "AUPRC",
-  "accuracy": "accuracy",
-  "balanced_accuracy": "balanced accuracy",
-  "sensitivity": "sensitivity",
-  "specificity": "specificity",
-  "ece": "ECE",
-  "r2": "R²",
-  "mae": "MAE",
-  "concordance": "concordance",
-}
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Whole:
-  """A prediction of all test slides.
+class TestPrediction:
+  """What is said of test slides.
 
   Attributes:
-    key: repeat, fold and seed, 'all' for what it is put together from.
+    key: repeat, fold and seed, 'all' for what several of them are joined to.
     rows: of the cohort, ascending.
     values: predictions, [n y].
     threshold: of the model behind each row, [n y].
   """
+
+  __test__ = False  # no test class of pytest's
 
   key: tuple[Any, Any, Any]
   rows: np.ndarray
@@ -64,14 +57,14 @@ class Whole:
   threshold: Float[np.ndarray, "n y"]
 
 
-def one_model(cohort: Cohort, result: Result) -> Whole:
+def one_model(cohort: Cohort, result: Result) -> TestPrediction:
   """What one model says of its test slides."""
   row = {slide_id: i for i, slide_id in enumerate(cohort.ids)}
   test = result.predicted["test"]
   rows = np.array([row[slide_id] for slide_id in test.ids], int)
   order = np.argsort(rows)
   values = test.values[order]
-  return Whole(
+  return TestPrediction(
     (result.run.repeat, result.run.fold, result.run.seed),
     rows[order],
     values,
@@ -79,12 +72,12 @@ def one_model(cohort: Cohort, result: Result) -> Whole:
   )
 
 
-def joined(parts: Sequence[Whole]) -> Whole:
+def out_of_fold(parts: Sequence[TestPrediction]) -> TestPrediction:
   """The folds of a repeat and a seed as one."""
   rows = np.concatenate([part.rows for part in parts])
   order = np.argsort(rows)
   repeat, _, seed = parts[0].key
-  return Whole(
+  return TestPrediction(
     (repeat, "all", seed),
     rows[order],
     np.concatenate([part.values for part in parts])[order],
@@ -92,26 +85,28 @@ def joined(parts: Sequence[Whole]) -> Whole:
   )
 
 
-def ensemble(parts: Sequence[Whole]) -> tuple[Whole, np.ndarray, np.ndarray]:
+def ensemble(
+  parts: Sequence[TestPrediction],
+) -> tuple[TestPrediction, np.ndarray, np.ndarray]:
   """The mean over all models that tested a slide.
 
   Returns:
-    The prediction; the deviation over models [n y]; how many models, [n].
+    The prediction; the std over models [n y]; how many models, [n].
   """
   rows = np.unique(np.concatenate([part.rows for part in parts]))
-  place = {row: i for i, row in enumerate(rows.tolist())}
   shape = (len(rows), parts[0].values.shape[1])
   count, total, square, threshold = (np.zeros(shape) for _ in range(4))
   for part in parts:
-    at = [place[row] for row in part.rows.tolist()]
+    at = np.searchsorted(rows, part.rows)
     count[at] += 1
     total[at] += part.values
     square[at] += part.values**2
     threshold[at] += part.threshold
   mean = total / count
-  spread = np.sqrt(np.maximum(square / count - mean**2, 0.0))
-  whole = Whole(("all", "all", "all"), rows, mean, threshold / count)
-  return whole, spread, count[:, 0].astype(int)
+  std = np.sqrt(np.maximum(square / count - mean**2, 0.0))
+  key = ("all", "all", "all")
+  found = TestPrediction(key, rows, mean, threshold / count)
+  return found, std, count[:, 0].astype(int)
 
 
 def write(
@@ -141,47 +136,155 @@ def write(
     The rows of summary.csv; [] if no label is known.
   """
   models = [one_model(cohort, result) for result in results]
-  wholes = models
-  if is_crossed:
-    keys = dict.fromkeys((m.key[0], m.key[2]) for m in models)
-    wholes = [
-      joined([m for m in models if (m.key[0], m.key[2]) == key]) for key in keys
-    ]
-  together = ensemble(models)
-  files_tables.write(
-    workdir / "predictions.csv",
-    prediction_tables.prediction_columns(cohort),
-    prediction_tables.prediction_rows(cohort, results),
-  )
-  files_tables.write(
+  mean, std, count = ensemble(models)
+  _write_rows(workdir / "predictions.csv", _of_models(cohort, results))
+  _write_rows(
     workdir / "predictions_slide.csv",
-    prediction_tables.slide_columns(cohort),
-    prediction_tables.slide_rows(cohort, status, *together),
+    _of_slides(cohort, status, mean, std, count),
   )
   if not cohort.is_labelled.any():
     return []
-  scored = _known(cohort, wholes), _known(cohort, [together[0]])[0]
-  folds = _known(cohort, models) if is_crossed else []
-  files_tables.write(
-    workdir / "metrics.csv",
-    METRICS,
-    _metric_rows(cohort, [*folds, *scored[0], scored[1]], bins),
+  mean, *models = _labelled(cohort, [mean, *models])
+  folds, joined = [], models
+  if is_crossed:
+    folds, of_run = models, {}
+    for model in models:
+      of_run.setdefault((model.key[0], model.key[2]), []).append(model)
+    joined = [out_of_fold(parts) for parts in of_run.values()]
+  metrics = pd.concat(
+    [
+      summary.metrics_of(cohort, "fold", folds, bins),
+      summary.metrics_of(cohort, "model", joined, bins),
+      summary.metrics_of(cohort, "ensemble", [mean], bins),
+    ]
   )
-  summary = summarise(cohort, status, *scored, folds, resamples, bins)
-  files_tables.write(workdir / "summary.csv", SUMMARY, summary)
-  text = markdown(cohort, status, results, summary, is_crossed, notes)
+  plain = metrics.drop(columns="of").to_dict("records")
+  _write_rows(workdir / "metrics.csv", plain)
+  rows = summary.summarise(
+    cohort, status, metrics, joined, mean, resamples, bins
+  )
+  _write_rows(workdir / "summary.csv", rows)
+  text = summary.markdown(cohort, status, results, rows, is_crossed, notes)
   atomic.write_atomic(workdir / "summary.md", text)
-  _draw(workdir, cohort, *scored, resamples, bins)
-  return summary
+  _draw(workdir, cohort, joined, mean, resamples, bins)
+  return rows
 
 
-def _draw(workdir, cohort, wholes, together, resamples, bins) -> None:
+def _write_rows(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+  files_tables.write(path, list(rows[0]), rows)
+
+
+def write_errors(path: pathlib.Path, cohort: Cohort, bags: Bags) -> None:
+  """Writes errors.csv: slides and rows that cannot be used, and why."""
+  of_bags = [
+    SlideError(text, "features", bags.status[slide_id], slide_id)
+    for slide_id, text in bags.reason.items()
+  ]
+  errors.write(path, [*cohort.errors, *of_bags])
+
+
+def _value_columns(cohort: Cohort) -> list[str]:
+  if cohort.target_type in ("regression", "survival"):
+    return ["value"]
+  return [f"p_{name}" for name in cohort.classes]
+
+
+def _thresholds(cohort: Cohort, threshold: np.ndarray) -> dict[str, float]:
+  """One threshold, that of the positive class; of each of several labels."""
+  if cohort.target_type != "multilabel":
+    return {"threshold": float(threshold[-1])}
+  names = [f"threshold_{name}" for name in cohort.classes]
+  return dict(zip(names, threshold.tolist(), strict=True))
+
+
+def _of_models(
+  cohort: Cohort, results: Sequence[Result]
+) -> list[dict[str, Any]]:
+  """Rows of predictions.csv: every model's predictions, by split."""
+  slides = {slide.slide_id: slide for slide in cohort.slides}
+  is_labelled = dict(zip(cohort.ids, cohort.is_labelled, strict=True))
+  columns = _value_columns(cohort)
+  return [
+    {
+      "slide_id": slide_id,
+      "patient_id": slides[slide_id].patient_id,
+      **dataclasses.asdict(result.run),
+      "split": split,
+      "label": slides[slide_id].text,
+      "status": status,
+      "scored": int(split == "test" and is_labelled[slide_id]),
+      **_thresholds(cohort, result.threshold),
+      **dict(zip(columns, values, strict=True)),
+    }
+    for result in results
+    for split, part in result.predicted.items()
+    for slide_id, values, status in zip(
+      part.ids, part.values.tolist(), part.status, strict=True
+    )
+  ]
+
+
+def _of_slides(cohort, status, mean, std, count) -> list[dict[str, Any]]:
+  """Rows of predictions_slide.csv: the ensemble, its std and its models."""
+  columns, is_labelled = _value_columns(cohort), cohort.is_labelled
+  rows = []
+  for i, row in enumerate(mean.rows):
+    slide, values, threshold = (
+      cohort.slides[row],
+      mean.values[i],
+      mean.threshold[i],
+    )
+    spread = zip(columns, std[i].tolist(), strict=True)
+    rows.append(
+      {
+        "slide_id": slide.slide_id,
+        "patient_id": slide.patient_id,
+        "target_type": cohort.target_type,
+        "label": slide.text,
+        "status": status[slide.slide_id],
+        "scored": int(is_labelled[row]),
+        "models": int(count[i]),
+        "predicted": predicted_name(cohort, values, threshold),
+        **_thresholds(cohort, threshold),
+        **dict(zip(columns, values.tolist(), strict=True)),
+        **{f"std_{name}": value for name, value in spread},
+      }
+    )
+  return rows
+
+
+def predicted_name(
+  cohort: Cohort, values: np.ndarray, threshold: np.ndarray
+) -> str:
+  """The class or the labels that a prediction says; '' for a number."""
+  if cohort.target_type == "binary":
+    return cohort.classes[int(values[-1] >= threshold[-1])]
+  if cohort.target_type == "multiclass":
+    return cohort.classes[int(values.argmax())]
+  if cohort.target_type == "multilabel":
+    chosen = zip(cohort.classes, values >= threshold, strict=True)
+    return ";".join(name for name, is_there in chosen if is_there)
+  return ""
+
+
+def _labelled(
+  cohort: Cohort, parts: Sequence[TestPrediction]
+) -> Iterator[TestPrediction]:
+  """The same without slides that have no label at all."""
+  for part in parts:
+    has = cohort.is_labelled[part.rows]
+    yield TestPrediction(
+      part.key, part.rows[has], part.values[has], part.threshold[has]
+    )
+
+
+def _draw(workdir, cohort, joined, mean, resamples, bins) -> None:
   """Writes roc.png and calibration.png; none where numbers are predicted."""
-  each = [_questions(cohort, whole) for whole in wholes]
+  each = [_questions(cohort, part) for part in joined]
   panels = [
     (name, labels, score, patients, [one[i][1:3] for one in each])
     for i, (name, labels, score, patients) in enumerate(
-      _questions(cohort, together)
+      _questions(cohort, mean)
     )
     if len(np.unique(labels)) == 2
   ]
@@ -200,14 +303,14 @@ def _draw(workdir, cohort, wholes, together, resamples, bins) -> None:
   charts.to_png(calibration, workdir / "calibration.png")
 
 
-def _questions(cohort: Cohort, whole: Whole) -> list[tuple]:
+def _questions(cohort: Cohort, part: TestPrediction) -> list[tuple]:
   """What is asked with yes or no: name, truth, probability and patients.
 
   The positive class of two; each of several classes against the rest; each
   label, where it is known. Nothing for numbers.
   """
-  labels, values = cohort.labels[whole.rows], whole.values
-  patients, columns = cohort.patients[whole.rows], range(len(cohort.classes))
+  labels, values = cohort.labels[part.rows], part.values
+  patients, columns = cohort.patients[part.rows], range(len(cohort.classes))
   if cohort.target_type in ("regression", "survival"):
     return []
   if cohort.target_type == "binary":
@@ -220,168 +323,3 @@ def _questions(cohort: Cohort, whole: Whole) -> list[tuple]:
     for j in columns
     for k in [known[:, j]]
   ]
-
-
-def _known(cohort: Cohort, wholes: Sequence[Whole]) -> list[Whole]:
-  """Without slides that have no label at all."""
-  has = cohort.is_labelled
-  return [
-    Whole(w.key, w.rows[k], w.values[k], w.threshold[k])
-    for w in wholes
-    for k in [has[w.rows]]
-  ]
-
-
-def _score(cohort: Cohort, whole: Whole, bins: int, weights=None):
-  """(class, metric) → value of each resample."""
-  labels = cohort.labels[whole.rows]
-  arguments = (
-    cohort.target_type, labels, whole.values, whole.threshold, weights, bins,
-  )  # fmt: skip
-  found = {("", k): v for k, v in scores.scores(*arguments).items()}
-  for number, each in scores.by_class(*arguments).items():
-    name = cohort.classes[number]
-    found.update({(name, metric): v for metric, v in each.items()})
-  return found
-
-
-def _metric_rows(cohort, wholes, bins) -> Iterator[dict[str, Any]]:
-  for whole in wholes:
-    for (name, metric), value in _score(cohort, whole, bins).items():
-      repeat, fold, seed = whole.key
-      yield {
-        "repeat": repeat, "fold": fold, "seed": seed, "class": name,
-        "metric": metric, "value": float(value[0]),
-      }  # fmt: skip
-
-
-def summarise(
-  cohort: Cohort,
-  status: Mapping[str, str],
-  wholes: Sequence[Whole],
-  together: Whole,
-  folds: Sequence[Whole],
-  resamples: int,
-  bins: int,
-) -> list[dict[str, Any]]:
-  """Mean, deviation and interval of every score, of models and the ensemble.
-
-  Args:
-    cohort: the slides.
-    status: of each slide.
-    wholes: whole predictions, of the same slides all.
-    together: the ensemble.
-    folds: single models, for the mean of folds; () where that is the same.
-    resamples: for the intervals.
-    bins: of the calibration error.
-
-  Returns:
-    Rows with the keys of `SUMMARY`; the deviation of one prediction is NaN.
-  """
-  patients = cohort.patients[together.rows]
-  failures = sum(
-    status[cohort.slides[row].slide_id] != "ok" for row in together.rows
-  )
-  single = [_score(cohort, whole, bins) for whole in folds]
-  rows = []
-  for kind, members in (("model", wholes), ("ensemble", [together])):
-
-    def mean(weights, members=members):
-      each = [_score(cohort, whole, bins, weights) for whole in members]
-      return {
-        "\n".join(key): np.mean([one[key] for one in each], axis=0)
-        for key in each[0]
-      }
-
-    ends = bootstrap.intervals(mean, patients, resamples)
-    plain = [_score(cohort, whole, bins) for whole in members]
-    for key in plain[0]:
-      values = np.array([one[key][0] for one in plain])
-      of_folds = np.array([one[key][0] for one in single] or [np.nan])
-      of_folds = of_folds[np.isfinite(of_folds)]
-      several = len(values) > 1
-      rows.append(
-        {
-          "of": kind,
-          "class": key[0],
-          "metric": key[1],
-          "mean": float(values.mean()),
-          "std": float(values.std(ddof=1)) if several else math.nan,
-          "low": ends["\n".join(key)][0],
-          "high": ends["\n".join(key)][1],
-          "mean_of_folds": float(of_folds.mean())
-          if kind == "model" and len(of_folds)
-          else math.nan,
-          "predictions": len(values),
-          "slides": len(together.rows),
-          "patients": len(np.unique(patients)),
-          "failures": failures,
-        }
-      )
-  return rows
-
-
-def markdown(
-  cohort: Cohort,
-  status: Mapping[str, str],
-  results: Sequence[Result],
-  summary: Sequence[Mapping[str, Any]],
-  is_crossed: bool,
-  notes: Sequence[str],
-) -> str:
-  """The summary as text, with what the numbers mean."""
-  first = summary[0]
-  failed = {s: list(status.values()).count(s) for s in ("no_tissue", "error")}
-  of = "models"
-  if is_crossed:
-    of = "repeats and seeds, each of all folds together,"
-  lines = [
-    f"# {cohort.target_type}: {', '.join(cohort.classes)}",
-    "",
-    f"{first['slides']} test slides of {first['patients']} patients, "
-    f"{len(results)} models. {first['failures']} of these slides are failures, "
-    "predicted by the training prior and scored with the others; in all, "
-    f"{failed['no_tissue']} slides have no tissue and {failed['error']} no "
-    "usable features (errors.csv).",
-    "",
-    f"Mean ± deviation over {first['predictions']} {of} and the 95 % interval "
-    "from resampling patients; then the ensemble, the mean over all models "
-    "that did not know a slide.",
-    "",
-    "| | model | ensemble |" + (" mean of folds |" if is_crossed else ""),
-    "|---|---:|---:|" + ("---:|" if is_crossed else ""),
-  ]
-  table = {(r["of"], r["class"], r["metric"]): r for r in summary}
-  for row in summary:
-    if row["of"] != "model":
-      continue
-    key = (row["class"], row["metric"])
-    name = METRIC_NAMES[row["metric"]] + (f", {key[0]}" if key[0] else "")
-    cells = [_cell(row), _cell(table["ensemble", *key])]
-    if is_crossed:
-      cells.append(f"{row['mean_of_folds']:.3f}")
-    lines.append(f"| {name} | {' | '.join(cells)} |")
-  epochs = [result.epoch for result in results]
-  lines += [
-    "",
-    f"Best epochs {min(epochs)} to {max(epochs)}, median "
-    f"{np.median(epochs):g}. Epoch and threshold are chosen on validation; the "
-    "threshold by Youden's J, which is the highest balanced accuracy.",
-  ]
-  blind = sum(not result.is_chosen for result in results)
-  if blind:
-    lines.append(
-      f"Validation of {blind} models had one class only: their threshold is "
-      "0.5."
-    )
-  if cohort.unlabelled:
-    lines.append(
-      f"{len(cohort.unlabelled)} slides of the table have no label and were "
-      "left out."
-    )
-  return "\n".join([*lines, *notes]) + "\n"
-
-
-def _cell(row: Mapping[str, Any]) -> str:
-  spread = f" ± {row['std']:.3f}" if math.isfinite(row["std"]) else ""
-  return f"{row['mean']:.3f}{spread} [{row['low']:.3f}, {row['high']:.3f}]"

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from wsiseq_jax.metrics import bootstrap, charts
-from wsiseq_jax.mil import tables
+from wsiseq_jax.mil.summary import METRIC_NAMES
 from wsiseq_jax.reports import page
 from wsiseq_jax.reports.slides import data as report_data
 from wsiseq_jax.reports.slides import slide as slide_page
@@ -133,7 +133,7 @@ def _facts(context: Context) -> list[tuple[str, Any]]:
   for metric in ("auroc", "r2", "concordance"):
     row = _summary_row(found, "ensemble", "", metric)
     if row:
-      name = f"{tables.METRIC_NAMES[metric]}, ensemble"
+      name = f"{METRIC_NAMES[metric]}, ensemble"
       items.append((name, _cell(row)))
   return items
 
@@ -144,7 +144,7 @@ def _metrics(found: Predictions) -> list[tuple[str, ...]]:
   for row in found.summary:
     if row["of"] != "model":
       continue
-    name = tables.METRIC_NAMES[row["metric"]]
+    name = METRIC_NAMES[row["metric"]]
     of_class = f", {row['class']}" if row["class"] else ""
     whole = _summary_row(found, "ensemble", row["class"], row["metric"])
     rows.append(
@@ -254,7 +254,7 @@ def _of_class(found: Predictions, name: str, metric: str) -> str:
   row = _summary_row(found, "ensemble", name, metric)
   if row is None and found.target_type == "binary":
     row = _summary_row(found, "ensemble", "", metric)
-  return f"{tables.METRIC_NAMES[metric]} {_cell(row)}" if row else ""
+  return f"{METRIC_NAMES[metric]} {_cell(row)}" if row else ""
 
 
 def rates(
