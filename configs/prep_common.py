@@ -4,11 +4,7 @@ from ml_collections import config_dict
 
 
 def add_cluster(config: config_dict.ConfigDict) -> None:
-  """Adds the settings of `data_prep/cluster.py`; see `docs/cluster.md`.
-
-  Args:
-    config: of a preparation, not yet locked.
-  """
+  """Adds the settings of `data_prep/cluster.py`; see `docs/cluster.md`."""
   # 'i/n': do the i-th of n parts of the work and do not put the data set
   # together; 'slurm': the place of this task in its job array.
   config.part = "1/1"

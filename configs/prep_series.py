@@ -47,12 +47,13 @@ What comes out, under `--config.out`:
 
 Stop it at any moment and start it again: finished parts are skipped, and the
 shards are byte for byte those of an undisturbed run. A part is done again if
-one of its files, its rows or a setting changed. One file that cannot be used
-never stops the others.
+one of its files, its times or a setting changed. One file that cannot be used
+never stops the others. Labels are beside the records, in `shards/targets.json`:
+correcting one makes no part again.
 
 Exit code: 0 all fine; 3 finished, but something is in errors.csv (other than
 notes) and everything else is written; 1 no data set could be written; 2 the
-call is wrong; 130 stopped by Ctrl-C.
+call is wrong; 130, 143 stopped by Ctrl-C, SIGTERM.
 """
 
 from ml_collections import config_dict
@@ -61,17 +62,7 @@ from configs import prep_common
 
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:
-  """Returns the settings of a preset.
-
-  Args:
-    arg: what follows the colon of `--config=configs/prep_series.py:`.
-
-  Returns:
-    The settings, locked: unknown keys are errors.
-
-  Raises:
-    ValueError: there is no such preset.
-  """
+  """Returns the settings of a preset, locked: unknown keys are errors."""
   presets = {
     "": lambda config: None,
     "video": _video,

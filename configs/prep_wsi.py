@@ -27,7 +27,8 @@ What comes out, under `--config.out`:
 
   shards/      the TFDS data set; splits train, val, test by patient
   slides.csv   every slide: its state, sequences, scale, tissue area, seconds
-  errors.csv   every slide that could not be used, where and why
+  errors.csv   every slide that could not be used, where and why; what
+               nobody expected has its traceback in errors.log
   splits.json  patient to split; extended by later runs, never reshuffled
   qc/          a picture of each slide with its tissue and its centres
   parts/       the finished work of each slide, which `shards/` links to
@@ -35,15 +36,17 @@ What comes out, under `--config.out`:
 Stop it at any moment and start it again: finished slides are skipped, and the
 shards are byte for byte those of an undisturbed run. A slide is done again if
 its file or a setting that shapes its sequences changed. One slide that cannot
-be used never stops the others.
+be used never stops the others. Labels are beside the records, in
+`shards/targets.json`: correcting one cuts nothing again.
 
 Slides are done side by side, one a core, by Dask workers on this machine. With
 `--config.cluster` they are done by Slurm jobs or on a Dask cluster that runs
-already (`docs/cluster.md`); the bytes that come out are the same.
+already, with `--config.part=3/8` by eight commands that know nothing of one
+another (`docs/cluster.md`); the bytes that come out are the same.
 
 Exit code: 0 all slides fine ("no tissue" is fine: a result); 3 finished, but
 some slides are in errors.csv and everything else is written; 1 no data set
-could be written; 2 the call is wrong; 130 stopped by Ctrl-C.
+could be written; 2 the call is wrong; 130, 143 stopped by Ctrl-C, SIGTERM.
 
 Speed: 5 to 6 ms a drift sequence at the defaults on one core, tile reading
 included, and a second or two a slide for mask and pictures; see
@@ -56,17 +59,7 @@ from configs import prep_common
 
 
 def get_config(arg: str = "") -> config_dict.ConfigDict:
-  """Returns the settings of a preset.
-
-  Args:
-    arg: what follows the colon of `--config=configs/prep_wsi.py:`.
-
-  Returns:
-    The settings, locked: unknown keys are errors.
-
-  Raises:
-    ValueError: there is no such preset.
-  """
+  """Returns the settings of a preset, locked: unknown keys are errors."""
   presets = {
     "": _reference,
     "demo": _demo,
