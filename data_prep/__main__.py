@@ -20,14 +20,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 
 
 def main(arguments: list[str]) -> int:
-  """Parses the command line and runs preparation.
-
-  Args:
-    arguments: `sys.argv`.
-
-  Returns:
-    The exit code; see `configs/prep_wsi.py`.
-  """
+  """Parses the command line and runs preparation."""
   sources = {"slides": slides.prepare, "series": series.prepare_series}
   try:
     rest = flags.FLAGS(arguments)[1:]

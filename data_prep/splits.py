@@ -132,17 +132,7 @@ def assign(
 
 
 def load(path: pathlib.Path) -> dict[str, str]:
-  """Reads a saved assignment.
-
-  Args:
-    path: splits.json; need not exist.
-
-  Returns:
-    Patient to split; empty without a file.
-
-  Raises:
-    ValueError: the file is not what `save` writes.
-  """
+  """Reads a saved assignment."""
   if not path.is_file():
     return {}
   try:
@@ -164,17 +154,7 @@ def save(
   fractions: Mapping[str, float],
   seed: int,
 ) -> bool:
-  """Writes an assignment.
-
-  Args:
-    path: splits.json.
-    assignment: patient to split.
-    fractions: the shares asked for, for the reader.
-    seed: the seed, for the reader.
-
-  Returns:
-    Whether the file changed.
-  """
+  """Writes an assignment."""
   content = {
     "seed": seed,
     "fractions": dict(fractions),

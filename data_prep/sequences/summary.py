@@ -23,18 +23,7 @@ def slide_rows(
   splits: Mapping[str, str],
   earlier: Mapping[str, Mapping[str, str]],
 ) -> list[dict[str, Any]]:
-  """Makes the rows of slides.csv.
-
-  Args:
-    entries: the slides of the run.
-    outcomes: what became of them, by slide id; slides without are left out.
-    splits: patient to split.
-    earlier: rows of the previous slides.csv by slide id, for how long a slide
-      took that was finished before.
-
-  Returns:
-    One row for each slide that is over, by slide id.
-  """
+  """Makes the rows of slides.csv."""
   rows = []
   for entry in sorted(entries, key=lambda e: e.slide_id):
     outcome = outcomes.get(entry.slide_id)
@@ -78,18 +67,7 @@ def closing_text(
   splits: Mapping[str, str],
   lines: Sequence[str],
 ) -> str:
-  """Puts the result of a run into words.
-
-  Args:
-    entries: the slides of the run.
-    outcomes: what became of them, by slide id.
-    errors: everything that could not be used.
-    splits: patient to split.
-    lines: what to say at the end.
-
-  Returns:
-    Several lines of text.
-  """
+  """Puts the result of a run into words."""
   done = [o for o in outcomes.values() if o.status == DONE]
   before = sum(o.seconds is None for o in done)
   text = [

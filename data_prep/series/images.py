@@ -82,13 +82,6 @@ def target_px(
 ) -> tuple[int, int]:
   """Returns the (h, w) that all frames of a data set get.
 
-  Args:
-    frame_px: `config.image.frame_px`: (h, w), or one number for the short side.
-    source_px: the commonest (h, w) of the stored frames; gives the long side.
-
-  Returns:
-    The size.
-
   Example:
     >>> target_px((128,), (240, 320)), target_px((64, 48), (240, 320))
     ((128, 171), (64, 48))
@@ -147,17 +140,7 @@ def fit_frame(
 def encode(
   frame: UInt8[np.ndarray, "h w c"], quality: int, subsampling: str
 ) -> bytes:
-  """Encodes a frame of one to three channels as RGB JPEG.
-
-  Args:
-    frame: the frame.
-    quality: of the JPEG, 1 to 100.
-    subsampling: of its chroma: '420', '422' or '444'. Two channels that are no
-      colours are always stored at '444'.
-
-  Returns:
-    The JPEG.
-  """
+  """Encodes a frame of one to three channels as RGB JPEG."""
   channels = frame.shape[-1]
   if channels == 1:
     frame = np.repeat(frame, 3, axis=2)

@@ -348,12 +348,6 @@ def _list_span(
 def _id_of(path: str) -> str:
   """Names a series by its first scan.
 
-  Args:
-    path: relative path of the scan.
-
-  Returns:
-    The path without extension, folders joined by '_'.
-
   Example:
     >>> _id_of("left/p7/scan_0.png")
     'left_p7_scan_0'
@@ -363,12 +357,6 @@ def _id_of(path: str) -> str:
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
   """Sorts scan_10 after scan_9.
-
-  Args:
-    name: a file name.
-
-  Returns:
-    A key to sort by.
 
   Example:
     >>> sorted(["s10.png", "s9.png"], key=_natural)

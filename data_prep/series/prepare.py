@@ -49,11 +49,7 @@ RUN_KEYS = (
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-  """Checks all settings before any work is done.
-
-  Raises:
-    ValueError: naming the config key, the value and what is allowed.
-  """
+  """Checks all settings before any work is done."""
   rules, image = config["sequence"], config["image"]
   window, (low, high) = image["window"], image["percentiles"]
   frame_px = image["frame_px"]

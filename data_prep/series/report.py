@@ -48,18 +48,7 @@ def write_tables(
   assignment: Mapping[str, str],
   errors: Sequence[SlideError],
 ) -> bool:
-  """Writes series.csv and errors.csv.
-
-  Args:
-    out: the output folder.
-    series: those with files.
-    done: what became of each that gave a sequence.
-    assignment: patient to split.
-    errors: everything that could not be used or was changed.
-
-  Returns:
-    Whether a table changed.
-  """
+  """Writes series.csv and errors.csv."""
   reasons = {e.slide: e.error for e in errors if e.stage != NOTE}
   patients = {one.series_id: one.patient_id for one in series}
   rows = []
@@ -93,14 +82,6 @@ def contact_sheet(
   One row a sequence, its frames from left to right with their times; frames
   that are padding stay empty. It is made from the finished shards, so it shows
   what training will see.
-
-  Args:
-    out: the output folder.
-    parts: the finished parts.
-    time_unit: unit of `time`.
-
-  Returns:
-    Whether the picture changed.
   """
   info = tfds.builder_from_directory(out / "shards").info
   spec = example_parser.ExampleParserNp(info.features.get_serialized_info())
@@ -170,22 +151,7 @@ def closing(
   seconds: float,
   has_patients: bool,
 ) -> tuple[str, int]:
-  """Puts the result of a run into words.
-
-  Args:
-    out: the output folder.
-    shape: what all sequences share.
-    targets: the labels.
-    done: what became of each series that gave a sequence.
-    assignment: patient to split.
-    errors: everything that could not be used or was changed.
-    changed: whether anything was written.
-    seconds: how long the run took.
-    has_patients: whether the table names patients.
-
-  Returns:
-    The text, and the exit code.
-  """
+  """Puts the result of a run into words."""
   bad = [error for error in errors if error.stage != NOTE]
   notes = [error for error in errors if error.stage == NOTE]
   text = [""]

@@ -57,13 +57,6 @@ def kept(span: Span, keep: Sequence[int]) -> Span:
   """Returns a span with some of its visits.
 
   A history without its own visit is none: its labels belong to that visit.
-
-  Args:
-    span: the visits.
-    keep: indices of the files that stay.
-
-  Returns:
-    The span; without any visit where nothing is left of it.
   """
   if span.is_stack and keep:
     return span  # its times are those of its frames

@@ -36,11 +36,7 @@ def _outline(rng, shape, s, d) -> np.ndarray:
 
 
 def layout(rng, shape, d, s, region_um, label):
-  """Where which tissue lies.
-
-  Returns:
-    types, regions, lesions (maps at layout resolution), kinds of lesion.
-  """
+  """Where which tissue lies."""
   tissue = _outline(rng, shape, s, d)
   spacing = region_um * s / d
   seeds = texture.scatter(rng, np.ones(shape, bool), 1, spacing, 0.16)

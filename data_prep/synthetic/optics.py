@@ -33,16 +33,6 @@ def match_mean_colour(
   red. The means are matched in transmitted light (red and green, under the
   reference stain) and not in density, because transmitted light is what the
   average of a picture's pixels shows.
-
-  Args:
-    h: haematoxylin density.
-    e: eosin density.
-    regions: region of each pixel of the same grid, −1 = none.
-    targets: wanted mean transmittance in red and green, per region.
-    limits: least and greatest gain.
-
-  Returns:
-    Gains of h and e, per region.
   """
   inside = regions.ravel() >= 0
   which = regions.ravel()[inside]
@@ -90,18 +80,6 @@ def render(
   """Stain densities to an RGB picture by the Beer-Lambert law.
 
   I_c = light_c · illumination · exp(−h·S_hc − e·S_ec) + noise
-
-  Args:
-    h: haematoxylin density.
-    e: eosin density.
-    stain: optical density per unit of stain in R, G, B.
-    light: grey level of blank glass in R, G, B.
-    illumination: relative brightness of the lamp.
-    rng: source of the sensor's noise.
-    sensor_noise: its standard deviation in grey levels.
-
-  Returns:
-    The picture.
   """
   # One noise for all channels, shifted: three would look the same and cost
   # most of the time of this function.

@@ -103,15 +103,7 @@ class Subject:
 
 
 def make_subjects(count: int, seed: int) -> list[Subject]:
-  """Draws subjects.
-
-  Args:
-    count: how many.
-    seed: of the set.
-
-  Returns:
-    The subjects; the same for the same arguments.
-  """
+  """Draws subjects."""
   rng = np.random.default_rng([seed, 1])
   # Half of the rates on either side of the middle, and each class of shape and
   # texture equally often: one in a random order for each.
@@ -148,16 +140,7 @@ def _log_uniform(low: float, high: float, u: np.ndarray | float):
 def draw(
   subject: Subject, size_px: int = 48, color: bool = False
 ) -> UInt8[np.ndarray, "t h w c"]:
-  """Draws all visits of a subject.
-
-  Args:
-    subject: what is true of it.
-    size_px: side of the pictures.
-    color: three channels, tinted by subject, instead of one.
-
-  Returns:
-    The pictures.
-  """
+  """Draws all visits of a subject."""
   rng = np.random.default_rng([subject.seed, 2])
   side = size_px * _OVERSAMPLING
   unit = size_px / 48  # sizes are stated for 48 px
@@ -240,16 +223,7 @@ def write(
   color: bool = False,
   arrays: bool = False,
 ) -> None:
-  """Writes pictures, `series.csv` and `truth.csv`.
-
-  Args:
-    out: the folder, made if it is missing.
-    subjects: the subjects.
-    size_px: side of the pictures.
-    color: three channels instead of one.
-    arrays: one `.npy` [t, h, w] or [t, h, w, c] a subject and a row a subject,
-      instead of one PNG and a row a visit.
-  """
+  """Writes pictures, `series.csv` and `truth.csv`."""
   images = out / "images"
   images.mkdir(parents=True, exist_ok=True)
   table, truth = [], []
@@ -302,25 +276,12 @@ def time_blind_r2(subjects: Sequence[Subject]) -> float:
 
   Given are the *true* size and texture contrast at every visit, which is more
   than a model can see in the pictures.
-
-  Args:
-    subjects: some hundreds of them.
-
-  Returns:
-    Cross-validated R^2 of the better of two regressors.
   """
   return _r2(subjects, [_course(subject) for subject in subjects])
 
 
 def time_aware_r2(subjects: Sequence[Subject]) -> float:
-  """Measures how well growth rates follow from sizes and times.
-
-  Args:
-    subjects: some hundreds of them.
-
-  Returns:
-    Cross-validated R^2 of the better of two regressors.
-  """
+  """Measures how well growth rates follow from sizes and times."""
   rows = []
   for subject in subjects:
     slope = np.polyfit(subject.times, subject.sizes, 1)[0]

@@ -103,14 +103,7 @@ class Truth:
   def tissue_type(
     self, level0_xy: Float[np.ndarray, "m 2"]
   ) -> Int[np.ndarray, " m"]:
-    """Tissue type at points of the slide.
-
-    Args:
-      level0_xy: x, y in level-0 pixels.
-
-    Returns:
-      Index into `names`; −1 on glass and outside the slide.
-    """
+    """Tissue type at points of the slide."""
     return self._look_up(self.types, level0_xy, -1)
 
   def lesion(
@@ -218,14 +211,7 @@ def write_pyramid(
   mpp: float,
   quality: int = 85,
 ) -> None:
-  """Writes a tiled JPEG TIFF pyramid with resolution tags, atomically.
-
-  Args:
-    path: file to write.
-    picture: level 0.
-    mpp: micrometres per pixel of level 0.
-    quality: JPEG quality.
-  """
+  """Writes a tiled JPEG TIFF pyramid with resolution tags, atomically."""
   level = picture
   # `rgb` describes the pixels handed over; tifffile converts them and writes
   # YCbCr JPEG itself. `ycbcr` here would promise pixels already converted.

@@ -47,14 +47,6 @@ def noise(
 
   Noise coarser than eight pixels is made on a coarser grid and enlarged: it
   looks the same and costs a fraction.
-
-  Args:
-    rng: source of randomness.
-    shape: height and width in pixels.
-    sigma: standard deviation of the filter along y and x, in pixels.
-
-  Returns:
-    The noise, float32.
   """
   step = max(1, int(min(sigma) / 4))
   small = tuple(-(-n // step) + 2 for n in shape)
@@ -81,16 +73,6 @@ def scatter(
 
   Cells neither overlap nor line up; a jittered grid gives both without the
   cost of dart throwing.
-
-  Args:
-    rng: source of randomness.
-    inside: mask at 1/`downsample` of the resolution.
-    downsample: pixels per mask pixel.
-    spacing: distance between neighbours in pixels.
-    jitter: standard deviation of the displacement, as a share of `spacing`.
-
-  Returns:
-    x, y in pixels.
   """
   height, width = (n * downsample for n in inside.shape)
   row = spacing * np.sqrt(3) / 2
@@ -115,15 +97,7 @@ def draw_ellipses(
   angles: np.ndarray,
   values: np.ndarray,
 ) -> None:
-  """Fills anti-aliased ellipses with sub-pixel position, in place.
-
-  Args:
-    canvas: the picture drawn on.
-    centres: x, y in pixels, [m, 2].
-    axes: half axes in pixels, [m, 2].
-    angles: direction of the first axis in degrees, [m].
-    values: grey level of each ellipse, [m].
-  """
+  """Fills anti-aliased ellipses with sub-pixel position, in place."""
   centres, axes = _fixed(centres).tolist(), _fixed(axes).tolist()
   for centre, axis, angle, value in zip(
     centres, axes, angles.tolist(), values.tolist(), strict=True

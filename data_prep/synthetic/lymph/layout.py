@@ -69,17 +69,7 @@ class Layout:
 def layout(
   rng: np.random.Generator, shape: tuple[int, int], um: Number, kind: str
 ) -> Layout:
-  """Draws the plan of one slide.
-
-  Args:
-    rng: source of randomness.
-    shape: height and width of the plan in pixels.
-    um: micrometres per pixel of the plan.
-    kind: one of `METASTASES`.
-
-  Returns:
-    The plan.
-  """
+  """Draws the plan of one slide."""
   return Plan(rng, shape, um).draw(kind)
 
 

@@ -37,12 +37,6 @@ def _largest(mask):
 def major_axis(mask: Bool[np.ndarray, "h w"]) -> float:
   """Major axis of the ellipse with the mask's second moments, in pixels.
 
-  Args:
-    mask: one piece.
-
-  Returns:
-    Four standard deviations along the longest direction.
-
   Example:
     >>> round(major_axis(np.ones((1, 101), bool)))  # a line, not an ellipse
     117
@@ -53,15 +47,7 @@ def major_axis(mask: Bool[np.ndarray, "h w"]) -> float:
 
 
 def find(plan, kind: str) -> Bool[np.ndarray, "h w"] | None:
-  """Draws one lesion of the extent that its kind should have.
-
-  Args:
-    plan: `synthetic_lymph_layout.Plan`; the lesion lies in its `room`.
-    kind: key of `EXTENT_UM`.
-
-  Returns:
-    The lesion, one piece without holes; None where there is no room.
-  """
+  """Draws one lesion of the extent that its kind should have."""
   low, high = EXTENT_UM[kind]
   for attempt in range(60):
     # Small ones lie beside follicles, a large one grows over them.

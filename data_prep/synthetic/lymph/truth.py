@@ -16,16 +16,7 @@ def tumour_share(
   level0_xy: Float[np.ndarray, "m 2"] | Int[np.ndarray, "m 2"],
   side: int | float | np.integer | np.floating,
 ) -> Float[np.ndarray, " m"]:
-  """Share of each tile that is tumour: the truth about tiles.
-
-  Args:
-    truth: of the slide.
-    level0_xy: upper left corners, in level-0 pixels.
-    side: of the tiles, in level-0 pixels.
-
-  Returns:
-    In [0, 1]; what lies outside the slide is no tumour.
-  """
+  """Share of each tile that is tumour: the truth about tiles."""
   table = np.pad(np.cumsum(np.cumsum(truth.lesions > 0, 0), 1), ((1, 0),) * 2)
   height, width = truth.lesions.shape
   xy = np.asarray(level0_xy, np.float64).reshape(-1, 2)
@@ -45,12 +36,6 @@ def outline(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "v 2"]:
   `Truth.lesion_polygons` goes through the centres of the outermost pixels and
   loses half of them; this one gives the same mask again.
 
-  Args:
-    mask: one piece without holes.
-
-  Returns:
-    x, y in pixels (pixel i covers [i, i + 1]), not closed.
-
   Example:
     >>> outline(np.ones((1, 2), bool)).tolist()
     [[0.0, 0.0], [0.0, 1.0], [2.0, 1.0], [2.0, 0.0]]
@@ -65,15 +50,7 @@ def outline(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "v 2"]:
 
 
 def annotation_xml(truth: slides.Truth) -> str:
-  """The lesions of a slide as an ASAP file of Camelyon.
-
-  Args:
-    truth: of the slide.
-
-  Returns:
-    One polygon a lesion in level-0 pixels, group `Tumor`; its name tells number
-    and kind.
-  """
+  """The lesions of a slide as an ASAP file of Camelyon."""
   lines = ['<?xml version="1.0"?>', "<ASAP_Annotations>", "  <Annotations>"]
   for number, kind in enumerate(truth.lesion_kinds, 1):
     lines.append(
