@@ -17,9 +17,14 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from data_prep.files.values import (
+  class_name,
+  class_number,
+  is_unknown,
+  number,
+)
+
 FILE = "targets.json"
-# "none" is not here: it may be a grade.
-MISSING = ("", "nan", "na", "n/a", "null")
 # More different words than this are names or remarks, not classes.
 MOST_CLASSES = 50
 
@@ -93,25 +98,6 @@ class TargetTable:
     )
 
 
-def number(text: str) -> float | None:
-  """Reads a finite number; None if the text is none.
-
-  Example:
-    >>> number(" 1e3 "), number("inf"), number("abc")
-    (1000.0, None, None)
-  """
-  try:
-    value = float(text)
-  except ValueError:
-    return None
-  return value if math.isfinite(value) else None
-
-
-def is_missing(text: str) -> bool:
-  """Whether a cell is empty or one of the words for nothing."""
-  return text.strip().lower() in MISSING
-
-
 def resolve(
   cells: Mapping[str, Iterable[str]], wanted: Sequence[str]
 ) -> list[Target]:
@@ -146,7 +132,7 @@ def resolve(
       raise ValueError(
         f"config.targets has {item!r}: no such column; there are {list(cells)}"
       )
-    values = [v.strip() for v in cells[name] if not is_missing(v)]
+    values = [v.strip() for v in cells[name] if not is_unknown(v)]
     targets.append(_target(name, kind, values))
   return targets
 
@@ -187,13 +173,6 @@ def _not_too_many(name: str, words: Sequence[str]) -> tuple[str, ...]:
   return tuple(words)
 
 
-def class_name(text: str) -> str:
-  """Returns the name of a class as it is compared and listed."""
-  # pandas writes 1 as 1.0 as soon as the column has a gap.
-  value = number(text)
-  return text.strip() if value is None else f"{value:g}"
-
-
 def _class_order(name: str) -> tuple[float, str]:
   value = number(name)
   return (math.inf if value is None else value, name)
@@ -216,15 +195,13 @@ def encode(target: Target, text: str) -> float:
     >>> encode(Target("eye", ("left", "right")), "right")
     1.0
   """
-  if is_missing(text):
-    return math.nan
   if target.classes:
-    name = class_name(text)
-    if name not in target.classes:
-      raise ValueError(
-        f"{target.name} is {name!r}, its classes are {list(target.classes)}"
-      )
-    return float(target.classes.index(name))
+    try:
+      return class_number(target.classes, text)
+    except ValueError as error:
+      raise ValueError(f"{target.name}: {error}") from error
+  if is_unknown(text):
+    return math.nan
   value = number(text)
   if value is None:
     raise ValueError(f"{target.name} is {text.strip()!r}, want a number")

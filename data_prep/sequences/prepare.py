@@ -27,18 +27,11 @@ from data_prep import cluster, records, runs, shards, splits
 from data_prep.files import atomic, tables
 from data_prep.files import errors as error_rows
 from data_prep.files.errors import SlideError
+from data_prep.files.values import class_name, is_unknown, number
 from data_prep.sequences import geometries, slide_job, summary
 from data_prep.sequences.geometries import Geometry
 from data_prep.sequences.slide_job import SlideJob, SlideOutcome
-from data_prep.targets import (
-  Target,
-  TargetTable,
-  class_name,
-  encode,
-  is_missing,
-  number,
-  resolve,
-)
+from data_prep.targets import Target, TargetTable, encode, resolve
 from data_prep.wsi import find, tissue
 from data_prep.wsi.find import SlideEntry
 
@@ -97,7 +90,7 @@ def label_of(entries: Sequence[SlideEntry], given: Sequence[str]) -> Target:
     ValueError: a slide has a label that is not among the given ones.
   """
   cells = [entry.label or "" for entry in entries]
-  names = {class_name(cell) for cell in cells if not is_missing(cell)}
+  names = {class_name(cell) for cell in cells if not is_unknown(cell)}
   if given:
     target = Target("label", tuple(class_name(name) for name in given))
     for entry in entries:

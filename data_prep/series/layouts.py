@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from data_prep.files.errors import SlideError
+from data_prep.files.values import number
 from data_prep.series import files as series_files
 from data_prep.series.spans import (
   Collector,
@@ -29,12 +30,11 @@ from data_prep.series.spans import (
   literal,
   time_of,
 )
-from data_prep.series.table import Row, Table
-from data_prep.targets import is_missing, number
+from data_prep.series.table import Row, SeriesTable
 
 
 def find_series(
-  table: Table, config: Mapping[str, Any]
+  table: SeriesTable, config: Mapping[str, Any]
 ) -> tuple[list[Series], list[SlideError]]:
   """Turns the lines of a table into series.
 
@@ -126,7 +126,7 @@ def _file_span(c: Collector, series_id: str, row: Row) -> Span:
   files, is_stack = _files(c, series_id, row)
   times, fps = None, 0.0
   cell = c.table.cell(row, "fps")
-  if not is_missing(cell):
+  if cell:
     fps = number(cell) or 0.0
     if fps <= 0:
       raise SlideError(
@@ -135,7 +135,7 @@ def _file_span(c: Collector, series_id: str, row: Row) -> Span:
         "bad_fps",
       )
   cell = c.table.cell(row, "times")
-  if not is_missing(cell):
+  if cell:
     words = re.split(r"[;,\s]+", cell.strip("[]() "))
     times = [time_of(word, row) for word in words]
     if not is_stack and len(times) == len(files):
@@ -209,12 +209,12 @@ def _visit_spans(
       undated.append(row)
       c.error(series_id, error.error, f"{error.message}; left out")
       continue
-    if is_missing(name):
+    if not name:
       text = f"{row.where}: no file, a missing visit; left out"
       c.note(series_id, "missing_visit", text)
     visits.append((time, (name, row)))
   rows = [*undated, *(row for _, (_, row) in sorted(visits, key=first))]
-  visits = [v for v in visits if not is_missing(v[1][0])]
+  visits = [v for v in visits if v[1][0]]
   visits = c.in_order(series_id, visits)
   files = [str(c.table.root / name) for _, (name, _) in visits]
   times = [time for time, _ in visits]
@@ -271,7 +271,7 @@ def _lists(c: Collector) -> None:
 def _list(c: Collector, row: Row, key: str) -> list[tuple[str, Any]]:
   """Reads a cell that holds a Python list of (path, year)."""
   cell = c.table.cell(row, key)
-  if is_missing(cell):
+  if not cell:
     return []
   items = literal(cell, row)
   for item in items:

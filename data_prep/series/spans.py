@@ -9,8 +9,8 @@ from typing import Any
 
 from data_prep import splits
 from data_prep.files.errors import SlideError
-from data_prep.series.table import NOTE, Row, Table
-from data_prep.targets import is_missing, number
+from data_prep.files.values import number
+from data_prep.series.table import NOTE, Row, SeriesTable
 
 SEQUENCES = ("series", "history")
 
@@ -139,7 +139,7 @@ class Collector:
     errors: what cannot be used or was changed.
   """
 
-  def __init__(self, table: Table, config: Mapping[str, Any]):
+  def __init__(self, table: SeriesTable, config: Mapping[str, Any]):
     self.table, self.config = table, config
     self.series: dict[str, Series] = {}
     self.errors: list[SlideError] = []
@@ -234,7 +234,7 @@ class Collector:
     labels, changed = {}, []
     for name in self.table.labels:
       values = [row.cells.get(name, "") for row in rows]
-      values = [value for value in values if not is_missing(value)]
+      values = [value for value in values if value]
       labels[name] = values[-1] if values else ""
       if len(set(values)) > 1 and self._is_wanted(name):
         changed.append(name)

@@ -15,16 +15,16 @@ their columns (or by `config.layout`):
 `config.sequences` says what a sequence is: the whole `series`, or a `history`:
 everything up to a visit, one for each visit, with the labels of that visit.
 
-Names of columns are matched without case (`ALIASES`); `config.columns`
-overrides them. Every column left over is a label, unless `config.targets` says
-which are. Several tables are read as one; called `train*.csv`, `val*.csv` and
-`test*.csv` they give the splits, as does a column `split`.
+Names of columns are matched as in all tables (`files/tables.py`);
+`config.columns` overrides them. Every column left over is a label, unless
+`config.targets` says which are. Several tables are read as one; called
+`train*.csv`, `val*.csv` and `test*.csv` they give the splits, as does a column
+`split`.
 
 What is wrong in a row becomes a `SlideError` of stage `table`; a remark on
 something that is kept has stage `note`.
 """
 
-import csv
 import dataclasses
 import pathlib
 import re
@@ -32,53 +32,33 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_prep import splits
+from data_prep.files import tables
 from data_prep.files.errors import SlideError
 
 NOTE = "note"
 LAYOUTS = ("auto", "series", "visits", "lists")
-ALIASES = {
-  "series_id": (
-    "series_id", "series", "sequence_id", "id", "eye_id", "video_id", "eid",
-    "subject_id", "subject",
-  ),
-  "patient_id": (
-    "patient_id", "patient", "case_id", "case", "subject_id", "subject", "eid",
-  ),
-  "file": (
-    "file", "filename", "files", "path", "filepath", "image", "image_path",
-    "folder",
-  ),
-  "time": ("time", "year", "years", "time_years", "time_s", "seconds", "frame"),
-  "times": ("times",),
-  "fps": ("fps", "frame_rate"),
-  "split": ("split",),
-  "history": ("scan_history",),
-  "video": ("video",),
-}  # fmt: skip
+KEYS = (
+  *("series_id", "patient_id", "file", "time", "times", "fps", "split"),
+  *("history", "video"),
+)
 # Columns that say what a row is; never labels, even where another one is used.
 _NAMES = {
-  name for key in ("series_id", "patient_id", "file") for name in ALIASES[key]
+  tables.plain(name)
+  for key in ("series_id", "patient_id", "file")
+  for name in tables.ALIASES[key]
 }
 _SPLIT_FILE = re.compile(r"(train|val|test)(_.*)?$")
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-  """One line of a table.
+class Row(tables.Row):
+  """One line; `split` is what its table's name says, None if nothing."""
 
-  Attributes:
-    where: which line of which table, for messages.
-    cells: column to text, without blanks around it.
-    split: split by the table's name, None if that says nothing.
-  """
-
-  where: str
-  cells: Mapping[str, str]
-  split: str | None
+  split: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class SeriesTable:
   """All lines, and which column means what.
 
   Attributes:
@@ -124,7 +104,7 @@ def table_paths(spec: str) -> list[pathlib.Path]:
   return paths
 
 
-def read(config: Mapping[str, Any]) -> Table:
+def read(config: Mapping[str, Any]) -> SeriesTable:
   """Reads the tables of a run.
 
   Args:
@@ -138,34 +118,31 @@ def read(config: Mapping[str, Any]) -> Table:
       no column names files or series.
   """
   paths = table_paths(config["csv"])
-  rows, headings, errors = [], {}, []
+  # Words that are classes are values, whatever they look like.
+  classes = (item.partition(":class=")[2] for item in config["targets"])
+  keep = [word for text in classes for word in text.split("|")]
+  rows, headings, errors, twins = [], {}, [], set()
   for path in paths:
     match = _SPLIT_FILE.match(path.stem) if len(paths) > 1 else None
     split = match.group(1) if match else None
     try:
-      with open(path, newline="", encoding="utf-8-sig") as file:
-        # `strict`: an unclosed quote would swallow the rest of the file.
-        reader = csv.DictReader(file, strict=True)
-        heading = [name.strip() for name in reader.fieldnames or ()]
-        reader.fieldnames = heading
-        for line in reader:
-          where = f"row {reader.line_num} of {path.name}"
-          if None in line:
-            errors.append(
-              SlideError(
-                f"{where} has more cells than the heading: {line[None]}",
-                "table",
-                "bad_row",
-                next(iter(line.values())) or where,
-              )
-            )
-            continue
-          cells = {k: (v or "").strip() for k, v in line.items()}
-          rows.append(Row(where, cells, split))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-      raise ValueError(f"config.csv: cannot read {path}: {error}") from error
-    headings.update(dict.fromkeys(heading))
-  columns = _columns(list(headings), config["columns"])
+      table = tables.read(path, keep)
+    except ValueError as error:
+      raise ValueError(f"config.csv: {error}") from error
+    rows += [Row(row.where, row.cells, split) for row in table.rows]
+    errors += [
+      SlideError(text, "table", "bad_row", cell) for cell, text in table.bad
+    ]
+    headings.update(dict.fromkeys(table.heading))
+    twins |= table.twins
+  whole = tables.Table(
+    paths[0], tuple(headings), tuple(rows), twins=frozenset(twins)
+  )
+  columns = whole.columns(KEYS, config["columns"])
+  if columns["time"] == columns["times"]:
+    # Without `_` and `-` the names `time_s` and `times` are one.
+    is_times = columns["times"].lower() == "times"
+    columns["time" if is_times else "times"] = ""
   layout = config["layout"]
   if layout == "auto":
     layout = "series"
@@ -180,27 +157,11 @@ def read(config: Mapping[str, Any]) -> Table:
   labels = [
     name
     for name in headings
-    if name and name not in columns.values() and name.lower() not in _NAMES
+    if name not in columns.values() and tables.plain(name) not in _NAMES
   ]
-  return Table(tuple(rows), layout, columns, tuple(labels), root, tuple(errors))
-
-
-def _columns(
-  heading: Sequence[str], given: Mapping[str, str]
-) -> dict[str, str]:
-  found = {}
-  for key, aliases in ALIASES.items():
-    if given.get(key):
-      if given[key] not in heading:
-        raise ValueError(
-          f"config.columns.{key}={given[key]!r}: no such column; there are "
-          f"{list(heading)}"
-        )
-      found[key] = given[key]
-      continue
-    lower = {name.lower(): name for name in reversed(heading)}
-    found[key] = next((lower[a] for a in aliases if a in lower), "")
-  return found
+  return SeriesTable(
+    tuple(rows), layout, columns, tuple(labels), root, tuple(errors)
+  )
 
 
 def _check_layout(
@@ -215,7 +176,8 @@ def _check_layout(
     if not columns[key]:
       raise ValueError(
         f"config.csv: the layout {layout!r} needs a column {key!r} (or one of "
-        f"{ALIASES[key]}, or config.columns.{key}); there are {list(heading)}"
+        f"{tables.ALIASES[key]}, or config.columns.{key}); there are "
+        f"{list(heading)}"
       )
   if layout == "lists" and not (columns["history"] or columns["video"]):
     raise ValueError(

@@ -64,7 +64,7 @@ def test_rows_that_cannot_be_series(tmp_path):
       base | {"id": "back", "times": "1;0"},
       base | {"id": "word", "times": "0;soon"},
       base | {"id": "slow", "fps": "-3"},
-      base | {"id": "none", "file": ";"},
+      base | {"id": "nothing", "file": ";"},
       base | {"id": "odd", "split": "tset"},
     ],
   )
@@ -74,7 +74,7 @@ def test_rows_that_cannot_be_series(tmp_path):
     ("back", "table", "unsorted_times"),
     ("empty", "find", "empty_series"),
     ("gone", "find", "missing_file"),
-    ("none", "table", "empty_series"),
+    ("nothing", "table", "empty_series"),
     ("odd", "split", "bad_split"),
     ("ok", "table", "duplicate_id"),
     ("row 4 of t.csv", "table", "bad_row"),
@@ -177,26 +177,26 @@ def test_lists_that_are_wrong(tmp_path):
     tmp_path / "t.csv",
     [
       {"eye": "ok", **lists([OTHER[1], OTHER[0]], OTHER)},
-      {"eye": "nan", "Scan_history": "[('a', nan), ('b', np.float64(2.5))]",
+      {"eye": "nant", "Scan_history": "[('a', nan), ('b', np.float64(2.5))]",
        "Video": "[]"},
       {"eye": "cut", **bad},
       {"eye": "call", **bad, "Scan_history": "__import__('os').getcwd()"},
       {"eye": "flat", **lists(["a.png"], [])},
       {"eye": "twice", **lists([("a", 1), ("b", 1)], [])},
-      {"eye": "none", **lists([], [])},
+      {"eye": "nothing", **lists([], [])},
       {"eye": "ok", **lists(OTHER, OTHER)},
     ],
   )  # fmt: skip
   found, errors, _ = find(path, "tvrl_oct", columns__series_id="eye")
-  assert [one.series_id for one in found] == ["nan", "ok"]
+  assert [one.series_id for one in found] == ["nant", "ok"]
   assert found[0].spans[0].times == (2.5,)
   assert codes(errors) == [
     ("call", "table", "bad_list"),
     ("cut", "table", "bad_list"),
     ("flat", "table", "bad_list"),
-    ("nan", "table", "time_not_a_number"),
-    ("none", "table", "empty_series"),
-    ("none", "table", "empty_series"),
+    ("nant", "table", "time_not_a_number"),
+    ("nothing", "table", "empty_series"),
+    ("nothing", "table", "empty_series"),
     ("ok", "note", "unsorted_times"),
     ("ok", "table", "duplicate_id"),
     ("twice", "table", "duplicate_times"),
@@ -252,7 +252,9 @@ def test_wrong_tables_stop_the_run_and_say_why(tmp_path):
   path = tiny_series.table(tmp_path / "t.csv", [{"name": "a", "file": "b"}])
   with pytest.raises(ValueError, match="config.columns.series_id"):
     find(path)
-  with pytest.raises(ValueError, match="no such column; there are.*'name'"):
+  with pytest.raises(
+    ValueError, match="config.columns.series_id.*no column 'nam'.*'name'"
+  ):
     find(path, columns__series_id="nam")
   found, _, _ = find(path, columns__series_id="name")
   assert found[0].series_id == "a"
@@ -267,6 +269,22 @@ def test_wrong_tables_stop_the_run_and_say_why(tmp_path):
   found, errors, _ = find(tmp_path / "wide.csv")
   assert codes(errors) == [("a", "table", "bad_row")]
   assert [one.series_id for one in found] == ["d"]
+
+
+def test_tables_as_programs_write_them(tmp_path):
+  """Semicolons, decimal commas, Excel's Latin letters, other cases."""
+  path = tmp_path / "t.csv"
+  text = "Subject-ID;Image;TIME_S;grade\na;1.png;0,5;hö\na;2.png;2,25;n/a\n"
+  path.write_bytes(text.encode("cp1252"))
+  found, errors, table = find(path)
+  assert table.layout == "visits" and table.labels == ("grade",)
+  assert found[0].spans[0].times == (0.5, 2.25)
+  assert found[0].spans[0].labels == {"grade": "hö"} and not errors
+  # A word for "unknown" that the user names as a class is one.
+  path.write_text("id,file,grade\na,a.npy,none\nb,b.npy,mild\n")
+  assert find(path)[0][0].spans[0].labels == {"grade": ""}
+  found, _, _ = find(path, targets=("grade:class=none|mild",))
+  assert found[0].spans[0].labels == {"grade": "none"}
 
 
 def test_kinds_of_labels():
