@@ -41,74 +41,37 @@ TFDS picture sets, prepared with `tfds build NAME --data_dir=DIR
         --config.data.val_split='train[70%:80%]' \
         --config.data.test_split='train[80%:]'
 
-Written to the workdir:
+All keys with their defaults are in wsiseq_jax/probe/settings.py. Written to the
+workdir:
 
   probe.csv          target, probe, fraction, seed, metric, value
-  probe_summary.csv  mean and deviation over seeds, interval
+  probe_summary.csv  mean and std over seeds, interval
   probe.md           the same as a table
   probe.png          the same as a picture
   labels.csv         sequences, patients and unknown labels by target and split
   features/          frozen features, computed once
-  runs/              predictions of every row, with the patients
+  runs/              predictions of every row, with the patients; a folder for
+                     each trained one with metrics.jsonl and tensorboard/
 """
 
 from ml_collections import ConfigDict
 
 from configs import common
+from wsiseq_jax.probe import settings
 
 PRESETS = ("default", "quick", "reference", "all", "smoke")
-KINDS = ("linear", "knn", "attentive", "pooling", "fine_tune", "supervised")
 
 
 def get_config(arg: str = "") -> ConfigDict:
   """The probes of a preset; see the module's docstring."""
   preset = common.choose(arg, PRESETS)
-  training = {
-    # For 256 sequences a step; `lr_of` has other rates for single targets,
-    # such as ("age=5e-3",).
-    "lr_per_256": 1e-3,
-    "lr_of": (),
-    "weight_decay": 0.05,
-    "batch_size": 256,
-    "epochs": 100,
-    "warmup_epochs": 10,
-    "patience": 15,  # epochs without a better validation; 0 is never
-  }
-  config = ConfigDict(
-    {
-      "job": "probe",
-      "workdir": "",
-      "data": {
-        "path": "",  # shards, or the folder that preparation wrote
-        "tfds": "",  # instead: a TFDS picture set ...
-        "tfds_dir": "",  # ... and where TFDS keeps it
-        "train_split": "train",
-        "val_split": "val",
-        "test_split": "test",
-        "batch_size": 64,  # sequences encoded at once
-        "threads": 8,
-        "worker_processes": 0,
-      },
-      "mesh": {"fsdp": 1},
-      "checkpoint": {"path": ""},  # '' is <workdir>/checkpoints
-      "probe": {
-        "targets": (),  # () is all
-        "kinds": ("linear", "knn", "attentive"),
-        "fractions": (0.01, 0.1, 1.0),
-        "seeds": (0, 1, 2, 3, 4),
-        "resamples": 1000,
-      },
-      # How heads on frozen tokens are trained, and whole encoders.
-      "head": dict(training),
-      "fine_tune": {**training, "batch_size": 64},
-    }
-  )
+  config = ConfigDict(settings.defaults())
   if preset == "quick":
     config.probe.update({"kinds": ("linear", "knn"), "resamples": 200})
   if preset == "reference":
     config.probe.update({"kinds": ("pooling",), "fractions": (0.01, 1.0)})
   if preset == "all":
-    config.probe.kinds = KINDS
+    config.probe.kinds = settings.KINDS
   if preset == "smoke":
     _smoke(config)
   return config.lock()
@@ -118,7 +81,7 @@ def _smoke(config: ConfigDict) -> None:
   config.data.update({"path": "synthetic", "batch_size": 8, "threads": 2})
   config.probe.update(
     {
-      "kinds": KINDS,
+      "kinds": settings.KINDS,
       "targets": ("kind", "level"),
       "fractions": (0.5, 1.0),
       "seeds": (0,),

@@ -14,7 +14,7 @@ JOBS: Mapping[str, tuple[str, str]] = {
   "evaluate": ("wsiseq_jax.evaluate", "run_evaluate"),
   "embed": ("wsiseq_jax.evaluate", "run_embed"),
   "report": ("wsiseq_jax.reports.sequences.job", "run"),
-  "probe": ("wsiseq_jax.probe.job", "probe"),
+  "probe": ("wsiseq_jax.probe.job", "run"),
   "aot": ("wsiseq_jax.tpu.aot", "aot"),
   "embed_tiles": ("wsiseq_jax.encoders.embed_tiles", "run"),
   "mil": ("wsiseq_jax.mil.job", "run"),

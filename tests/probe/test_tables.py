@@ -3,9 +3,9 @@ import csv
 import numpy as np
 import pytest
 
-from wsiseq_jax.probe import label_table, tables
+from wsiseq_jax.probe import tables
 from wsiseq_jax.probe.samples import Target
-from wsiseq_jax.probe.tables import Result
+from wsiseq_jax.probe.tables import ProbeResult
 
 CLASS = Target("grade", 0, ("low", "high"))
 NUMBER = Target("age", 1, ())
@@ -17,7 +17,7 @@ def result(target, seed, kind="linear", fraction=0.1, patients=10):
   prediction = labels * 0.5 + 0.8 * rng.random(20)
   if target.classes:
     prediction = np.stack([1 - prediction, prediction], axis=1)
-  return Result(
+  return ProbeResult(
     target, kind, fraction, seed, prediction, labels.astype(np.float32),
     np.arange(20) % patients, {"train_patients": 3 + seed, "chosen_k": 5.0},
   )  # fmt: skip
@@ -36,13 +36,13 @@ def read(path):
     return list(csv.DictReader(file))
 
 
-def test_mean_and_deviation_over_seeds():
+def test_mean_and_std_over_seeds():
   rows = {
     (r["target"], r["probe"], r["metric"]): r
     for r in tables.summarise(RESULTS, 100)
   }
   each = [
-    tables.samples.scores(NUMBER, r.labels, r.prediction)["mae"][0]
+    r.scores()["mae"][0]
     for r in RESULTS
     if r.target is NUMBER and r.kind == "knn"
   ]
@@ -76,7 +76,7 @@ def test_files(tmp_path):
   summary = read(tmp_path / "probe_summary.csv")
   assert tuple(summary[0]) == tables.SUMMARY
   single = [r for r in summary if r["probe"] == "attentive"]
-  # One seed has no deviation: an empty cell, not 0 and not "nan".
+  # One seed has no std: an empty cell, not 0 and not "nan".
   assert {r["std"] for r in single} == {""}
   text = (tmp_path / "probe.md").read_text()
   assert "| k-NN | 10 % |" in text and "| attentive | 100 % |" in text
@@ -85,56 +85,3 @@ def test_files(tmp_path):
   assert "20 test sequences of 10 patients" in text
   assert (tmp_path / "probe.png").read_bytes()[:4] == b"\x89PNG"
   assert not list(tmp_path.glob("*.tmp-*"))
-
-
-SPLITS = {
-  # Columns: grade, age; -1 stands for unknown.
-  "train": ([[0, 1], [1, 2], [1, -1]], "aab"),
-  "val": ([[0, 1], [1, 5]], "cd"),
-  "test": ([[0, 3], [-1, 3]], "ef"),
-}
-
-
-def labels():
-  def table(rows):
-    rows = np.array(rows, np.float32)
-    return np.where(rows < 0, np.nan, rows)
-
-  return {
-    role: (table(rows), np.array(list(p))) for role, (rows, p) in SPLITS.items()
-  }
-
-
-def test_unknown_labels_are_counted_by_target_and_split(tmp_path):
-  path = tmp_path / "labels.csv"
-  label_table.write_counts(path, (CLASS, NUMBER), labels())
-  found = {
-    (r["target"], r["split"]): (r["sequences"], r["patients"], r["unknown"])
-    for r in read(path)
-  }
-  assert found["grade", "train"] == ("3", "2", "0")
-  assert found["age", "train"] == ("2", "1", "1")
-  assert found["grade", "test"] == ("1", "1", "1")
-  assert {r["kind"] for r in read(path)} == {"2 classes", "number"}
-
-
-def test_targets_without_two_values_in_a_split():
-  known = labels()
-  with pytest.raises(
-    ValueError, match="'grade' is the same .*, 'low' in the te"
-  ):
-    label_table.usable((CLASS,), known, must=True)
-  with pytest.raises(ValueError, match="'age' is the same everywhere, 3"):
-    label_table.usable((CLASS, NUMBER), known, must=False)
-  known["test"][0][1] = [1, 7]
-  assert label_table.usable((CLASS, NUMBER), known, False) == (CLASS, NUMBER)
-  known["val"][0][:, 1] = np.nan
-  with pytest.raises(ValueError, match="'age' is unknown .* in the val split"):
-    label_table.usable((CLASS, NUMBER), known, must=True)
-
-
-def test_what_cannot_be_probed_is_left_out_with_a_word(capsys):
-  known = labels()
-  known["test"][0][1, 0] = 1
-  assert label_table.usable((CLASS, NUMBER), known, must=False) == (CLASS,)
-  assert "left out: 'age' is the same everywhere, 3" in capsys.readouterr().err

@@ -11,11 +11,10 @@ discrimination", CVPR 2018 (k = 200, τ = 0.07).
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn import neighbors
+from sklearn import neighbors, preprocessing
 
 from wsiseq_jax.probe import samples
-from wsiseq_jax.probe.samples import Outcome, Samples, Target
-from wsiseq_jax.search.clustering import l2_normalise
+from wsiseq_jax.probe.samples import ProbeOutcome, Samples, Target
 
 COUNTS = (1, 3, 5, 10, 20, 50, 200)
 TEMPERATURES = (0.02, 0.07, 0.2, 1.0)
@@ -23,7 +22,7 @@ TEMPERATURES = (0.02, 0.07, 0.2, 1.0)
 
 def run(
   train: Samples, validation: Samples, test: Samples, target: Target
-) -> Outcome:
+) -> ProbeOutcome:
   """Chooses k and temperature on validation, predicts the test samples.
 
   Args:
@@ -35,14 +34,14 @@ def run(
   Returns:
     The outcome; `chosen` has `k` and `temperature`.
   """
-  gallery = l2_normalise(train.features)
+  gallery = preprocessing.normalize(train.features)
   most = min(max(COUNTS), len(gallery))
   index = neighbors.NearestNeighbors(n_neighbors=most, algorithm="brute")
   index.fit(gallery)
   classes = len(target.classes)
 
   def nearest(queries: Samples):
-    distance, rows = index.kneighbors(l2_normalise(queries.features))
+    distance, rows = index.kneighbors(preprocessing.normalize(queries.features))
     # Of unit vectors: |a - b|² = 2 - 2 cos.
     return 1 - distance**2 / 2, train.labels[rows]
 
@@ -57,7 +56,7 @@ def run(
   quality, k, temperature = best
   prediction = vote(*nearest(test), k, temperature, classes)
   chosen = {"k": float(k), "temperature": temperature}
-  return Outcome(prediction, quality[0], chosen)
+  return ProbeOutcome(prediction, quality[0], chosen)
 
 
 def vote(

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from sklearn import exceptions, linear_model
 
 from wsiseq_jax.probe import samples
-from wsiseq_jax.probe.samples import Outcome, Samples, Target
+from wsiseq_jax.probe.samples import ProbeOutcome, Samples, Target
 
 # From strong to weak: each fit starts where the one before ended.
 PENALTIES = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -30,7 +30,7 @@ _PATIENCE = 2
 
 def run(
   train: Samples, validation: Samples, test: Samples, target: Target
-) -> Outcome:
+) -> ProbeOutcome:
   """Fits for every penalty, chooses on validation, predicts the test samples.
 
   Args:
@@ -58,7 +58,7 @@ def run(
     if worse == _PATIENCE:
       break
   quality, penalty, prediction = best
-  return Outcome(prediction, quality[0], {"penalty": penalty})
+  return ProbeOutcome(prediction, quality[0], {"penalty": penalty})
 
 
 def _logistic(x: Float[np.ndarray, "n d"], labels: np.ndarray, target: Target):

@@ -1,12 +1,26 @@
-"""Keys of `configs/probe.py`, and what they may be."""
+"""The config of the job `probe`: its keys, defaults and checks.
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+`configs/probe.py` says how it is used.
+"""
+
+import dataclasses
+from typing import Annotated, Any, Literal
 
 from ml_collections import ConfigDict
 
+from data_prep.files import schema
+from data_prep.files.schema import (
+  DIFFERENT,
+  FILLED,
+  AtLeast0,
+  AtLeast1,
+  NotNegative,
+  Range,
+  Rule,
+)
 from wsiseq_jax import config as configs
-from wsiseq_jax import jobs
+from wsiseq_jax import jobs, optim
+from wsiseq_jax.fit import FitSettings
 
 KINDS = ("linear", "knn", "attentive", "pooling", "fine_tune", "supervised")
 # Nothing in these is random but which labels they are given.
@@ -15,85 +29,134 @@ ON_TOKENS = ("attentive", "pooling")
 ON_PIXELS = ("fine_tune", "supervised")
 
 
-def _rates(value: Any) -> str | None:
+def _rates(pairs: tuple[str, ...]) -> dict[str, float]:
+  split = (pair.rpartition("=") for pair in pairs)
+  return {name: float(rate) for name, _, rate in split}
+
+
+def _are_rates(pairs: tuple[str, ...]) -> bool:
   try:
-    if all(float(rate) > 0 for rate in parse_rates(value).values()):
-      return None
-  except (ValueError, AttributeError, TypeError):
-    pass
-  return "a tuple of 'target=rate'"
+    return all(name and rate > 0 for name, rate in _rates(pairs).items())
+  except ValueError:
+    return False
 
 
-def parse_rates(value: Iterable[str]) -> dict[str, float]:
-  """Reads `lr_of`.
-
-  Example:
-    >>> parse_rates(("age=5e-3",))
-    {'age': 0.005}
-  """
-  pairs = (text.rpartition("=") for text in value)
-  return {name: float(rate) for name, _, rate in pairs}
+_RATES = Rule(_are_rates, "such as 'target=5e-3'")
 
 
-def _names(*allowed: str) -> configs.Check:
-  """A tuple of names; any, if none are listed."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProbeData:
+  """Shards, or a picture set of TFDS."""
 
-  def check(value: Any) -> str | None:
-    is_good = isinstance(value, tuple | list) and all(
-      isinstance(v, str) and (not allowed or v in allowed) for v in value
+  path: str = ""  # shards, or the folder that preparation wrote
+  tfds: str = ""  # instead: a TFDS picture set ...
+  tfds_dir: str = ""  # ... and where TFDS keeps it
+  train_split: str = "train"
+  val_split: str = "val"
+  test_split: str = "test"
+  batch_size: AtLeast1 = 64  # sequences encoded at once
+  threads: AtLeast1 = 8
+  worker_processes: AtLeast0 = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProbeRows:
+  """Which probes there are."""
+
+  targets: tuple[str, ...] = ()  # () is all
+  kinds: Annotated[tuple[Literal[KINDS], ...], DIFFERENT, FILLED] = (
+    "linear",
+    "knn",
+    "attentive",
+  )
+  fractions: Annotated[
+    tuple[float, ...], Range(above=0, high=1), DIFFERENT, FILLED
+  ] = (0.01, 0.1, 1.0)
+  seeds: Annotated[tuple[int, ...], Range(0), DIFFERENT, FILLED] = (
+    0,
+    1,
+    2,
+    3,
+    4,
+  )
+  resamples: Annotated[int, Range(10)] = 1000  # for intervals
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProbeFit:
+  """How a head, or an encoder with one, is trained."""
+
+  lr_per_256: NotNegative = 1e-3  # for 256 sequences a step
+  # Of single targets instead: ("age=5e-3",).
+  lr_of: Annotated[tuple[str, ...], _RATES] = ()
+  weight_decay: NotNegative = 0.05
+  batch_size: AtLeast1 = 256
+  # Passes over the training samples at most, of ten steps or more.
+  epochs: AtLeast1 = 100
+  warmup_epochs: AtLeast0 = 10
+  patience: AtLeast0 = 15  # epochs without a better; 0 is never
+
+  def of_target(self, target: str) -> FitSettings:
+    """How a target is trained, at the learning rate of its own name.
+
+    Example:
+      >>> how = ProbeFit(lr_of=("ef=4e-3",), batch_size=128)
+      >>> [how.of_target(name).lr for name in ("ef", "af", "ef")]
+      [0.002, 0.0005, 0.002]
+    """
+    rate = _rates(self.lr_of).get(target, self.lr_per_256)
+    return FitSettings(
+      lr=optim.scaled_lr(rate, self.batch_size),
+      weight_decay=self.weight_decay,
+      clip_norm=0.0,
+      warmup_epochs=self.warmup_epochs,
+      epochs=self.epochs,
+      patience=self.patience,
     )
-    if is_good and (value or not allowed):
-      return None
-    return "a tuple of " + (", ".join(map(repr, allowed)) or "names")
-
-  return check
 
 
-CHECKS: Mapping[str, configs.Check] = {
-  "workdir": configs.text(),
-  "data.path": configs.text(),
-  "data.train_split": configs.text(),
-  "data.batch_size": configs.integer(1),
-  "data.threads": configs.integer(1),
-  "data.worker_processes": configs.integer(0),
-  "mesh.fsdp": configs.integer(1),
-  "checkpoint.path": configs.text(),
-  "job": configs.one_of("probe"),
-  "data.tfds": configs.text(),
-  "data.tfds_dir": configs.text(),
-  "data.val_split": configs.text(),
-  "data.test_split": configs.text(),
-  "probe.targets": _names(),
-  "probe.kinds": _names(*KINDS),
-  "probe.fractions": configs.numbers(1e-6, 1),
-  "probe.seeds": configs.seeds(),
-  "probe.resamples": configs.integer(10),
-  **{
-    f"{block}.{key}": check
-    for block in ("head", "fine_tune")
-    for key, check in {
-      "lr_per_256": configs.number(0),
-      "lr_of": _rates,
-      "weight_decay": configs.number(0),
-      "batch_size": configs.integer(1),
-      "epochs": configs.integer(1),
-      "warmup_epochs": configs.integer(0),
-      "patience": configs.integer(0),
-    }.items()
-  },
-}  # fmt: skip
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProbedCheckpoint:
+  """What is probed."""
+
+  path: str = ""  # '' is <workdir>/checkpoints
 
 
-def validate(config: ConfigDict) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+  """All keys."""
+
+  job: Literal["probe"] = "probe"
+  workdir: Annotated[str, FILLED] = ""
+  data: ProbeData = ProbeData()
+  mesh: configs.Mesh = configs.Mesh()
+  checkpoint: ProbedCheckpoint = ProbedCheckpoint()
+  probe: ProbeRows = ProbeRows()
+  head: ProbeFit = ProbeFit()  # of heads on frozen tokens
+  fine_tune: ProbeFit = ProbeFit(batch_size=64)  # of whole encoders
+  wandb: configs.Wandb = configs.Wandb()
+
+  def fit_of(self, kind: str) -> ProbeFit:
+    """How a kind of probe is trained."""
+    return self.head if kind in ON_TOKENS else self.fine_tune
+
+
+def validate(config: ConfigDict) -> ProbeConfig:
   """Checks every key and value of a probe config.
 
   Raises:
     ValueError: all that is wrong.
   """
   jobs.check(config, "probe")
-  configs.check_keys(config, CHECKS)
-  if bool(config.data.tfds) == bool(config.data.path):
+  found = schema.build(ProbeConfig, config)
+  if bool(found.data.tfds) == bool(found.data.path):
     raise ValueError(
-      f"config.data.path = {config.data.path!r}, config.data.tfds = "
-      f"{config.data.tfds!r}: name one of them"
+      f"config.data.path = {found.data.path!r}, config.data.tfds = "
+      f"{found.data.tfds!r}: name one of them"
     )
+  return found
+
+
+def defaults() -> dict[str, Any]:
+  """Every key with its default."""
+  return dataclasses.asdict(ProbeConfig())

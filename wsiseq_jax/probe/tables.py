@@ -1,50 +1,52 @@
 """From predictions to scores, intervals, tables and a picture.
 
-Two kinds of uncertainty are kept apart: the deviation over seeds says how much
-the choice of labelled patients and the start of training matter; the interval
-says how much the test patients do. For the interval, patients are resampled
-once for all seeds, and a resample's value is the mean over seeds.
+Two kinds of uncertainty are kept apart: the std over seeds says how much the
+choice of labelled patients and the start of training matter; the interval says
+how much the test patients do. For the interval, patients are resampled once for
+all seeds, and a resample's value is the mean over seeds.
 """
 
-import collections
 import dataclasses
+import math
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.figure
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 from data_prep.files import atomic
-from data_prep.files import tables as files_tables
-from wsiseq_jax.metrics import bootstrap, classification, regression
+from data_prep.files import tables as csv_tables
+from wsiseq_jax.metrics import bootstrap
 from wsiseq_jax.probe import samples
 from wsiseq_jax.probe.samples import Target
 
 TIDY = ("target", "probe", "fraction", "seed", "metric", "value")
 SUMMARY = (
-  "target", "probe", "fraction", "metric", "mean", "std", "low", "high",
-  "seeds", "test_sequences", "test_patients",
-)  # fmt: skip
-# Also in pictures: what each probe is drawn in.
-_COLOURS = {
-  "linear": "#1b6ca8",
-  "knn": "#7a7a7a",
-  "attentive": "#e08214",
-  "pooling": "#2a9d5c",
-  "fine_tune": "#8e44ad",
-  "supervised": "#c0392b",
+  "target",
+  "probe",
+  "fraction",
+  "metric",
+  "mean",
+  "std",
+  "low",
+  "high",
+  "seeds",
+  "test_sequences",
+  "test_patients",
+)
+# Name and colour of each probe.
+_PROBES = {
+  "linear": ("linear", "#1b6ca8"),
+  "knn": ("k-NN", "#7a7a7a"),
+  "attentive": ("attentive", "#e08214"),
+  "pooling": ("pooling token", "#2a9d5c"),
+  "fine_tune": ("fine-tuned", "#8e44ad"),
+  "supervised": ("from scratch", "#c0392b"),
 }
-_PROBE_NAMES = {
-  "linear": "linear",
-  "knn": "k-NN",
-  "attentive": "attentive",
-  "pooling": "pooling token",
-  "fine_tune": "fine-tuned",
-  "supervised": "from scratch",
-}
-_METRIC_NAMES = {
+_METRICS = {
   "auroc": "AUROC",
   "auprc": "AUPRC",
   "accuracy": "accuracy",
@@ -54,8 +56,8 @@ _METRIC_NAMES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Result:
+@dataclasses.dataclass(frozen=True, eq=False)
+class ProbeResult:
   """Test predictions of one row.
 
   Attributes:
@@ -78,59 +80,54 @@ class Result:
   patients: np.ndarray
   notes: Mapping[str, float | int]
 
+  def scores(self, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """The scores, the one that validation used first."""
+    return samples.scores(self.target, self.labels, self.prediction, weights)
 
-def metric_names(target: Target) -> tuple[str, ...]:
-  """The scores of a target, the one that validation used first."""
-  return classification.NAMES if target.classes else regression.NAMES
 
-
-def tidy(results: Iterable[Result]) -> list[dict[str, Any]]:
+def tidy(results: Sequence[ProbeResult]) -> list[dict[str, Any]]:
   """One row a number, with the keys of `TIDY`."""
-  rows = []
-  for result in results:
-    numbers = {name: float(v[0]) for name, v in _scores(result).items()}
-    for metric, value in {**numbers, **result.notes}.items():
-      rows.append(
-        {
-          "target": result.target.name,
-          "probe": result.kind,
-          "fraction": result.fraction,
-          "seed": result.seed,
-          "metric": metric,
-          "value": value,
-        }
-      )
-  return rows
+  return [
+    dict(
+      zip(TIDY, (r.target.name, r.kind, r.fraction, r.seed, *pair), strict=True)
+    )
+    for r in results
+    for pair in (
+      *((name, float(value[0])) for name, value in r.scores().items()),
+      *r.notes.items(),
+    )
+  ]
 
 
 def summarise(
-  results: Iterable[Result], resamples: int
+  results: Sequence[ProbeResult], resamples: int
 ) -> list[dict[str, Any]]:
-  """Mean and deviation over seeds, and the interval over patients.
+  """Mean and std over seeds, and the interval over patients.
 
   Args:
     results: rows, in any order.
     resamples: for the interval.
 
   Returns:
-    Rows with the keys of `SUMMARY`; the deviation of one seed is NaN.
+    Rows with the keys of `SUMMARY`; the std of one seed is NaN.
   """
-  groups = collections.defaultdict(list)
-  for result in results:
-    groups[result.target, result.kind, result.fraction].append(result)
+  groups: dict[tuple, list[ProbeResult]] = {}
+  for one in results:
+    groups.setdefault((one.target, one.kind, one.fraction), []).append(one)
   rows = []
   for (target, kind, fraction), group in groups.items():
-    first = group[0]
 
     def mean_over_seeds(weights, group=group):
-      each = [_scores(result, weights) for result in group]
-      return {n: np.mean([one[n] for one in each], axis=0) for n in each[0]}
+      each = [one.scores(weights) for one in group]
+      return {
+        name: np.mean([e[name] for e in each], axis=0) for name in each[0]
+      }
 
-    ends = bootstrap.intervals(mean_over_seeds, first.patients, resamples)
-    for metric in metric_names(target):
-      values = np.array([_scores(r)[metric][0] for r in group])
-      low, high = ends[metric]
-      several = len(values) > 1
+    patients = group[0].patients
+    ends = bootstrap.intervals(mean_over_seeds, patients, resamples)
+    scores = [one.scores() for one in group]
+    for metric in scores[0]:
+      values = np.array([one[metric][0] for one in scores])
       rows.append(
         {
           "target": target.name,
@@ -138,25 +135,19 @@ def summarise(
           "fraction": fraction,
           "metric": metric,
           "mean": float(values.mean()),
-          "std": float(values.std(ddof=1)) if several else float("nan"),
-          "low": low,
-          "high": high,
-          "seeds": len(values),
-          "test_sequences": len(first.labels),
-          "test_patients": len(np.unique(first.patients)),
+          "std": float(values.std(ddof=1)) if len(values) > 1 else math.nan,
+          "low": ends[metric][0],
+          "high": ends[metric][1],
+          "seeds": len(group),
+          "test_sequences": len(patients),
+          "test_patients": len(np.unique(patients)),
         }
       )
   return rows
 
 
-def _scores(result: Result, weights=None) -> dict[str, np.ndarray]:
-  return samples.scores(
-    result.target, result.labels, result.prediction, weights
-  )
-
-
 def write(
-  workdir: pathlib.Path, results: Sequence[Result], resamples: int
+  workdir: pathlib.Path, results: Sequence[ProbeResult], resamples: int
 ) -> list[dict[str, Any]]:
   """Writes probe.csv, probe_summary.csv, probe.md and probe.png.
 
@@ -168,10 +159,10 @@ def write(
   Returns:
     The rows of the summary.
   """
-  files_tables.write(workdir / "probe.csv", TIDY, tidy(results))
+  csv_tables.write(workdir / "probe.csv", TIDY, tidy(results))
   summary = summarise(results, resamples)
-  files_tables.write(workdir / "probe_summary.csv", SUMMARY, summary)
-  (workdir / "probe.md").write_text(markdown(summary))
+  csv_tables.write(workdir / "probe_summary.csv", SUMMARY, summary)
+  atomic.write_atomic(workdir / "probe.md", markdown(summary))
   draw(workdir / "probe.png", summary)
   return summary
 
@@ -181,29 +172,27 @@ def markdown(summary: Sequence[Mapping[str, Any]]) -> str:
   lines = [
     "# Probes",
     "",
-    "Mean ± deviation over seeds, then the 95 % interval from resampling the "
-    "patients of the test split. Rows without a deviation have nothing random "
-    "and ran once.",
+    "Mean ± std over seeds, then the 95 % interval from resampling the patients"
+    " of the test split. Rows without a std have nothing random and ran once.",
   ]
-  for target in dict.fromkeys(row["target"] for row in summary):
-    mine = [row for row in summary if row["target"] == target]
-    metrics = list(dict.fromkeys(row["metric"] for row in mine))
-    head = [_METRIC_NAMES[m] for m in metrics]
+  for target, mine in pd.DataFrame(summary).groupby("target", sort=False):
+    first = mine.iloc[0]
+    metrics = mine["metric"].unique()
     lines += [
       "",
       f"## {target}",
       "",
-      f"{mine[0]['test_sequences']} test sequences of "
-      f"{mine[0]['test_patients']} patients.",
+      f"{first.test_sequences} test sequences of {first.test_patients} "
+      "patients.",
       "",
-      "| probe | labels | " + " | ".join(head) + " |",
-      "|---|---:|" + "---:|" * len(head),
+      f"| probe | labels | {' | '.join(_METRICS[m] for m in metrics)} |",
+      "|---|---:|" + "---:|" * len(metrics),
     ]
-    table = {(r["probe"], r["fraction"], r["metric"]): r for r in mine}
-    for probe, fraction in dict.fromkeys((k[0], k[1]) for k in table):
-      cells = [_cell(table[probe, fraction, metric]) for metric in metrics]
-      name = _PROBE_NAMES[probe]
-      lines.append(f"| {name} | {_percent(fraction)} | {' | '.join(cells)} |")
+    rows = mine.groupby(["probe", "fraction"], sort=False)
+    for (probe, fraction), group in rows:
+      cells = [_PROBES[probe][0], _percent(fraction)]
+      cells += [_cell(row) for row in group.itertuples()]
+      lines.append(f"| {' | '.join(cells)} |")
   return "\n".join(lines) + "\n"
 
 
@@ -211,33 +200,30 @@ def _percent(fraction: float) -> str:
   return f"{100 * fraction:.3g} %"
 
 
-def _cell(row: Mapping[str, Any]) -> str:
-  spread = "" if row["seeds"] == 1 else f" ± {row['std']:.3f}"
-  return f"{row['mean']:.3f}{spread} [{row['low']:.3f}, {row['high']:.3f}]"
+def _cell(row) -> str:
+  spread = "" if row.seeds == 1 else f" ± {row.std:.3f}"
+  return f"{row.mean:.3f}{spread} [{row.low:.3f}, {row.high:.3f}]"
 
 
 def draw(path: pathlib.Path, summary: Sequence[Mapping[str, Any]]) -> None:
   """Draws the first metric of each target over the fraction of labels."""
-  targets = list(dict.fromkeys(row["target"] for row in summary))
-  columns = min(3, len(targets))
-  height = -(-len(targets) // columns)
+  groups = list(pd.DataFrame(summary).groupby("target", sort=False))
+  columns = min(3, len(groups))
+  height = -(-len(groups) // columns)
   figure = matplotlib.figure.Figure(
     figsize=(4.2 * columns, 3.5 * height + 0.5), layout="constrained"
   )
   panels = figure.subplots(height, columns, squeeze=False).ravel()
-  for axes in panels[len(targets) :]:
+  for axes in panels[len(groups) :]:
     axes.set_axis_off()
   handles = {}
-  for axes, target in zip(panels, targets, strict=False):
-    mine = [r for r in summary if r["target"] == target]
-    metric = mine[0]["metric"]
-    mine = [r for r in mine if r["metric"] == metric]
-    _panel(axes, mine, handles)
-    axes.set_title(target, fontsize=11)
-    axes.set_ylabel(_METRIC_NAMES[metric])
+  for axes, (target, mine) in zip(panels, groups, strict=False):
+    first = mine["metric"].iloc[0]
+    _panel(axes, mine[mine["metric"] == first], handles)
+    axes.set(title=target, xlabel="labels used", ylabel=_METRICS[first])
   figure.legend(
     handles.values(),
-    [_PROBE_NAMES[name] for name in handles],
+    [_PROBES[name][0] for name in handles],
     loc="outside upper center",
     ncols=len(handles),
     frameon=False,
@@ -252,27 +238,21 @@ def draw(path: pathlib.Path, summary: Sequence[Mapping[str, Any]]) -> None:
     figure.savefig(draft, dpi=150, format="png")
 
 
-def _panel(axes, rows, handles) -> None:
-  fractions = sorted({r["fraction"] for r in rows})
-  probes = list(dict.fromkeys(r["probe"] for r in rows))
-  place = {fraction: i for i, fraction in enumerate(fractions)}
-  chance = 0.5 if rows[0]["metric"] == "auroc" else 0.0
+def _panel(axes, rows: pd.DataFrame, handles: dict[str, Any]) -> None:
+  fractions = sorted(rows["fraction"].unique())
+  probes = rows["probe"].unique()
+  chance = 0.5 if rows["metric"].iloc[0] == "auroc" else 0.0
   axes.axhline(chance, color="#999999", linewidth=0.8, linestyle=":")
   for number, probe in enumerate(probes):
-    mine = sorted(
-      (r for r in rows if r["probe"] == probe), key=lambda r: r["fraction"]
-    )
+    mine = rows[rows["probe"] == probe].sort_values("fraction")
     # Side by side, so that bars do not cover one another.
     shift = 0.09 * (number - (len(probes) - 1) / 2)
-    x = np.array([place[r["fraction"]] for r in mine]) + shift
-    mean = np.array([r["mean"] for r in mine])
-    ends = np.array([[r["low"], r["high"]] for r in mine])
-    bars = np.abs(np.nan_to_num(ends - mean[:, None])).T
+    ends = [mine["mean"] - mine["low"], mine["high"] - mine["mean"]]
     handles[probe] = axes.errorbar(
-      x,
-      mean,
-      yerr=bars,
-      color=_COLOURS[probe],
+      [fractions.index(f) + shift for f in mine["fraction"]],
+      mine["mean"],
+      yerr=np.abs(np.nan_to_num(ends)),
+      color=_PROBES[probe][1],
       marker="o",
       markersize=4.5,
       linewidth=1.4,
@@ -281,10 +261,9 @@ def _panel(axes, rows, handles) -> None:
     )
   axes.set_xticks(range(len(fractions)), [_percent(f) for f in fractions])
   axes.set_xlim(-0.5, len(fractions) - 0.5)
-  axes.set_xlabel("labels used")
   # A probe far below chance would press everything else into a line.
-  means = [r["mean"] for r in rows]
-  low = max(min([chance, *(r["low"] for r in rows)]), min(chance - 0.5, *means))
-  axes.set_ylim(bottom=low - 0.03, top=1.02)
+  lowest = min(chance - 0.5, rows["mean"].min())
+  low = max(min(chance, rows["low"].min()), lowest)
+  axes.set_ylim(low - 0.03, 1.02)
   axes.grid(axis="y", alpha=0.25)
   axes.spines[["top", "right"]].set_visible(False)

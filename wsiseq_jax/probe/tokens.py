@@ -18,6 +18,7 @@ References: Bardes et al., "Revisiting feature prediction for learning visual
 representations from video" (V-JEPA), 2024, for attentive probing.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 
@@ -27,15 +28,15 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from wsiseq_jax import parallel
+from wsiseq_jax import fit, parallel
 from wsiseq_jax.data import loader
-from wsiseq_jax.probe import training
-from wsiseq_jax.probe.samples import Samples
+from wsiseq_jax.probe import trained
+from wsiseq_jax.probe.samples import Samples, Target
 
 _HEADS = 4
 
 
-def attentive_model(width: int, outputs: int) -> training.Model:
+def attentive_model(width: int, target: Target) -> fit.Model:
   """The attentive probe of tokens of a width.
 
   Tokens are normalised one by one; then, for each of the heads,
@@ -44,7 +45,7 @@ def attentive_model(width: int, outputs: int) -> training.Model:
 
   Args:
     width: channels of a token (d).
-    outputs: values of the head.
+    target: what is predicted.
   """
   heads = math.gcd(_HEADS, width)
 
@@ -70,7 +71,7 @@ def attentive_model(width: int, outputs: int) -> training.Model:
     share = jax.nn.softmax(match, axis=-1)
     return jnp.einsum("bhn,bnhe->bhe", share, values).reshape(b, d)
 
-  return _probe(start, pool, width, outputs)
+  return _probe(start, pool, width, target)
 
 
 def _normalised(x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
@@ -80,13 +81,13 @@ def _normalised(x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
   )
 
 
-def pooling_model(pool: Callable, width: int, outputs: int) -> training.Model:
+def pooling_model(pool: Callable, width: int, target: Target) -> fit.Model:
   """The probe with a trained class token.
 
   Args:
     pool: `Task.pool`; the frozen parameters are the model's.
     width: channels of the class token, and of what `pool` returns.
-    outputs: values of the head.
+    target: what is predicted.
   """
 
   def start(key):
@@ -97,111 +98,76 @@ def pooling_model(pool: Callable, width: int, outputs: int) -> training.Model:
     inputs = [batch[name] for name in names]
     return pool(frozen, *inputs, params["cls_token"])
 
-  return _probe(start, pooled, width, outputs)
+  return _probe(start, pooled, width, target)
 
 
 def _probe(
-  start: Callable, pool: Callable, width: int, outputs: int
-) -> training.Model:
-  """A linear head on pooled tokens, standardised.
+  start: Callable, pool: Callable, width: int, target: Target
+) -> fit.Model:
+  """A linear head on pooled tokens, standardised by the example.
 
   Args:
     start: key → parameters of pooling.
     pool: (these, frozen parameters, batch) → features [b, d].
     width: channels of a feature (d).
-    outputs: values of the head.
+    target: what is predicted.
   """
 
-  def init(key, frozen, batch):
+  def init(key, frozen, example):
     params = start(key)
-    scale = _mean_and_deviation(pool(params, frozen, batch), batch["mask"])
-    return {
-      **params,
-      "standard": scale,
-      "head": training.head_init(width, outputs),
-    }
+    scale = _mean_and_std(pool(params, frozen, example), example["mask"])
+    return {**params, "standard": scale}
 
-  def apply(params, frozen, batch, key):
+  def features(params, frozen, batch, key):
     del key
     scale = jax.lax.stop_gradient(params["standard"])
     x = pool(params, frozen, batch)
-    x = (x - scale["mean"][None]) / scale["deviation"][None]
-    return training.head_apply(params["head"], x)
+    return (x - scale["mean"][None]) / scale["std"][None]
 
-  return training.Model(init, apply)
+  return trained.head_model(init, features, width, target)
 
 
-def _mean_and_deviation(x: Float[Array, "b d"], mask: Float[Array, " b"]):
-  """Of each channel over the real rows; a constant one has deviation 1."""
+def _mean_and_std(x: Float[Array, "b d"], mask: Float[Array, " b"]):
+  """Of each channel over the real rows; a constant one has std 1."""
   share = (mask / mask.sum())[:, None]
   mean = (share * x).sum(axis=0)
-  deviation = jnp.sqrt((share * jnp.square(x - mean[None])).sum(axis=0))
-  varies = deviation > 1e-5 * jnp.maximum(jnp.abs(mean), 1e-30)
-  return {"mean": mean, "deviation": jnp.where(varies, deviation, 1.0)}
+  std = jnp.sqrt((share * jnp.square(x - mean[None])).sum(axis=0))
+  varies = std > 1e-5 * jnp.maximum(jnp.abs(mean), 1e-30)
+  return {"mean": mean, "std": jnp.where(varies, std, 1.0)}
 
 
-def token_data(
-  train: Samples,
-  validation: Samples,
-  test: Samples,
-  batch_size: int,
-  mesh: Mesh,
-) -> training.Data:
-  """Batches of cached tokens.
+@dataclasses.dataclass(frozen=True)
+class TokenFeed(trained.Feed):
+  """Batches of cached tokens; see `trained.Feed`."""
 
-  Args:
-    train: training samples, with tokens.
-    validation: validation samples.
-    test: test samples.
-    batch_size: rows of a batch; fewer if there are not as many samples.
-    mesh: the devices.
-  """
-  rows = fitting_batch(len(train), batch_size, mesh.size)
+  mesh: Mesh
 
-  def training_batches(seed: int, steps: int) -> Iterator[training.Batch]:
-    for step in range(steps):
+  def train(
+    self, train: Samples, rows: int, seed: int, start: int, stop: int
+  ) -> Iterator[fit.Batch]:
+    """Random rows with labels."""
+    for step in range(start, stop):
       index = loader.batch_indices(len(train), seed, rows, step)
-      yield parallel.to_global(_batch(train, index, rows), mesh)
+      yield self._batch(train, index, rows, label=train.labels[index])
 
-  def in_order(samples: Samples):
-    def batches():
-      size = fitting_batch(batch_size, batch_size, mesh.size)
-      for start in range(0, len(samples), size):
-        index = np.arange(start, min(start + size, len(samples)))
-        yield parallel.to_global(_batch(samples, index, size), mesh)
+  def in_order(self, of: Samples, rows: int) -> Iterator[fit.Batch]:
+    """All rows; the last batch is filled up with rows of mask 0."""
+    for start in range(0, len(of), rows):
+      yield self._batch(of, np.arange(start, min(start + rows, len(of))), rows)
 
-    return batches
+  def example(self, train: Samples, rows: int, seed: int) -> fit.Batch:
+    """The first training batch, by which features are standardised."""
+    return next(self.train(train, rows, seed, 0, 1))
 
-  return training.Data(
-    count=len(train),
-    labels=train.labels,
-    validation_labels=validation.labels,
-    batch_size=rows,
-    train=training_batches,
-    validation=in_order(validation),
-    test=in_order(test),
-  )
-
-
-def _batch(samples: Samples, index: np.ndarray, size: int):
-  """Rows as a batch of `size`, filled up with rows of mask 0."""
-  mask = np.arange(size) < len(index)
-  index = np.resize(index, size)
-  return {
-    **{name: array[index] for name, array in samples.tokens.items()},
-    "label": samples.labels[index].astype(np.float32),
-    "mask": mask.astype(np.float32),
-  }
-
-
-def fitting_batch(count: int, batch_size: int, devices: int) -> int:
-  """Rows of a training batch: no more than samples, a multiple of devices.
-
-  Example:
-    >>> fitting_batch(1000, 256, 8), fitting_batch(20, 256, 8)
-    (256, 16)
-    >>> fitting_batch(3, 256, 8)  # the three are repeated
-    8
-  """
-  rows = min(count, batch_size)
-  return max(rows // devices, 1) * devices
+  def _batch(self, of: Samples, index: np.ndarray, rows: int, **more):
+    filled = np.resize(index, rows)
+    batch = {
+      **{name: array[filled] for name, array in of.tokens.items()},
+      "index": filled,
+      "mask": (np.arange(rows) < len(index)).astype(np.float32),
+      **more,
+    }
+    here = np.array(parallel.local_rows(self.mesh, rows))
+    return parallel.to_global(
+      {name: array[here] for name, array in batch.items()}, self.mesh
+    )
