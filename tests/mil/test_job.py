@@ -1,5 +1,6 @@
 """The job `mil` on small bags, for every head."""
 
+import itertools
 import json
 import shutil
 
@@ -11,6 +12,7 @@ from configs import mil as mil_configs
 from data_prep.files import done
 from tests import small_run
 from tests.mil.small_job import folder_of, make, table
+from wsiseq_jax import launch, writers
 from wsiseq_jax.maps.tile_map import TileMap
 from wsiseq_jax.mil import job, one_fold, results, settings, synthetic
 from wsiseq_jax.mil.trainer import BagTrainer
@@ -177,6 +179,31 @@ def test_only_what_is_missing_is_computed_and_nothing_changes(
   assert mask.stat().st_mtime_ns == written
   job.run(config)
   assert calls == [0]
+
+
+def test_a_job_that_was_stopped_goes_on_bit_for_bit(
+  finished, data, tmp_path, monkeypatch
+):
+  config = make(tmp_path, data=data)
+  ticks = itertools.count(1)
+  monkeypatch.setattr(
+    launch.Preemption, "tick", lambda self: next(ticks) == 200
+  )
+  with pytest.raises(launch.Stopped):
+    job.run(config)
+  states = list((tmp_path / "models").rglob("state.npz"))
+  assert len(states) == 1
+  job.run(config)
+  whole = folder_of(finished)
+  for name in ("predictions.csv", "metrics.csv", "summary.csv"):
+    assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+  assert not states[0].exists()
+  # The same rows as if nothing had happened, a folder a model.
+  for folder in (tmp_path / "models").glob("*_seed?"):
+    name = f"models/{folder.name}/metrics.jsonl"
+    rows = writers.read_metrics(tmp_path / name)
+    assert rows == writers.read_metrics(whole / name) and rows
+    assert set(rows[0]) == {"step", "train/loss", "train/lr", "val/loss"}
 
 
 def test_what_a_model_depends_on(finished, data, tmp_path):

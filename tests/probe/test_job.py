@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import functools
+import itertools
 import shutil
 
 import jax
@@ -14,7 +15,7 @@ from configs import probe as probe_configs
 from data_prep import targets
 from data_prep.synthetic import smoke_labels
 from tests import small_run, tfds_sets
-from wsiseq_jax import evaluate, train
+from wsiseq_jax import evaluate, launch, train, writers
 from wsiseq_jax.probe import fine_tune, knn, linear, settings
 from wsiseq_jax.probe import job as probe
 from wsiseq_jax.probe.samples import frozen_features
@@ -156,6 +157,33 @@ def test_a_corrected_label_is_seen_and_embeds_nothing(
   file.write_text(changed.to_json())
   probe.run(config)
   assert table(tmp_path / "p" / "probe.csv") != before
+
+
+def test_a_job_that_was_stopped_goes_on_bit_for_bit(
+  tmp_path, data, checkpoint, monkeypatch
+):
+  def run(name):
+    config = make(
+      tmp_path / name, data, checkpoint, targets=("level",),
+      kinds=("attentive",), fractions=(1.0,), seeds=(0,),
+    )  # fmt: skip
+    config.head.update({"epochs": 4, "warmup_epochs": 0, "batch_size": 16})
+    probe.run(config)
+    return (tmp_path / name / "probe.csv").read_bytes()
+
+  whole = run("calm")
+  ticks = itertools.count(1)
+  monkeypatch.setattr(launch.Preemption, "tick", lambda self: next(ticks) == 25)
+  with pytest.raises(launch.Stopped) as error:
+    run("rough")
+  assert error.value.code == 75
+  folder = tmp_path / "rough" / "runs" / "1_level-attentive-1-0"
+  assert (folder / "state.npz").exists()
+  assert run("rough") == whole
+  assert not (folder / "state.npz").exists()
+  rows = writers.read_metrics(folder / "metrics.jsonl")
+  assert [row["step"] for row in rows] == [10, 20, 30, 40]
+  assert set(rows[0]) == {"step", "train/loss", "train/lr", "val/r2"}
 
 
 def test_another_checkpoint_has_other_features(
