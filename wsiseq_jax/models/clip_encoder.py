@@ -172,10 +172,7 @@ def _token(width: int, rngs: nnx.Rngs) -> nnx.Param:
 
 
 class ConvStem(nnx.Module):
-  """Convolutions of stride two, each halving the picture, then one to tokens.
-
-  Reference: Xiao et al., Early convolutions help transformers see better, 2021.
-  """
+  """Convolutions of stride two, then a linear layer (Xiao et al., 2021)."""
 
   def __init__(self, config: ClipEncoderConfig, rngs: nnx.Rngs):
     conv = functools.partial(
@@ -221,9 +218,8 @@ class FrameEncoder(nnx.Module):
   def __call__(self, pixels: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
     """Encodes frames, each by itself; float32."""
     x = self.stem(parallel.by_rows(pixels))
-    cls = jnp.broadcast_to(
-      self.cls_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[2])
-    )
+    cls = self.cls_token[...].astype(x.dtype)
+    cls = jnp.broadcast_to(cls, (x.shape[0], 1, x.shape[2]))
     x = jnp.concatenate([cls, x], axis=1)
     x = x + self.pos_embed[...].astype(x.dtype)[None]
     x = vit.run_blocks(self.blocks, x, self.config.remat)
@@ -300,11 +296,6 @@ def attention_mask(
   Returns:
     `mask[i, q, k]`, whether token q of sample i sees token k; token 0 is the
     class token.
-
-  Example:
-    >>> mask = attention_mask(jnp.array([[True, True]]), True)
-    >>> mask[0].astype(int).tolist()
-    [[1, 1, 1], [0, 1, 0], [0, 1, 1]]
   """
   b, t = visible.shape
   keys = jnp.concatenate([jnp.ones((b, 1), bool), visible], axis=1)
@@ -392,14 +383,7 @@ class ClipEncoder(nnx.Module):
   def encode_frames(
     self, pixels: Float[Array, "b t h w c"]
   ) -> Float[Array, "b t d"]:
-    """Features of frames, each by itself.
-
-    Args:
-      pixels: Normalised clips.
-
-    Raises:
-      ValueError: Frames are not those of the configuration.
-    """
+    """Features of frames of normalised clips, each by itself."""
     wanted = (*self.config.image_px, self.config.channels)
     if pixels.shape[2:] != wanted:
       raise ValueError(

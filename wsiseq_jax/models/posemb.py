@@ -1,14 +1,12 @@
-"""Position tables: fixed sinusoids over the flattened token index.
+"""Position tables: sinusoids over the flat token index, and resampling.
 
-Tokens of a clip are numbered time-major, then by row, then by column. VideoMAE
-does not encode the three axes separately: it takes the flat number `p` as the
-only coordinate. The tables are computed, never stored: no parameter, no entry
-in a checkpoint. They are NumPy arrays in float32, worked out in float64,
-because an angle of 1568 radians in float32 is already off by 1e-4.
+Tokens of a clip are numbered time-major, then by row, then by column; VideoMAE
+takes the flat number as the only coordinate. Sinusoids are computed, never
+stored, in float64: an angle of 1568 radians in float32 is off by 1e-4.
 
-A model that is used on another grid than the one it was trained on (more
-frames, larger images) must keep the meaning of "top left, early". `resample`
-does that, explicitly and with a line in the log.
+A model on another grid than the one it was trained on must keep the meaning of
+"top left, early": `resample` for sinusoids of clips, `resample_square` for the
+trained tables of tile encoders.
 """
 
 import functools
@@ -61,10 +59,9 @@ def resample(
 ) -> Float[np.ndarray, "m d"]:
   """Interpolates a position table from one token grid to another.
 
-  Why not a longer sinusoid: the flat index of "one row down" is the number of
-  columns, so on a wider grid every position but those of the first row would
-  change its meaning. Interpolation keeps it: linear along each of the three
-  axes, cell centres aligned (half-pixel rule), edges held.
+  Linear along each axis, cell centres aligned, edges held. A longer sinusoid
+  would not do: the flat index of "one row down" is the number of columns, so on
+  a wider grid every position but those of the first row would change.
 
   Args:
     table: Position table of the trained grid, `n = t * h * w` rows.
@@ -175,20 +172,11 @@ def position_table(
 ) -> Float[np.ndarray, "n d"]:
   """Computes the position table of a token grid, resampled if need be.
 
-  Cached, so that the log line about resampling is written once.
-
   Args:
     grid: `(t, h, w)` tokens of the clips at hand.
     width: Channels.
     trained_grid: `(t, h, w)` tokens the weights were trained with; None means
       `grid`.
-
-  Returns:
-    The table, float32.
-
-  Example:
-    >>> position_table((2, 3, 3), 8).shape
-    (18, 8)
   """
   if trained_grid is None or trained_grid == grid:
     return sinusoid_1d(math.prod(grid), width)

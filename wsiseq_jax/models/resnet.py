@@ -99,17 +99,10 @@ def kernel_shapes(spec: ResNetSpec) -> dict[str, tuple[int, int, int, int]]:
 
 
 def init_params(spec: ResNetSpec, key: Key[Array, ""]) -> dict[str, Any]:
-  """Random parameters: a baseline that no trained encoder may fall below.
+  """Random parameters, {path: {'kernel', 'bias'}}.
 
   Kernels are He-normal. The last one of each block is divided by the root of
   the number of blocks, so that without normalisation features keep their size.
-
-  Args:
-    spec: The network.
-    key: Source of randomness.
-
-  Returns:
-    {path: {'kernel', 'bias'}}.
   """
   shapes = kernel_shapes(spec)
   keys = jax.random.split(key, len(shapes))
@@ -167,7 +160,7 @@ def apply(
   """Encodes tiles.
 
   Args:
-    params: What `init_params` or `encoder_weights.resnet_params` returned.
+    params: What `init_params` or `tile_encoders.resnet_params` returned.
     spec: The network.
     pixels: Normalised tiles.
 

@@ -1,12 +1,8 @@
 """Real time as a vector: sinusoids of a float, made for the data's unit.
 
-A position table knows that a frame is the third. A time embedding knows that it
-came 1.7 years, 40 ms or 256 um after another, which is what speeds are made of.
 Time is a float throughout: cast to whole numbers, a jittered frame index would
-turn from 2 into 1 as often as not.
-
-Frequencies fall from one radian in the shortest time worth telling apart to one
-radian in the longest of the data. Both depend on what time counts:
+turn from 2 into 1 as often as not. Frequencies fall from one radian in the
+shortest time worth telling apart to one radian in the longest of the data:
 
     unit    shortest  longest
     frame       1        100   the reference
@@ -86,11 +82,6 @@ def sinusoid(
   Returns:
     The vectors, float32.
 
-  Example:
-    >>> vector = sinusoid(jnp.array(1.0), 4, 1.0, 100.0)
-    >>> [round(float(v), 3) for v in vector]  # w = 1, 0.1
-    [0.54, 0.995, 0.841, 0.1]
-
   Reference: Vaswani et al., Attention is all you need, 2017.
   """
   half = width // 2
@@ -103,18 +94,7 @@ def sinusoid(
 
 
 class TimeEmbedding(nnx.Module):
-  """Sinusoids, and two linear layers with SiLU between if it is to learn.
-
-  Args:
-    width: Channels, even.
-    shortest: See `sinusoid`.
-    longest: See `sinusoid`.
-    is_learned: Whether the linear layers follow.
-    rngs: Source of the initial parameters.
-
-  Raises:
-    ValueError: An odd width.
-  """
+  """Sinusoids, and two linear layers with SiLU between if it is to learn."""
 
   def __init__(
     self,
