@@ -324,12 +324,6 @@ def plan(
 ) -> list[list[int]]:
   """Which bags go together.
 
-  Args:
-    lengths: padded length of each bag.
-    size: bags in a batch.
-    rng: shuffles bags and batches; None keeps them, by length.
-    mixed: bags of any length may go together.
-
   Returns:
     Numbers of bags; all batches but one are full.
 

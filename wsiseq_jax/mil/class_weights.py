@@ -25,10 +25,6 @@ def balanced(
 ) -> Float[np.ndarray, "k c"]:
   """Weights by column of the labels and class.
 
-  Args:
-    labels: of training slides, as in `cohort.Cohort`; NaN = unknown.
-    target_type: one of `TARGET_TYPES`.
-
   Returns:
     Weights; 1 for a class that no training slide has.
 
@@ -59,10 +55,6 @@ def of_labels(
   weights: Float[np.ndarray, "k c"] | None, labels: Shaped[np.ndarray, "n k"]
 ) -> Float[np.ndarray, "n k"]:
   """The weight of each label.
-
-  Args:
-    weights: from `balanced`; None = all the same.
-    labels: of any slides.
 
   Returns:
     Weights; 1 for unknown labels and for classes that training did not have.

@@ -276,11 +276,6 @@ def obtain(
 ) -> Folds:
   """The splits in a file; drawn and written first where there is no file.
 
-  Args:
-    path: splits.csv.
-    cohort: the slides.
-    settings: arguments of `draw`, `config.folds`.
-
   Raises:
     ValueError: the file has other numbers of repeats and folds than asked for.
   """

@@ -167,14 +167,7 @@ def prepare(config: ConfigDict) -> Job:
 def open_bags(
   data: MilData, features: str, ids: Sequence[str], more: Sequence[str] = ()
 ) -> Bags:
-  """Opens all bags and says what became of them.
-
-  Args:
-    data: the block `data` of the config.
-    features: the folder.
-    ids: slides that are wanted.
-    more: slides that may have files and are not wanted.
-  """
+  """Opens all bags and says what became of them."""
   bags = Bags(
     features,
     ids,

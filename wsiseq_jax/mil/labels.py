@@ -21,15 +21,6 @@ def to_learn(
 ) -> tuple[Float[np.ndarray, "n k"], tuple[str, ...]]:
   """Labels to train on, all known (of several labels at least one).
 
-  Args:
-    texts: cells by slide id.
-    target_type: one of `cohort.TARGET_TYPES`.
-    names: columns of the cells.
-    classes: class names in order; () takes those that are found.
-
-  Returns:
-    Labels as in `cohort.Cohort`, and the names of what they are of.
-
   Raises:
     ValueError: a cell that is no label, classes that are not there, or labels
       that do not differ.
@@ -76,12 +67,6 @@ def to_score(
   classes: tuple[str, ...],
 ) -> Float[np.ndarray, "n k"]:
   """Labels that the predictions of trained models are compared with.
-
-  Args:
-    texts: cells by slide id.
-    target_type: of the models.
-    names: columns of the cells.
-    classes: of the models; it does not matter which of them are there.
 
   Raises:
     ValueError: a cell that is no label, or one that the models do not know.

@@ -166,11 +166,6 @@ def prior_of(
   """What a failed slide is given: what a model that sees nothing would learn.
 
   Shares of classes or labels in training, the mean number, the mean risk (0).
-
-  Args:
-    cohort: the slides.
-    labels: of the training slides.
-    weighting: of classes, one of `class_weights.NAMES`.
   """
   weights = None
   if weighting == "balanced":

@@ -84,14 +84,7 @@ def _files(folder: pathlib.Path, run: Run) -> tuple[pathlib.Path, pathlib.Path]:
 def save(
   folder: pathlib.Path, result: Result, params: Any, inputs: Any
 ) -> None:
-  """Writes both files.
-
-  Args:
-    folder: `models` of the workdir; made if it is missing.
-    result: everything but the parameters.
-    params: nested dict of arrays.
-    inputs: all that the model depends on, see `done.digest`.
-  """
+  """Writes both files."""
   folder.mkdir(parents=True, exist_ok=True)
   weights, text = _files(folder, result.run)
   mark = done.Done(text, inputs)

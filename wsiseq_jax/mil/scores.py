@@ -44,10 +44,6 @@ def youden(
   (J + 1) / 2. Thresholds lie midway between neighbouring probabilities; of
   equally good ones the nearest to 1/2 is taken. Positive is p ≥ threshold.
 
-  Args:
-    labels: 0 or 1; NaN = unknown.
-    probability: of 1.
-
   Returns:
     The threshold; NaN if there are not both classes.
 
@@ -78,15 +74,6 @@ def scores(
   bins: int = 10,
 ) -> dict[str, Float[np.ndarray, " r"]]:
   """All scores of a target type.
-
-  Args:
-    target_type: one of `cohort.TARGET_TYPES`.
-    labels: as in `cohort.Cohort`.
-    prediction: probability of each class or label; a number; a log risk.
-    threshold: of each slide's model, for each column of `prediction`; of two
-      classes that of the last counts.
-    weights: one row a resample; all 1 by default.
-    bins: of the calibration error, equally wide.
 
   Returns:
     {name: one value for each row of weights}; NaN where it has none. For

@@ -67,15 +67,6 @@ def summarise(
 ) -> list[dict[str, Any]]:
   """Mean, std and interval of every score, of models and the ensemble.
 
-  Args:
-    cohort: the slides.
-    status: of each slide.
-    metrics: of folds, models and the ensemble.
-    joined: predictions of models, of the same slides all.
-    mean: the ensemble.
-    resamples: for the intervals.
-    bins: of the calibration error.
-
   Returns:
     Rows of summary.csv; the std of one prediction is NaN.
   """

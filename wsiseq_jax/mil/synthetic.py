@@ -41,11 +41,6 @@ def write(
 ) -> tuple[pathlib.Path, pathlib.Path]:
   """Writes feature files and a table with labels of every target type.
 
-  Args:
-    folder: where; made if it is missing.
-    cases: two slides each.
-    seed: of all that is drawn.
-
   Returns:
     The folder of features, and the table: slide_id, patient_id, label, kind
     (three classes), mark and spot (0 or 1), amount (a number), time and event.

@@ -121,17 +121,6 @@ def write(
 ) -> list[dict[str, Any]]:
   """Writes all tables and pictures; see `configs/mil.py`.
 
-  Args:
-    workdir: where to.
-    cohort: slides; labels NaN where unknown, and then nothing is scored.
-    status: of each slide.
-    results: all models.
-    resamples: for the intervals.
-    bins: of the calibration error.
-    is_crossed: whether models are of several folds, each with test slides of
-      its own.
-    notes: more lines for summary.md.
-
   Returns:
     The rows of summary.csv; [] if no label is known.
   """

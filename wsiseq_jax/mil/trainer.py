@@ -112,13 +112,6 @@ def bag_loss(
 ) -> Float[Array, ""]:
   """Mean loss of bags; numbers standardised.
 
-  Args:
-    target_type: one of `cohort.TARGET_TYPES`.
-    logits: [b y].
-    labels: [b k], as in `cohort.Cohort`.
-    weight: 0 for bags that only fill the batch, [b]; all 1 by default.
-    label_weights: of labels, [b k]; all 1 by default. Survival has none.
-
   Example:
     >>> round(float(bag_loss("binary", np.zeros((1, 1)), np.ones((1, 1)))), 3)
     0.693
@@ -186,12 +179,6 @@ def _explain(config: MilConfig) -> Callable[..., mil.MilOutput]:
 class BagTrainer:
   """Fits models of one shape.
 
-  Args:
-    model: the shape.
-    target_type: one of `cohort.TARGET_TYPES`.
-    settings: how to train.
-    mesh: the devices; by default `local_mesh`.
-
   Raises:
     ValueError: the model's auxiliary loss needs classes.
   """
@@ -219,15 +206,6 @@ class BagTrainer:
     folder: FitFolder | None = None,
   ) -> FittedBags:
     """Trains and keeps the epoch with the lowest validation loss.
-
-    Args:
-      bags: where the bags are.
-      train: slides to learn from, all `ok`.
-      train_labels: theirs, as in `cohort.Cohort`.
-      val: slides to choose the epoch by, all `ok`.
-      val_labels: theirs.
-      seed: of the first parameters, the order of bags, and dropout.
-      folder: for metrics and state; None writes nothing.
 
     Raises:
       ValueError: no epoch had a finite validation loss.
@@ -367,12 +345,6 @@ def values_of(
   scale: tuple[float, float] = (0.0, 1.0),
 ) -> Float[np.ndarray, "n c"]:
   """What logits say: probabilities of all classes or labels, or a number.
-
-  Args:
-    target_type: one of `cohort.TARGET_TYPES`.
-    logits: of slides, or of tiles.
-    scale: mean and std of the labels of a regression; of the validation slides'
-      log risk for survival, which models give on scales of their own.
 
   Returns:
     Two columns for the one logit of a binary target.

@@ -46,15 +46,6 @@ def write(
   """Writes the maps of all test slides that have tiles.
 
   Several processes share out the slides; all of them have to call it.
-
-  Args:
-    workdir: maps go to its folder `maps`.
-    cohort: the slides.
-    bags: their features.
-    trainer: of the models' shape.
-    found: all models.
-    models: the folder of their parameters.
-    class_name: of which class; '' chooses.
   """
   folder = workdir / "maps"
   folder.mkdir(exist_ok=True)

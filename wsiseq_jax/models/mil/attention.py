@@ -73,14 +73,7 @@ class AdditiveConfig(AttentionConfig):
 
 
 class Embedding(nnx.Module):
-  """Linear layer, ReLU, dropout; and a classifier of what comes out.
-
-  Args:
-    config: Has `width`, `hidden` and `dropout`.
-    outputs: Logits of the classifier.
-    rngs: Source of the initial parameters.
-    tile_hidden: Hidden channels of the classifier; 0 makes it linear.
-  """
+  """Linear layer, ReLU, dropout; and a classifier of what comes out."""
 
   def __init__(
     self, config: Any, outputs: int, rngs: nnx.Rngs, tile_hidden: int = 0
@@ -111,16 +104,7 @@ class Embedding(nnx.Module):
 
 
 class AttentionMil(mil_bag.MilModel):
-  """`gated`, and what the other models with such attention are made of.
-
-  Args:
-    config: Shape.
-    rngs: Source of the initial parameters, stream `params`.
-    is_gated: Whether attention has a gate.
-    maps: Attention maps.
-    outputs: Logits of tiles; None takes those of the slide.
-    tile_hidden: See `Embedding`.
-  """
+  """`gated`, and what the other models with such attention are made of."""
 
   def __init__(
     self,

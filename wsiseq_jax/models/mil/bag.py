@@ -76,10 +76,6 @@ class MilModel(nnx.Module):
 def pad(bag: Bag, size: int) -> Bag:
   """A bag with padded tiles after its own.
 
-  Args:
-    bag: One bag.
-    size: Tiles of the result.
-
   Raises:
     ValueError: It has more tiles than that.
 

@@ -71,13 +71,7 @@ class ClamConfig(AttentionConfig):
 
 
 class Clam(AttentionMil):
-  """`clam_sb`, and `clam_mb` if `is_multi`.
-
-  Args:
-    config: Shape.
-    rngs: Source of the initial parameters, stream `params`.
-    is_multi: Whether each class has an attention map of its own.
-  """
+  """`clam_sb`, and `clam_mb` if `is_multi`."""
 
   def __init__(
     self, config: ClamConfig, rngs: nnx.Rngs, *, is_multi: bool = False

@@ -62,12 +62,7 @@ def _linear(inner: int, outer: int, config: DsmilConfig, rngs: nnx.Rngs):
 
 
 class Dsmil(mil_bag.MilModel):
-  """`dsmil`.
-
-  Args:
-    config: Shape.
-    rngs: Source of the initial parameters, stream `params`.
-  """
+  """`dsmil`."""
 
   def __init__(self, config: DsmilConfig, rngs: nnx.Rngs):
     width, outputs = config.width, config.outputs

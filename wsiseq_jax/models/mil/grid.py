@@ -57,10 +57,6 @@ def z_order(
 ) -> UInt32[Array, "*m"]:
   """Places of cells along a Z-curve: bits of column and row take turns.
 
-  Args:
-    column: 0 to 65,534.
-    row: Likewise.
-
   Returns:
     The places; for cells that are outside, the largest number.
 
@@ -110,10 +106,6 @@ def _decode(place: UInt32[Array, " m"]) -> tuple[Array, Array]:
 def neighbours(places: UInt32[Array, " m"]) -> Int[Array, "k m"]:
   """Where the 49 neighbours of each cell are.
 
-  Args:
-    places: Of different cells along the Z-curve, sorted; the largest number
-      where there is none.
-
   Returns:
     Index of the neighbour at each step, or m where there is none.
   """
@@ -139,13 +131,7 @@ def _gather(x: Float[Array, "m e"], index: Int[Array, " m"]) -> Array:
 def convolve(
   x: Float[Array, "m e"], kernel: Float[Array, "k e"], table: Int[Array, "k m"]
 ) -> Float[Array, "m e"]:
-  """Σ over places of kernel · neighbour, each channel by itself.
-
-  Args:
-    x: Values of cells.
-    kernel: Of the 49 places, row-major.
-    table: `neighbours` of the cells.
-  """
+  """Σ over places of kernel · neighbour, each channel by itself."""
 
   def body(total, place):
     index, weight = place
@@ -176,12 +162,7 @@ convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 class Ppeg(nnx.Module):
-  """Adds to each tile what its neighbours say, by three convolutions.
-
-  Args:
-    width: Channels.
-    rngs: Source of the initial parameters, stream `params`.
-  """
+  """Adds to each tile what its neighbours say, by three convolutions."""
 
   def __init__(self, width: int, rngs: nnx.Rngs):
     for side in KERNELS:
@@ -209,12 +190,7 @@ class Ppeg(nnx.Module):
   def __call__(
     self, x: Float[Array, "m e"], places: UInt32[Array, " m"]
   ) -> Float[Array, "m e"]:
-    """Convolves.
-
-    Args:
-      x: Tiles in the order of their places, 0 where padded.
-      places: Of tiles along the Z-curve, sorted; largest where padded.
-    """
+    """Convolves."""
     count = x.shape[0]
     is_first = jnp.concatenate([jnp.ones(1, bool), places[1:] != places[:-1]])
     cell = jnp.cumsum(is_first) - 1

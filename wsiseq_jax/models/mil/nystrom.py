@@ -105,10 +105,6 @@ def convolve_sequence(
 
   A block of tokens is multiplied by a banded matrix: more arithmetic than 33
   shifted sums, but little memory traffic.
-
-  Args:
-    x: Values of heads, of the tokens and of 16 before and after them.
-    kernel: Of each head, 33 weights.
   """
   width = kernel.shape[0]
   count = x.shape[0] - width + 1
@@ -158,10 +154,6 @@ class NystromAttention(nnx.Module):
   """LayerNorm and Nyström attention, to be added to the tokens.
 
   The real tokens come first in the sequence, and there is one at least.
-
-  Args:
-    config: Shape.
-    rngs: Source of the initial parameters, stream `params`.
   """
 
   def __init__(self, config: NystromConfig, rngs: nnx.Rngs):
@@ -197,13 +189,7 @@ class NystromAttention(nnx.Module):
     valid: Bool[Array, " n"],
     key: Key[Array, ""] | None,
   ) -> Float[Array, "n e"]:
-    """What is to be added to the tokens.
-
-    Args:
-      x: Tokens.
-      valid: Which of them are real.
-      key: Of dropout.
-    """
+    """What is to be added to the tokens."""
     return self._answer(x, valid, self._read(x, valid), x.shape[0], key)
 
   def first_token(

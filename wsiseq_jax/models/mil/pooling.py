@@ -108,11 +108,6 @@ def mean_of_highest(
 ) -> Float[Array, "m y"]:
   """Weights by which the mean of the highest logits is a sum.
 
-  Args:
-    logits: Of tiles.
-    mask: Which tiles are real.
-    count: How many; all tiles where there are fewer.
-
   Returns:
     1/count at the highest logits of each output, 0 elsewhere; constant to
     `grad`.
@@ -144,10 +139,6 @@ class Chowder(mil_bag.MilModel):
 
   Reference: Courtiol et al., Classification and disease localization in
   histopathology using only global labels, arXiv 1802.02212, 2018.
-
-  Args:
-    config: Shape.
-    rngs: Source of the initial parameters, stream `params`.
   """
 
   def __init__(self, config: ChowderConfig, rngs: nnx.Rngs):

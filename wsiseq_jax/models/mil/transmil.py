@@ -36,12 +36,7 @@ from wsiseq_jax.models.mil.nystrom import NystromAttention, NystromConfig
 
 
 class TransMil(mil_bag.MilModel):
-  """`transmil`.
-
-  Args:
-    config: Shape.
-    rngs: Source of the initial parameters, stream `params`.
-  """
+  """`transmil`."""
 
   def __init__(self, config: NystromConfig, rngs: nnx.Rngs):
     width = config.hidden
