@@ -29,8 +29,6 @@ from distributed.comm import CommClosedError
 
 LOCAL, SLURM = "local", "slurm"
 ADDRESSES = ("tcp://", "tls://")
-# The settings that are read here. None of them shapes what is written.
-KEYS = ("cluster", "workers", "memory_gb", "slurm")
 # Packages whose version may show in the bytes of a shard.
 PACKAGES = (
   *("array_record", "av", "imagecodecs", "numpy", "opencv-python-headless"),
@@ -73,7 +71,7 @@ def run(
   Args:
     function: importable by its name on the workers; what it raises stops all.
     items: picklable arguments.
-    config: holds `KEYS`, checked; `workers` = 0 calls the function in this
+    config: of a preparation, checked; `workers` = 0 calls the function in this
       process, without Dask.
 
   Yields:
@@ -129,56 +127,20 @@ def _result(future: distributed.Future, config: Mapping[str, Any]) -> Any:
     ) from error
 
 
-def check_config(config: Mapping[str, Any]) -> None:
-  """Checks the settings that say where the work is done.
-
-  Raises:
-    ValueError: naming the config key, the value and what is allowed.
-  """
-  cluster, workers = config["cluster"], config["workers"]
-  if cluster not in (LOCAL, SLURM) and not cluster.startswith(ADDRESSES):
-    raise ValueError(
-      f"config.cluster is {cluster!r}, want 'local', 'slurm' or the address of "
-      "a Dask scheduler: tcp://host:port"
-    )
-  wanted, good = "-1 (one a core), 0 (no Dask) or more", workers >= -1
-  if cluster == SLURM:
-    wanted, good = "the number of workers that Slurm shall start", workers >= 1
-  elif cluster != LOCAL:
-    wanted, good = f"-1: all workers of {cluster}", workers == -1
-  if not good:
-    raise ValueError(f"config.workers is {workers!r}, want {wanted}")
-  for key, value in (
-    ("memory_gb", config["memory_gb"]),
-    ("slurm.workers_per_job", config["slurm"]["workers_per_job"]),
-  ):
-    if value <= 0:
-      raise ValueError(f"config.{key} is {value!r}, want a positive number")
-
-
 @contextlib.contextmanager
 def connect(
   config: Mapping[str, Any], items: int
 ) -> Iterator[distributed.Client]:
-  """Connects to the scheduler of `config.cluster`, or starts one.
-
-  What was started here is stopped afterwards. No more workers are started than
-  there are `items`.
-
-  Raises:
-    ValueError: there is no such scheduler, Slurm refuses, or workers have other
-      versions than this process.
-  """
+  """Connects to the scheduler of `config.cluster`, or starts and stops one."""
   address = config["cluster"]
   with contextlib.ExitStack() as stack:
     stack.enter_context(dask.config.set(SETTINGS))
     if address == LOCAL:
-      count = config["workers"]
-      count = len(os.sched_getaffinity(0)) if count < 0 else count
-      count = min(count, items)
+      cores = len(os.sched_getaffinity(0))
+      count = cores if config["workers"] < 0 else config["workers"]
       address = stack.enter_context(
         distributed.LocalCluster(
-          n_workers=count,
+          n_workers=min(count, items),
           threads_per_worker=1,  # a crash must cost one item only
           memory_limit=int(config["memory_gb"] * 1e9),
           host="127.0.0.1",

@@ -8,10 +8,11 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Literal
 
 from data_prep import cluster, splits
 from data_prep.files.errors import SlideError
+from data_prep.files.schema import FILLED, Range
 
 EXIT_GOOD, EXIT_NOTHING, EXIT_USAGE, EXIT_SOME_FAILED = 0, 1, 2, 3
 WHOLE = "1/1"
@@ -19,9 +20,68 @@ SHARE_WANTED = (
   "'i/n', the i-th of n parts of the work, such as '1/8', or 'slurm' in a job "
   "array of n tasks"
 )
-SUBSAMPLINGS = ("420", "422", "444")
 # Settings that say where and how to run, not what comes out.
-RUN_KEYS = ("out", "splits", "part", *cluster.KEYS)
+RUN_KEYS = tuple("out splits part cluster workers memory_gb slurm".split())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Jpeg:
+  """How panels are stored."""
+
+  quality: Annotated[int, Range(1, 100)]
+  subsampling: Literal["420", "422", "444"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Slurm:
+  """What is submitted; what is empty comes from dask-jobqueue's own config."""
+
+  queue: str
+  account: str
+  walltime: str
+  interface: str
+  workers_per_job: Annotated[int, Range(1)]
+  log_folder: str
+  directives: tuple[str, ...]
+  prologue: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSettings:
+  """Settings that all preparations share; see `configs/prep_wsi.py`."""
+
+  cluster: str
+  workers: Annotated[int, Range(-1)]
+  memory_gb: Annotated[float, Range(above=0)]
+  slurm: Slurm
+  source: str
+  out: Annotated[str, FILLED]
+  part: str
+  splits: Mapping[str, float]
+  seed: int
+  jpeg: Jpeg
+
+  def __post_init__(self):
+    wanted = ""
+    if self.cluster == cluster.SLURM:
+      if self.workers < 1:
+        wanted = "the number of workers that Slurm shall start"
+    elif self.cluster.startswith(cluster.ADDRESSES):
+      if self.workers != -1:
+        wanted = f"-1: all workers of {self.cluster}"
+    elif self.cluster != cluster.LOCAL:
+      raise ValueError(
+        f"config.cluster = {self.cluster!r}: must be 'local', 'slurm' or the "
+        "address of a Dask scheduler, tcp://host:port"
+      )
+    if wanted:
+      raise ValueError(f"config.workers = {self.workers}: must be {wanted}")
+    splits.check_fractions(self.splits)
+    if share(self.part)[1] > 1 and self.cluster != cluster.LOCAL:
+      raise ValueError(
+        f"config.part is {self.part!r}, want {WHOLE!r} with "
+        f"config.cluster={self.cluster!r}"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,44 +185,3 @@ def table_name(name: str, part: str) -> str:
   """Returns `slides.csv`, or `slides.3-of-8.csv` for a part."""
   number, parts = share(part)
   return f"{name}.csv" if parts == 1 else f"{name}.{number}-of-{parts}.csv"
-
-
-def need(
-  config: Mapping[str, Any], key: str, condition: bool, want: str
-) -> None:
-  """Raises ValueError with key and value unless the condition holds."""
-  if not condition:
-    value = config
-    for name in key.split("."):
-      value = value[name]
-    raise ValueError(f"config.{key} is {value!r}, want {want}")
-
-
-def check_config(config: Mapping[str, Any]) -> None:
-  """Checks the settings that all preparations share.
-
-  Raises:
-    ValueError: naming the config key, the value and what is allowed.
-  """
-  need(config, "out", bool(config["out"]), "an output folder")
-  cluster.check_config(config)
-  _, parts = share(config["part"])
-  need(
-    config,
-    "part",
-    parts == 1 or config["cluster"] == cluster.LOCAL,
-    f"'{WHOLE}' with config.cluster={config['cluster']!r}",
-  )
-  need(
-    config,
-    "jpeg.quality",
-    1 <= config["jpeg"]["quality"] <= 100,
-    "1 to 100",
-  )
-  need(
-    config,
-    "jpeg.subsampling",
-    config["jpeg"]["subsampling"] in SUBSAMPLINGS,
-    f"one of {SUBSAMPLINGS}",
-  )
-  splits.check_fractions(config["splits"])

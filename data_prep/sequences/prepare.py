@@ -15,18 +15,20 @@ Each step finds what an earlier, killed run left and goes on from there. A part
 """
 
 import contextlib
+import dataclasses
 import pathlib
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import tqdm
 
 from data_prep import cluster, records, runs, shards, splits
-from data_prep.files import atomic, tables
+from data_prep.files import atomic, schema, tables
 from data_prep.files import errors as error_rows
 from data_prep.files.errors import SlideError
+from data_prep.files.schema import FILLED, Range
 from data_prep.files.values import class_name, is_unknown, number
 from data_prep.sequences import geometries, slide_job, summary
 from data_prep.sequences.geometries import Geometry
@@ -36,6 +38,30 @@ from data_prep.wsi import find, tissue
 from data_prep.wsi.find import SlideEntry
 
 _TABLES_EVERY_SECONDS = 5.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tissue:
+  """How tissue is found."""
+
+  method: Literal[tuple(tissue.METHODS)]
+  thumbnail_px: Annotated[int, Range(64)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SlideSettings(runs.RunSettings):
+  """The settings of a run over slides: `configs/prep_wsi.py`."""
+
+  slides: Annotated[str, FILLED]
+  table: str
+  labels: tuple[str, ...]
+  mpp: Annotated[float, Range(above=0)]
+  mpp_tolerance: Annotated[float, Range(0, 0.99)]
+  allow_upsampling: bool
+  default_mpp: Annotated[float, Range(0)]
+  reader: Literal["auto", "openslide"]
+  sequence: geometries.SequenceSettings
+  tissue: Tissue
 
 
 def check_config(config: Mapping[str, Any]) -> Geometry:
@@ -48,34 +74,9 @@ def check_config(config: Mapping[str, Any]) -> Geometry:
     The geometry.
 
   Raises:
-    ValueError: naming the config key, the value and what is allowed.
+    ValueError: naming the config keys, the values and what is allowed.
   """
-  sequence = config["sequence"]
-  for key, condition, want in (
-    ("slides", bool(config["slides"]), "slides to prepare"),
-    ("reader", config["reader"] in ("auto", "openslide"), "auto or openslide"),
-    ("mpp_tolerance", 0 <= config["mpp_tolerance"] < 1, "a share from 0 to 1"),
-    ("default_mpp", config["default_mpp"] >= 0, "0 or more"),
-    (
-      "tissue.method",
-      config["tissue"]["method"] in tissue.METHODS,
-      f"one of {tissue.METHODS}",
-    ),
-    (
-      "tissue.thumbnail_px",
-      config["tissue"]["thumbnail_px"] >= 64,
-      "at least 64",
-    ),
-    ("sequence.spacing_um", sequence["spacing_um"] >= 0, "0 or more"),
-    ("sequence.max_centres", sequence["max_centres"] >= 0, "0 or more"),
-    (
-      "sequence.min_tissue",
-      0 < sequence["min_tissue"] <= 1,
-      "a share above 0 and up to 1",
-    ),
-  ):
-    runs.need(config, key, condition, want)
-  runs.check_config(config)
+  schema.build(SlideSettings, config)
   return geometries.from_config(config)
 
 

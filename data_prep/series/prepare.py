@@ -24,13 +24,14 @@ import pathlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import tqdm
 
 from data_prep import cluster, records, runs, shards, splits
-from data_prep.files import atomic
+from data_prep.files import atomic, schema
 from data_prep.files.errors import SlideError
+from data_prep.files.schema import FILLED, Range, Rule
 from data_prep.series import images, layouts, report, spans
 from data_prep.series import job as series_job
 from data_prep.series import look as series_look
@@ -39,8 +40,6 @@ from data_prep.series.job import SeriesJob, SeriesOutcome, Shape
 from data_prep.series.spans import Series
 from data_prep.targets import Target, TargetTable, encode, resolve
 
-TIME_UNITS = ("year", "s", "frame")
-RULES = ("last", "subsample", "windows")
 # Settings that say what is read and how it is run, not what a frame looks like.
 RUN_KEYS = (
   *runs.RUN_KEYS,
@@ -48,48 +47,69 @@ RUN_KEYS = (
 )
 
 
-def check_config(config: Mapping[str, Any]) -> None:
-  """Checks all settings before any work is done."""
-  rules, image = config["sequence"], config["image"]
-  window, (low, high) = image["window"], image["percentiles"]
-  frame_px = image["frame_px"]
-  for key, condition, want in (
-    ("csv", bool(config["csv"]), "a CSV file"),
-    ("parts", config["parts"] >= 1, "at least 1"),
-    _one_of("layout", config["layout"], series_table.LAYOUTS),
-    _one_of("sequences", config["sequences"], spans.SEQUENCES),
-    _one_of("time_unit", config["time_unit"], TIME_UNITS),
-    ("time_divisor", config["time_divisor"] > 0, "a positive number"),
-    ("fps", config["fps"] >= 0, "0 (what the files say) or more"),
-    _one_of("sequence.rule", rules["rule"], RULES),
-    ("sequence.max_frames", rules["max_frames"] >= 0, "0 or more"),
-    ("sequence.stride", rules["stride"] >= 0, "0 or more"),
-    ("sequence.min_frames", rules["min_frames"] >= 1, "at least 1"),
-    (
-      "image.frame_px",
-      len(frame_px) in (1, 2) and min(frame_px) >= 1,
-      "(height, width), or (short side,), in pixels",
-    ),
-    _one_of("image.fit", image["fit"], images.FITS),
-    (
-      "image.window",
-      not window or (len(window) == 2 and window[0] < window[1]),
-      "() or (low, high)",
-    ),
-    (
-      "image.percentiles",
-      0 <= low < high <= 100,
-      "0 <= low < high <= 100",
-    ),
-  ):
-    runs.need(config, key, condition, want)
-  runs.check_config(config)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Columns:
+  """Names of columns; '' = found by `files/tables.py`."""
+
+  series_id: str
+  patient_id: str
+  file: str
+  time: str
+  times: str
+  fps: str
+  split: str
+  history: str
+  video: str
 
 
-def _one_of(
-  key: str, value: str, allowed: Sequence[str]
-) -> tuple[str, bool, str]:
-  return key, value in allowed, f"one of {tuple(allowed)}"
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Length:
+  """`config.sequence`: which frames become a sequence."""
+
+  max_frames: Annotated[int, Range(0)]
+  rule: Literal["last", "subsample", "windows"]
+  stride: Annotated[int, Range(0)]
+  min_frames: Annotated[int, Range(1)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Image:
+  """`config.image`: size and intensity of a frame."""
+
+  frame_px: Annotated[
+    tuple[int, ...],
+    Rule(lambda px: len(px) in (1, 2), "(height, width), or (short side,)"),
+    Range(1),
+  ]
+  fit: Literal[images.FITS]
+  mixed_sizes: bool
+  window: Annotated[
+    tuple[float, ...],
+    Rule(lambda w: not w or (len(w) == 2 and w[0] < w[1]), "() or (low, high)"),
+  ]
+  percentiles: Annotated[
+    tuple[float, float],
+    Range(0, 100),
+    Rule(lambda share: share[0] < share[1], "(low, high)"),
+  ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SeriesSettings(runs.RunSettings):
+  """The settings of a run over series: `configs/prep_series.py`."""
+
+  csv: Annotated[str, FILLED]
+  images: str
+  parts: Annotated[int, Range(1)]
+  layout: Literal[series_table.LAYOUTS]
+  columns: Columns
+  targets: tuple[str, ...]
+  sequences: Literal[spans.SEQUENCES]
+  time_unit: Literal["year", "s", "frame"]
+  time_divisor: Annotated[float, Range(above=0)]
+  fps: Annotated[float, Range(0)]
+  sequence: Length
+  image: Image
 
 
 def prepare_series(config: Mapping[str, Any]) -> runs.RunSummary:
@@ -106,7 +126,7 @@ def prepare_series(config: Mapping[str, Any]) -> runs.RunSummary:
     OSError: the output folder cannot be written.
   """
   begin = time.perf_counter()
-  check_config(config)
+  schema.build(SeriesSettings, config)
   table = series_table.read(config)
   found, errors = layouts.find_series(table, config)
   targets = resolve(

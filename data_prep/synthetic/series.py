@@ -23,14 +23,13 @@ at the first and last visit are drawn, and its speed follows from the span. A
 speed drawn independently of the span would give the span away, and with it a
 third of the growth rate. The speed is in the truth, and not among the labels.
 
-`time_blind_r2` and `time_aware_r2` measure both claims on a set's truth.
+`benchmarks/growth_r2.py` measures both claims on a set's truth.
 """
 
 import argparse
 import csv
 import dataclasses
 import io
-import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -271,68 +270,6 @@ def _write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, str]]) -> None:
   atomic.write_atomic(path, text.getvalue())
 
 
-def time_blind_r2(subjects: Sequence[Subject]) -> float:
-  """Measures how well growth rates follow from everything but times.
-
-  Given are the *true* size and texture contrast at every visit, which is more
-  than a model can see in the pictures.
-  """
-  return _r2(subjects, [_course(subject) for subject in subjects])
-
-
-def time_aware_r2(subjects: Sequence[Subject]) -> float:
-  """Measures how well growth rates follow from sizes and times."""
-  rows = []
-  for subject in subjects:
-    slope = np.polyfit(subject.times, subject.sizes, 1)[0]
-    rows.append([*_course(subject), subject.times[-1], slope])
-  return _r2(subjects, rows)
-
-
-def _course(subject: Subject) -> list[float]:
-  """Sizes and contrasts, at each visit and at ten places along the course."""
-  sizes, contrasts = subject.sizes, subject.contrasts
-  steps = np.diff(sizes)
-  place = np.linspace(0, 1, len(sizes))
-  even = np.linspace(0, 1, 10)
-  grown = sizes[-1] - sizes[0]
-  return [
-    float(len(sizes)),
-    sizes[0],
-    sizes[-1],
-    grown,
-    math.log(grown),
-    steps.min(),
-    steps.max(),
-    contrasts[-1] - contrasts[0],
-    math.log(abs(contrasts[-1] - contrasts[0]) + 1e-3),
-    *np.interp(even, place, sizes),
-    *np.interp(even, place, contrasts),
-  ]
-
-
-def _r2(subjects: Sequence[Subject], rows: Sequence[Sequence[float]]) -> float:
-  # Only needed to check a set; preparation itself does without.
-  from sklearn import ensemble, linear_model, model_selection, pipeline
-  from sklearn import preprocessing as scaling
-
-  x = np.array(rows)
-  y = np.array([subject.rate for subject in subjects])
-  folds = model_selection.KFold(5, shuffle=True, random_state=0)
-  models = (
-    ensemble.ExtraTreesRegressor(
-      200, min_samples_leaf=3, random_state=0, n_jobs=1
-    ),
-    pipeline.make_pipeline(
-      scaling.StandardScaler(), linear_model.RidgeCV(np.logspace(-4, 3, 15))
-    ),
-  )
-  return max(
-    float(model_selection.cross_val_score(m, x, y, cv=folds).mean())
-    for m in models
-  )
-
-
 def main(argv: list[str] | None = None) -> None:
   """Command line: `python -m data_prep.synthetic.series --out=...`."""
   parser = argparse.ArgumentParser(
@@ -353,13 +290,7 @@ def main(argv: list[str] | None = None) -> None:
   subjects = make_subjects(args.subjects, args.seed)
   out = pathlib.Path(args.out)
   write(out, subjects, args.size_px, args.color, args.arrays)
-  report = {"subjects": len(subjects), "table": str(out / TABLE)}
-  if len(subjects) >= 200:
-    report["r2_of_growth_rate"] = {
-      "from sizes and textures": round(time_blind_r2(subjects), 3),
-      "from sizes and times": round(time_aware_r2(subjects), 3),
-    }
-  print(json.dumps(report, indent=1))
+  print(f"{len(subjects)} subjects in {out / TABLE}")
 
 
 if __name__ == "__main__":

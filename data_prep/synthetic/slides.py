@@ -29,7 +29,6 @@ structure at all; a result on them says nothing about patients.
 import argparse
 import csv
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
@@ -350,14 +349,6 @@ def _is_finished(folder, settings, rows) -> bool:
     and (folder / "truth" / f"{row['slide_id']}.npz").exists()
     for row in rows
   )
-
-
-def checksum(folder: str | os.PathLike) -> str:
-  """SHA-256 over all slides of a cohort: one number for a table of results."""
-  total = hashlib.sha256()
-  for path in sorted(pathlib.Path(folder).glob("*.tiff")):
-    total.update(path.read_bytes())
-  return total.hexdigest()
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -157,16 +157,16 @@ def test_a_signal_ends_soon_and_the_next_run_goes_on(tmp_path, repo_root, name):
 @pytest.mark.parametrize(
   ("changes", "words"),
   [
-    ({"cluster": "kubernetes"}, "config.cluster is 'kubernetes'"),
-    ({"cluster": "tcp://host:1"}, "config.workers is 2, want -1"),
-    ({"workers": -2}, "config.workers is -2"),
+    ({"cluster": "kubernetes"}, "config.cluster = 'kubernetes'"),
+    ({"cluster": "tcp://host:1"}, "config.workers = 2: must be -1"),
+    ({"workers": -2}, "config.workers = -2"),
     ({"cluster": "slurm", "workers": -1}, "number of workers that Slurm"),
-    ({"memory_gb": 0.0}, "config.memory_gb is 0.0"),
+    ({"memory_gb": 0.0}, "config.memory_gb = 0.0"),
   ],
 )
 def test_settings_that_make_no_sense(changes, words):
   with pytest.raises(ValueError, match=words):
-    cluster.check_config(config_of(**changes))
+    prepare.check_config(config_of(slides="x", out="y", **changes))
 
 
 def test_slurm_needs_sbatch(tmp_path, monkeypatch):

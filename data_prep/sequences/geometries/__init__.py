@@ -1,9 +1,10 @@
 """The ways in which frames lie on a slide; a new one is a file and a line."""
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from data_prep import runs
+from data_prep.files.schema import Range, Rule
 from data_prep.sequences.geometries.base import Centre, Geometry, Readable
 from data_prep.sequences.geometries.drift import Drift
 from data_prep.sequences.geometries.walk import Walk
@@ -15,38 +16,58 @@ GEOMETRIES = {
   "zoom": Zoom,
 }
 
-__all__ = ["GEOMETRIES", "Centre", "Geometry", "Readable", "from_config"]
+DIFFERENT_DIRECTIONS = Rule(
+  lambda angles: len({a % 360 for a in angles}) == len(angles),
+  "different directions",
+)
+
+__all__ = [
+  "GEOMETRIES",
+  "Centre",
+  "Geometry",
+  "Readable",
+  "SequenceSettings",
+  "from_config",
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SequenceSettings:
+  """`config.sequence`: what all geometries share, and what is some's own."""
+
+  geometry: Literal[tuple(GEOMETRIES)]
+  window_um: Annotated[tuple[float, float], Range(above=0)]
+  step_um: Annotated[float, Range(0)]
+  frames: Annotated[int, Range(1)]
+  headings_deg: Annotated[tuple[float, ...], DIFFERENT_DIRECTIONS]
+  serpentine_columns: Annotated[int, Range(0)]
+  zoom_factor: float
+  spacing_um: Annotated[float, Range(0)]
+  max_centres: Annotated[int, Range(0)]
+  min_tissue: Annotated[float, Range(0, 1, above=0)]
+  all_headings: bool
 
 
 def from_config(config: Mapping[str, Any]) -> Geometry:
-  """Turns micrometres into pixels and checks the settings.
+  """Turns micrometres into pixels.
 
   Args:
-    config: the whole preparation config (`configs/prep_wsi.py`).
+    config: the whole preparation config (`configs/prep_wsi.py`), checked.
 
   Returns:
     The geometry.
 
   Raises:
-    ValueError: naming the config key, the value and what is allowed.
+    ValueError: settings that do not fit one another; keys are named.
   """
-  runs.need(config, "mpp", config["mpp"] > 0, "um per pixel above 0")
-  mpp, window_um = config["mpp"], tuple(config["sequence"]["window_um"])
-  runs.need(
-    config,
-    "sequence.window_um",
-    len(window_um) == 2 and min(window_um) >= 2 * mpp,
-    f"(height, width), each at least two pixels ({2 * mpp} um)",
-  )
+  mpp, sequence = config["mpp"], config["sequence"]
+  window_um = tuple(sequence["window_um"])
+  if min(window_um) < 2 * mpp:
+    raise ValueError(
+      f"config.sequence.window_um = {window_um}: must be (height, width), each "
+      f"at least two pixels ({2 * mpp} um)"
+    )
   # Even, so that a window around a whole number starts on a pixel edge.
   window_px = tuple(2 * round(side / mpp / 2) for side in window_um)
-  frames = config["sequence"]["frames"]
-  runs.need(config, "sequence.frames", frames >= 1, "at least 1")
-  name = config["sequence"]["geometry"]
-  runs.need(
-    config,
-    "sequence.geometry",
-    name in GEOMETRIES,
-    f"one of {tuple(GEOMETRIES)}",
-  )
-  return GEOMETRIES[name].from_config(config, mpp, window_px, frames)
+  chosen = GEOMETRIES[sequence["geometry"]]
+  return chosen.from_config(sequence, mpp, window_px)

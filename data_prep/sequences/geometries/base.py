@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from data_prep import runs, shards
+from data_prep import shards
 
 Panels = list[UInt8[np.ndarray, "h w 3"]]
 
@@ -70,12 +70,11 @@ class Geometry(abc.ABC):
   @abc.abstractmethod
   def from_config(
     cls,
-    config: Mapping[str, Any],
+    sequence: Mapping[str, Any],
     mpp: float,
     window_px: tuple[int, int],
-    frames: int,
   ) -> "Geometry":
-    """Reads the settings of this geometry; ValueError names a wrong key."""
+    """Reads `config.sequence`; ValueError names keys that do not fit."""
 
   @property
   @abc.abstractmethod
@@ -150,15 +149,11 @@ def axes(
   return np.array([cos, 0.0 - sin]), np.array([sin, cos])
 
 
-def headings_from(config: Mapping[str, Any]) -> tuple[float, ...]:
+def headings_from(sequence: Mapping[str, Any]) -> tuple[float, ...]:
   """Reads `config.sequence.headings_deg`."""
-  headings = tuple(float(a) for a in config["sequence"]["headings_deg"])
-  runs.need(
-    config,
-    "sequence.headings_deg",
-    len(headings) > 0 and len({a % 360 for a in headings}) == len(headings),
-    "at least one direction, all of them different",
-  )
+  headings = tuple(float(a) for a in sequence["headings_deg"])
+  if not headings:
+    raise ValueError("config.sequence.headings_deg = (): must not be empty")
   return headings
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float, Int
 
-from data_prep import runs, shards
+from data_prep import shards
 from data_prep.sequences.geometries import base
 
 
@@ -31,16 +31,16 @@ class Drift(base.Geometry):
   @classmethod
   def from_config(
     cls,
-    config: Mapping[str, Any],
+    sequence: Mapping[str, Any],
     mpp: float,
     window_px: tuple[int, int],
-    frames: int,
   ) -> base.Geometry:
     """Reads `step_um` and `headings_deg`."""
-    step_um = config["sequence"]["step_um"]
-    runs.need(config, "sequence.step_um", step_um > 0, "above 0")
-    headings = base.headings_from(config)
-    return cls(mpp, window_px, frames, step_um / mpp, headings)
+    step_um = sequence["step_um"]
+    if step_um <= 0:
+      raise ValueError(f"config.sequence.step_um = {step_um}: must be above 0")
+    headings = base.headings_from(sequence)
+    return cls(mpp, window_px, sequence["frames"], step_um / mpp, headings)
 
   @property
   def strip_px(self) -> tuple[int, int]:

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float
 
-from data_prep import runs
 from data_prep.sequences.geometries import base
 
 
@@ -35,30 +34,27 @@ class Walk(base.Geometry):
   @classmethod
   def from_config(
     cls,
-    config: Mapping[str, Any],
+    sequence: Mapping[str, Any],
     mpp: float,
     window_px: tuple[int, int],
-    frames: int,
   ) -> base.Geometry:
     """Reads `step_um`, `serpentine_columns` and `headings_deg`."""
-    step_um = config["sequence"]["step_um"]
+    step_um = sequence["step_um"]
     # Whole pixels, so that a frame is a plain cut of its strip.
     step_px = float(window_px[1] if step_um == 0 else round(step_um / mpp))
-    runs.need(
-      config,
-      "sequence.step_um",
-      step_px >= window_px[1],
-      f"0 (side by side) or at least the window of {window_px[1] * mpp} um",
-    )
-    columns = config["sequence"]["serpentine_columns"]
-    runs.need(
-      config,
-      "sequence.serpentine_columns",
-      columns == 0 or (columns > 0 and frames % columns == 0),
-      f"0 or a divisor of the {frames} frames",
-    )
-    headings = () if columns else base.headings_from(config)
-    return cls(mpp, window_px, frames, step_px, headings, columns)
+    if step_px < window_px[1]:
+      raise ValueError(
+        f"config.sequence.step_um = {step_um}: must be 0 (side by side) or at "
+        f"least the window of {window_px[1] * mpp} um"
+      )
+    columns = sequence["serpentine_columns"]
+    if columns and sequence["frames"] % columns:
+      raise ValueError(
+        f"config.sequence.serpentine_columns = {columns}: must be 0 or a "
+        f"divisor of the {sequence['frames']} frames"
+      )
+    headings = () if columns else base.headings_from(sequence)
+    return cls(mpp, window_px, sequence["frames"], step_px, headings, columns)
 
   @property
   def spacing_px(self) -> float:

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float
 
-from data_prep import runs
 from data_prep.sequences.geometries import base
 
 
@@ -23,15 +22,17 @@ class Zoom(base.Geometry):
   @classmethod
   def from_config(
     cls,
-    config: Mapping[str, Any],
+    sequence: Mapping[str, Any],
     mpp: float,
     window_px: tuple[int, int],
-    frames: int,
   ) -> base.Geometry:
     """Reads `zoom_factor`."""
-    factor = config["sequence"]["zoom_factor"]
-    runs.need(config, "sequence.zoom_factor", factor > 1, "above 1")
-    return cls(mpp, window_px, frames, factor)
+    factor = sequence["zoom_factor"]
+    if factor <= 1:
+      raise ValueError(
+        f"config.sequence.zoom_factor = {factor}: must be above 1"
+      )
+    return cls(mpp, window_px, sequence["frames"], factor)
 
   @property
   def spacing_px(self) -> float:

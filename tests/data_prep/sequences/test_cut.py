@@ -6,6 +6,7 @@ import pytest
 
 from configs import prep_wsi
 from data_prep import records
+from data_prep.files import schema
 from data_prep.sequences import cut as sequences
 from data_prep.sequences import geometries
 from data_prep.sequences.geometries import base
@@ -47,7 +48,11 @@ def spec_of(mpp=0.5, preset="", **sequence):
   sequence.setdefault("step_um", 2.0)
   for key, value in sequence.items():
     config.sequence[key] = value
-  return geometries.from_config(config.to_dict())
+  settings = config.to_dict()
+  schema.build(
+    geometries.SequenceSettings, settings["sequence"], "config.sequence"
+  )
+  return geometries.from_config(settings)
 
 
 def cut(slide, spec, xy=(120, 120), paths=None):
@@ -314,7 +319,7 @@ def test_spacing_is_physical():
   ],
 )
 def test_bad_settings_name_their_key(key, change):
-  with pytest.raises(ValueError, match=f"config.{key} is"):
+  with pytest.raises(ValueError, match=f"config.{key} = "):
     spec_of(**change)
 
 
