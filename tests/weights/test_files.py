@@ -42,13 +42,19 @@ def test_folders_and_bfloat16_safetensors_are_read(tmp_path):
 
 
 class Tensor:
-  def __init__(self, *values):
-    self.values = values
+  """As PyTorch's: `numpy` is for detached tensors of NumPy's types alone."""
+
+  def __init__(self, *values, done=frozenset()):
+    self.values, self.done = values, done
+
+  def detach(self):
+    return Tensor(*self.values, done=self.done | {"detach"})
 
   def float(self):
-    return self
+    return Tensor(*self.values, done=self.done | {"float"})
 
   def numpy(self):
+    assert self.done == {"detach", "float"}
     return np.array(self.values, np.float32)
 
 

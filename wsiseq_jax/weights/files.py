@@ -144,8 +144,8 @@ def _read_torch(path: pathlib.Path, key: str) -> dict[str, np.ndarray]:
       f"{key}: {path} needs PyTorch, which is not installed. Where it is, make "
       "it a .safetensors file:\n"
       f'  state = torch.load("{path.name}", "cpu", weights_only=True)\n'
-      "  safetensors.torch.save_file({k: v.clone() for k, v in state.items()}, "
-      f'"{path.stem}.safetensors")'
+      "  safetensors.torch.save_file({k: v.clone().contiguous() for k, v in "
+      f'state.items()}}, "{path.stem}.safetensors")'
     ) from error
   try:
     content = torch.load(path, map_location="cpu", weights_only=True)
@@ -168,5 +168,7 @@ def _read_torch(path: pathlib.Path, key: str) -> dict[str, np.ndarray]:
       f"{key}: {path} holds no state dict: a {type(content).__name__} of "
       f"{keys[:10]}; wanted are names of tensors, or one of {_PARTS} with these"
     )
-  # Not every number type of PyTorch is one of NumPy.
-  return {name: tensor.float().numpy() for name, tensor in states[0].items()}
+  # Parameters want gradients, and not every number type is one of NumPy.
+  return {
+    name: tensor.detach().float().numpy() for name, tensor in states[0].items()
+  }
