@@ -5,8 +5,8 @@ r"""Slides through a tile encoder: one feature file a slide, for attention MIL.
         --config.encoder.weights=resnet50.safetensors
 
 `--config.data.slides` takes a file, a folder, a glob, a CSV, or several with
-commas between them. A CSV has the columns `slide_id, filename, case_id, label,
-mpp`, and if wanted `split`, `mask` and `tissue_<parameter>`; see
+commas between them. A CSV has the columns `slide_id, filename, patient_id,
+label, mpp`, and if wanted `split`, `mask` and `tissue_<parameter>`; see
 `data_prep/wsi/find.py` for the names it also understands.
 
 Tiles are cut at exactly `tiles.mpp` micrometres a pixel (20x is about 0.5, 40x

@@ -6,8 +6,8 @@ Slides in, a TFDS data set of image sequences out:
     --config.slides=/data/slides --config.out=/data/prep
 
 `--config.slides` takes a file, a folder, a glob, a CSV, or several with commas
-between them. A CSV has the columns `slide_id, filename, case_id, label, mpp`,
-and if wanted `split`, `mask` and `tissue_<parameter>`; see
+between them. A CSV has the columns `slide_id, filename, patient_id, label,
+mpp`, and if wanted `split`, `mask` and `tissue_<parameter>`; see
 `data_prep/wsi/find.py` for the names it also understands.
 
 Presets, after a colon (`--config=configs/prep_wsi.py:walk`):
