@@ -15,6 +15,7 @@ Programs are compiled once for a model and a shape of batch; learning rate,
 labels and weights are arguments. So targets, folds and seeds share them.
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -23,7 +24,7 @@ import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,29 +46,17 @@ _SAVE_SECONDS = 30.0
 
 @dataclasses.dataclass(frozen=True)
 class FitSettings:
-  """How to train.
+  """How to train with AdamW."""
 
-  Attributes:
-    lr: peak learning rate of a step.
-    weight_decay: of matrices.
-    b1: of Adam.
-    b2: of Adam.
-    eps: of Adam.
-    clip_norm: largest norm of the whole gradient; 0 = any.
-    warmup_epochs: of rising learning rate.
-    epochs: at most.
-    patience: epochs without a higher score after which training stops; 0 =
-      never.
-  """
-
-  lr: float = 3e-4
-  weight_decay: float = 1e-3
+  lr: float = 3e-4  # peak learning rate of a step
+  weight_decay: float = 1e-3  # of matrices
   b1: float = 0.9
   b2: float = 0.999
   eps: float = 1e-8
-  clip_norm: float = 5.0
-  warmup_epochs: int = 1
-  epochs: int = 100
+  clip_norm: float = 5.0  # largest norm of the whole gradient; 0 = any
+  warmup_epochs: int = 1  # of rising learning rate
+  epochs: int = 100  # at most
+  # Epochs without a higher score after which training stops; 0 = never.
   patience: int = 15
 
 
@@ -199,7 +188,7 @@ class _State:
         np.savez(file, *arrays, facts=np.array(json.dumps(facts)))
 
   def restored(self, path: pathlib.Path) -> "_State":
-    """The state in a file; this one says shapes and shardings."""
+    """The state in a file, with the shapes and shardings of this one."""
     with np.load(path) as file:
       facts = json.loads(str(file["facts"]))
       arrays = [
@@ -221,20 +210,9 @@ def _is_resumable(path: pathlib.Path, inputs: str) -> bool:
     return json.loads(str(file["facts"]))["inputs"] == inputs
 
 
-class _Adam(NamedTuple):
-  """What is compiled of the settings, see `optim.make_optimizer`."""
-
-  weight_decay: float
-  b1: float
-  b2: float
-  eps: float
-  clip_norm: float
-
-
-class _Programs(NamedTuple):
-  start: Callable[..., Any]
-  step: Callable[..., Any]
-  apply: Callable[..., Any]
+# What is compiled of the settings; see `optim.make_optimizer`.
+_Adam = collections.namedtuple("_Adam", "weight_decay b1 b2 eps clip_norm")
+_Programs = collections.namedtuple("_Programs", "start step apply")
 
 
 @functools.lru_cache(maxsize=32)
@@ -341,9 +319,7 @@ class Trainer:
     saved_at = time.monotonic()
     while state.step < len(rates):
       if folder is not None and folder.preemption.tick():
-        if writer is not None:
-          writer.sync()
-        state.save(folder.state_file, folder.inputs, self._is_writer)
+        self._save(state, folder, writer)
         raise launch.Stopped(
           f"{folder.path.name}: stopped at step {state.step}; the same command "
           "goes on"
@@ -382,10 +358,13 @@ class Trainer:
         break
       is_due = time.monotonic() - saved_at >= _SAVE_SECONDS
       if folder is not None and self._agree(is_due):
-        if writer is not None:
-          writer.sync()
-        state.save(folder.state_file, folder.inputs, self._is_writer)
+        self._save(state, folder, writer)
         saved_at = time.monotonic()
+
+  def _save(self, state, folder, writer) -> None:
+    if writer is not None:
+      writer.sync()
+    state.save(folder.state_file, folder.inputs, writer is not None)
 
   def predict(
     self, params: Any, batches: Iterator[Batch]
@@ -405,13 +384,7 @@ class Trainer:
 def learning_rates(
   settings: FitSettings, steps_per_epoch: int
 ) -> Float[np.ndarray, " s"]:
-  """Learning rate of each step.
-
-  Example:
-    >>> settings = FitSettings(lr=1.0, warmup_epochs=1, epochs=3)
-    >>> learning_rates(settings, 2).round(3).tolist()
-    [0.5, 1.0, 0.8539999723434448, 0.5, 0.1459999978542328, 0.0]
-  """
+  """Learning rate of each step."""
   total = steps_per_epoch * settings.epochs
   warmup = min(steps_per_epoch * settings.warmup_epochs, total - 1)
   schedule = jax.vmap(
