@@ -23,7 +23,6 @@ ACCENT, INK, SOFT = "#7b3fa0", "#1c1b22", "#808080"
 GRID = np.linspace(0.0, 1.0, 101)
 # Single predictions whose ROC is drawn thin; more are a grey mass.
 _CURVES = 30
-_LANES = 5
 Score = tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]
 
 
@@ -252,11 +251,12 @@ def dots_by_group(
   names = [f"{name} ({len(dots)})" for name, dots in groups.items()]
   for row, dots in enumerate(groups.values()):
     dots = sorted(dots)
-    lane = np.arange(len(dots)) % _LANES - (_LANES - 1) / 2
+    # Steps of the golden ratio keep neighbours apart, however many there are.
+    lane = (0.5 + 0.618 * np.arange(len(dots))) % 1 - 0.5
     made = axes.scatter(
       [value for value, _ in dots],
-      row + 0.15 * lane,
-      s=44,
+      row + 0.7 * lane,
+      s=44 if len(dots) < 200 else 12,
       color=ACCENT,
       alpha=0.6,
       linewidth=0,
