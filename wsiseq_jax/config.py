@@ -12,10 +12,8 @@ Units are part of names: `_px`, `_steps`, `_epochs`, `_minutes`, `_deg`.
 """
 
 import dataclasses
-import difflib
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from ml_collections import ConfigDict
@@ -29,8 +27,6 @@ from data_prep.files.schema import (
   Range,
   Share,
 )
-
-Check = Callable[[Any], str | None]
 
 # Keys that may differ between a checkpoint and the run that resumes it: where
 # things are and how fast they go, not what is computed. `mesh` and `remat`
@@ -258,102 +254,6 @@ def _is_in(key: str, keys: tuple[str, ...]) -> bool:
   return any(key == k or key.startswith(k + ".") for k in keys)
 
 
-def text() -> Check:
-  """Any string, the empty one included."""
-  return lambda v: None if isinstance(v, str) else "a string"
-
-
-def one_of(*allowed: Any) -> Check:
-  """One of the values listed.
-
-  Example:
-    >>> one_of("none", "full")("half")
-    "one of 'none', 'full'"
-  """
-  wanted = "one of " + ", ".join(repr(a) for a in allowed)
-  return lambda v: None if v in allowed else wanted
-
-
-def flag() -> Check:
-  """True or False."""
-  return lambda v: None if isinstance(v, bool) else "True or False"
-
-
-def integer(minimum: int) -> Check:
-  """A whole number from `minimum` upwards."""
-  return lambda v: (
-    None
-    if isinstance(v, int) and not isinstance(v, bool) and v >= minimum
-    else f"a whole number, {minimum} or more"
-  )
-
-
-def number(minimum: float | int, maximum: float | int = math.inf) -> Check:
-  """A finite number in [minimum, maximum].
-
-  Example:
-    >>> number(0, 1)(1.5)
-    'a number from 0 to 1'
-  """
-  top = "" if math.isinf(maximum) else f" to {maximum:g}"
-  wanted = f"a number from {minimum:g}{top}" + ("" if top else " upwards")
-
-  def check(value: Any) -> str | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number and math.isfinite(value) and minimum <= value <= maximum:
-      return None
-    return wanted
-
-  return check
-
-
-def numbers(
-  minimum: float | int,
-  maximum: float | int = math.inf,
-  length: int | None = None,
-) -> Check:
-  """A tuple of numbers in [minimum, maximum], of `length` if that is given."""
-  item = number(minimum, maximum)
-  count = "" if length is None else f"{length} "
-
-  def check(value: Any) -> str | None:
-    is_good = isinstance(value, tuple | list) and len(value) > 0
-    if is_good and length is not None:
-      is_good = len(value) == length
-    if is_good and all(item(v) is None for v in value):
-      return None
-    return f"a tuple of {count}numbers, each {item('')}"
-
-  return check
-
-
-def integers(minimum: int, length: int) -> Check:
-  """A tuple of `length` whole numbers, each at least `minimum`."""
-  item = integer(minimum)
-
-  def check(value: Any) -> str | None:
-    is_good = isinstance(value, tuple | list) and len(value) == length
-    if is_good and all(item(v) is None for v in value):
-      return None
-    return f"a tuple of {length} whole numbers, each {minimum} or more"
-
-  return check
-
-
-def seeds() -> Check:
-  """A tuple of different whole numbers, at least one."""
-  item = integer(0)
-
-  def check(value: Any) -> str | None:
-    is_good = isinstance(value, tuple | list) and len(value) > 0
-    if is_good and all(item(v) is None for v in value):
-      if len(set(value)) == len(value):
-        return None
-    return "a tuple of different whole numbers"
-
-  return check
-
-
 def flatten(
   config: Mapping[str, Any] | ConfigDict, prefix: str = ""
 ) -> dict[str, Any]:
@@ -379,34 +279,6 @@ def validate(config: ConfigDict, kind: type[Experiment]) -> Experiment:
     ValueError: all that is wrong, one line a key.
   """
   return schema.build(kind, config)
-
-
-def check_keys(config: ConfigDict, checks: Mapping[str, Check]) -> None:
-  """Checks that exactly these keys are there, each with a good value.
-
-  Args:
-    config: the experiment.
-    checks: the check of every key.
-
-  Raises:
-    ValueError: as `validate`.
-  """
-  flat = flatten(config)
-  problems = []
-  for key, value in flat.items():
-    if key not in checks:
-      near = difflib.get_close_matches(key, checks, n=3)
-      hint = f"; did you mean {' or '.join(near)}?" if near else ""
-      problems.append(f"config.{key}: unknown key{hint}")
-    elif (wanted := checks[key](value)) is not None:
-      problems.append(f"config.{key} = {value!r}: must be {wanted}")
-  problems += [f"config.{key}: missing" for key in checks if key not in flat]
-  _report(problems)
-
-
-def _report(problems: list[str]) -> None:
-  if problems:
-    raise ValueError("bad config:\n  " + "\n  ".join(problems))
 
 
 def duration_steps(

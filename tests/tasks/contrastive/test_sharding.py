@@ -97,7 +97,7 @@ def sizes(shape):
 
 def info_nce_gradient(mesh, projected, weight):
   def loss(projected, weight):
-    out = losses.info_nce(projected, weight, 0.1, True)
+    out = losses.info_nce(projected, weight, 0.1)
     return losses.mean_of(out["contrastive_loss"]), out
 
   rows = parallel.batch_sharding(mesh)

@@ -154,7 +154,6 @@ def objective_terms(
     network.projector(compared),
     counts,
     objective.temperature,
-    is_standardised=True,
   )
   metrics |= losses.monitors(
     clips[:, 0],

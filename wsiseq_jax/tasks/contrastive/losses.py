@@ -49,7 +49,6 @@ def info_nce(
   projected: Float[Array, "b v p"],
   weight: Float[Array, " b"],
   temperature: float,
-  is_standardised: bool,
 ) -> Pairs:
   """Contrast of each view with all views of the *global* batch (NT-Xent).
 
@@ -59,7 +58,7 @@ def info_nce(
 
   Records of weight 0 are neither rows nor among the k.
 
-  Views may be compared in units of their channels' mean and deviation over the
+  Views are compared in units of their channels' mean and std over the
   global batch. What all views have in common is most of a fresh network's
   output, and the little they differ in is what is to grow: without this the
   demo's networks collapse in the first steps. It is the last batch-norm of the
@@ -74,7 +73,6 @@ def info_nce(
     projected: Two vectors a record, of any length.
     weight: 1 for records that count, 0 for others.
     temperature: T.
-    is_standardised: See above.
 
   Returns:
     `contrastive_loss`; `top1` and `top5`, how often the partner is the most
@@ -84,10 +82,10 @@ def info_nce(
 
   Example:
     >>> views = jnp.array([[[1.0, 0.0]] * 2, [[0.0, 1.0]] * 2])
-    >>> out = info_nce(views, jnp.ones(2), 1.0, is_standardised=False)
-    >>> total, count = out["contrastive_loss"]  # -1 + log(e + 2) for each view
+    >>> out = info_nce(views, jnp.ones(2), 1.0)
+    >>> total, count = out["contrastive_loss"]  # -1 + log(e + 2 / e) each
     >>> round(float(total / count), 4), float(out["rank"][0] / count)
-    (0.5514, 1.0)
+    (0.2395, 1.0)
 
   Reference: Chen et al., A simple framework for contrastive learning (SimCLR),
   2020.
@@ -98,9 +96,7 @@ def info_nce(
   # all-gather.
   marks = jnp.broadcast_to(weight[:, None, None], (b, views, 1))
   marked = jnp.concatenate([projected.astype(jnp.float32), marks], axis=-1)
-  compare = functools.partial(
-    _compare, temperature=temperature, is_standardised=is_standardised
-  )
+  compare = functools.partial(_compare, temperature=temperature)
   loss, rank = parallel.beside_all(compare, marked)
   rows = views * jnp.sum(weight)
 
@@ -120,7 +116,6 @@ def _compare(
   everything: Float[Array, "b v q"],
   first: Int[Array, ""] | int,
   temperature: float,
-  is_standardised: bool,
 ) -> tuple[Float[Array, "r v"], Float[Array, "r v"]]:
   """Loss and rank of own views; vectors have their record's weight at the end.
 
@@ -129,18 +124,16 @@ def _compare(
     everything: All records.
     first: See above.
     temperature: See `info_nce`.
-    is_standardised: See `info_nce`.
   """
   r, views, _ = own.shape
   own, vectors = own[..., :-1], everything[..., :-1]
   marks = everything[..., -1:]
-  if is_standardised:
-    n = jnp.maximum(jnp.sum(marks), 1.0)
-    mean = jnp.sum(vectors * marks, axis=(0, 1), keepdims=True) / n
-    spread = jnp.square(vectors - mean) * marks
-    variance = jnp.sum(spread, axis=(0, 1), keepdims=True) / n
-    scale = jax.lax.rsqrt(variance + 1e-5)
-    own, vectors = (own - mean) * scale, (vectors - mean) * scale
+  n = jnp.maximum(jnp.sum(marks), 1.0)
+  mean = jnp.sum(vectors * marks, axis=(0, 1), keepdims=True) / n
+  spread = jnp.square(vectors - mean) * marks
+  variance = jnp.sum(spread, axis=(0, 1), keepdims=True) / n
+  scale = jax.lax.rsqrt(variance + 1e-5)
+  own, vectors = (own - mean) * scale, (vectors - mean) * scale
   logits = jnp.einsum(
     "ivp,kup->ivku",
     unit(own),
