@@ -27,15 +27,7 @@ from wsiseq_jax.tasks import base
 def encoder_model(
   task: base.Task, from_scratch: bool, width: int, target: Target
 ) -> fit.Model:
-  """The encoder with a linear head.
-
-  Args:
-    task: the task of the checkpoint.
-    from_scratch: whether the encoder starts with fresh parameters, which
-      depend on the seed, or with the frozen ones.
-    width: channels of a feature, see `feature_width`.
-    target: what is predicted.
-  """
+  """The encoder with a linear head, from fresh or from frozen parameters."""
 
   def init(key, frozen, example):
     del example

@@ -25,12 +25,6 @@ def run(
 ) -> ProbeOutcome:
   """Chooses k and temperature on validation, predicts the test samples.
 
-  Args:
-    train: labelled samples with features.
-    validation: what chooses.
-    test: what is predicted.
-    target: classes, or a number.
-
   Returns:
     The outcome; `chosen` has `k` and `temperature`.
   """

@@ -33,12 +33,6 @@ def run(
 ) -> ProbeOutcome:
   """Fits for every penalty, chooses on validation, predicts the test samples.
 
-  Args:
-    train: labelled samples with features.
-    validation: what chooses the penalty.
-    test: what is predicted.
-    target: classes, or a number.
-
   Returns:
     The outcome; `chosen` has the `penalty`.
 

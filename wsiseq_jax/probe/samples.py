@@ -202,13 +202,8 @@ def usable(
 ) -> tuple[Target, ...]:
   """The targets that can be learned and scored.
 
-  Args:
-    targets: what is to be predicted.
-    labels: of all splits.
-    must: whether each of them was asked for by name.
-
   Raises:
-    ValueError: one that was asked for cannot be, or none can.
+    ValueError: none can, or one cannot and all `must`.
   """
   problems = {target: _problem(target, labels) for target in targets}
   left_out = [text for text in problems.values() if text]
@@ -346,14 +341,8 @@ def frozen_features(
   A file belongs to one checkpoint, data set and split: its name ends in a hash
   of the three, so that several checkpoints may share a workdir.
 
-  Args:
-    run: the model.
-    source: the split.
-    workdir: where files are kept.
-    tokens: whether tokens are needed too, see `evaluate.embed_split`.
-
   Returns:
-    What `evaluate.embed_split` returns.
+    What `evaluate.embed_split` does.
 
   Raises:
     ValueError: features are not finite.

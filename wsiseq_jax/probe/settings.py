@@ -64,20 +64,12 @@ class ProbeRows:
   """Which probes there are."""
 
   targets: tuple[str, ...] = ()  # () is all
-  kinds: Annotated[tuple[Literal[KINDS], ...], DIFFERENT, FILLED] = (
-    "linear",
-    "knn",
-    "attentive",
-  )
+  kinds: Annotated[tuple[Literal[KINDS], ...], DIFFERENT, FILLED] = KINDS[:3]
   fractions: Annotated[
     tuple[float, ...], Range(above=0, high=1), DIFFERENT, FILLED
   ] = (0.01, 0.1, 1.0)
-  seeds: Annotated[tuple[int, ...], Range(0), DIFFERENT, FILLED] = (
-    0,
-    1,
-    2,
-    3,
-    4,
+  seeds: Annotated[tuple[int, ...], Range(0), DIFFERENT, FILLED] = tuple(
+    range(5)
   )
   resamples: Annotated[int, Range(10)] = 1000  # for intervals
 

@@ -25,17 +25,8 @@ from wsiseq_jax.probe.samples import Target
 
 TIDY = ("target", "probe", "fraction", "seed", "metric", "value")
 SUMMARY = (
-  "target",
-  "probe",
-  "fraction",
-  "metric",
-  "mean",
-  "std",
-  "low",
-  "high",
-  "seeds",
-  "test_sequences",
-  "test_patients",
+  *("target", "probe", "fraction", "metric", "mean", "std", "low", "high"),
+  *("seeds", "test_sequences", "test_patients"),
 )
 # Name and colour of each probe.
 _PROBES = {
@@ -102,15 +93,7 @@ def tidy(results: Sequence[ProbeResult]) -> list[dict[str, Any]]:
 def summarise(
   results: Sequence[ProbeResult], resamples: int
 ) -> list[dict[str, Any]]:
-  """Mean and std over seeds, and the interval over patients.
-
-  Args:
-    results: rows, in any order.
-    resamples: for the interval.
-
-  Returns:
-    Rows with the keys of `SUMMARY`; the std of one seed is NaN.
-  """
+  """Mean and std (NaN of one seed) over seeds, interval over patients."""
   groups: dict[tuple, list[ProbeResult]] = {}
   for one in results:
     groups.setdefault((one.target, one.kind, one.fraction), []).append(one)
@@ -149,16 +132,7 @@ def summarise(
 def write(
   workdir: pathlib.Path, results: Sequence[ProbeResult], resamples: int
 ) -> list[dict[str, Any]]:
-  """Writes probe.csv, probe_summary.csv, probe.md and probe.png.
-
-  Args:
-    workdir: where to.
-    results: all rows.
-    resamples: for the intervals.
-
-  Returns:
-    The rows of the summary.
-  """
+  """Writes probe.csv, .md, .png and probe_summary.csv; returns the last."""
   csv_tables.write(workdir / "probe.csv", TIDY, tidy(results))
   summary = summarise(results, resamples)
   csv_tables.write(workdir / "probe_summary.csv", SUMMARY, summary)

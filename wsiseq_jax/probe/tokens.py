@@ -82,13 +82,7 @@ def _normalised(x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
 
 
 def pooling_model(pool: Callable, width: int, target: Target) -> fit.Model:
-  """The probe with a trained class token.
-
-  Args:
-    pool: `Task.pool`; the frozen parameters are the model's.
-    width: channels of the class token, and of what `pool` returns.
-    target: what is predicted.
-  """
+  """A trained class token of a width, and `Task.pool`, which is frozen."""
 
   def start(key):
     return {"cls_token": jax.random.normal(key, (width,)) / math.sqrt(width)}
@@ -104,14 +98,7 @@ def pooling_model(pool: Callable, width: int, target: Target) -> fit.Model:
 def _probe(
   start: Callable, pool: Callable, width: int, target: Target
 ) -> fit.Model:
-  """A linear head on pooled tokens, standardised by the example.
-
-  Args:
-    start: key → parameters of pooling.
-    pool: (these, frozen parameters, batch) → features [b, d].
-    width: channels of a feature (d).
-    target: what is predicted.
-  """
+  """A linear head on pooled tokens, standardised by the example."""
 
   def init(key, frozen, example):
     params = start(key)

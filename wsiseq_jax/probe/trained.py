@@ -109,15 +109,15 @@ def run(
   """Trains, keeps the epoch that validates best, predicts the test samples.
 
   Args:
-    model: what is trained, from `head_model`.
+    model: from `head_model`.
     sets: training, validation and test samples.
     target: what is predicted.
     how: how it is trained.
     feed: makes batches of the samples.
     seed: of the first parameters, the order of samples and augmentation.
-    mesh: the devices.
-    frozen: parameters that the model uses and does not change.
-    folder: for metrics and state; None writes nothing.
+    mesh: see `fit.Trainer`.
+    frozen: see `fit.Trainer`.
+    folder: see `fit.Trainer.fit`.
 
   Returns:
     The outcome; `chosen` has the `epoch` and the learning rate `lr`.
