@@ -110,6 +110,7 @@ def test_matrices_are_kept_in_the_compute_dtype():
 @pytest.mark.parametrize(
   "change, message",
   [
+    ({"pooling": "max"}, "encoder.pooling = 'max': must be one of"),
     ({"name": "resnet18"}, "encoder.name = 'resnet18': must be one of 'resnet"),
     ({"weigths": "a"}, "encoder.weigths = 'a': unknown key; did you mean 'we"),
     ({"weights": ""}, "encoder.weights = '' and .*random_weights = False"),

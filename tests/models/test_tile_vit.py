@@ -125,8 +125,6 @@ def test_presets_have_the_size_of_their_models(name, millions):
     ({"tile_px": 30}, "tile_px = 30: must be a multiple of the patches of 4"),
     ({"tile_px": 0}, "tile_px = 0"),
     ({"trained_px": 10}, "trained_px = 10"),
-    ({"pooling": "max"}, "pooling = 'max': must be one of"),
-    ({"mlp": "relu"}, "mlp = 'relu'"),
     ({"heads": 5}, "a width of 24 for 5 heads"),
   ],
 )
