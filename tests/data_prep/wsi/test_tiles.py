@@ -303,7 +303,7 @@ def test_slides_are_streamed_one_after_the_other(tmp_path):
   # Tissue covers native tiles exactly: 8 x 4 tiles of 64 px; 4 are on the
   # damaged one (x 256 to 384).
   assert begin.info["tiles"] == 32 and begin.info["status"] == "ok"
-  assert begin.info["level0_mpp"] == 0.5 and begin.info["reader"] == "tiled"
+  assert begin.info["mpp"] == 0.5 and begin.info["reader"] == "tiled"
   assert sum(len(e.index) for e in events[:4]) == 28
   assert events[4].bad_tiles == 4
   assert [error.tile for error in events[4].bad] == [(0, 256, 256)]
