@@ -15,6 +15,22 @@ from data_prep import shards
 from data_prep.files import atomic
 
 NAMES = shards.SPLITS
+_WORDS = {
+  "train": ("train", "training", "trn"),
+  "val": ("val", "valid", "validation", "dev"),
+  "test": ("test", "testing", "tst"),
+}
+
+
+def name_of(text: str) -> str | None:
+  """The split that a cell names; None if it is none.
+
+  Example:
+    >>> [name_of(text) for text in ("Train", "validation", "testing", "x")]
+    ['train', 'val', 'test', None]
+  """
+  text = text.strip().casefold()
+  return next((name for name in NAMES if text in _WORDS[name]), None)
 
 
 def check_fractions(fractions: Mapping[str, float]) -> None:
@@ -56,10 +72,11 @@ def pinned(slides: Iterable[tuple[str, str, str | None]]) -> dict[str, str]:
   for slide_id, patient, split in slides:
     if split is None:
       continue
-    if split not in NAMES:
+    if (name := name_of(split)) is None:
       raise ValueError(
         f"slide {slide_id!r}: column split is {split!r}, allowed: {NAMES}"
       )
+    split = name
     other_split, other_slide = given.setdefault(patient, (split, slide_id))
     if other_split != split:
       raise ValueError(

@@ -17,12 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from data_prep.files.values import (
-  class_name,
-  class_number,
-  is_unknown,
-  number,
-)
+from data_prep.files import values
 
 FILE = "targets.json"
 # More different words than this are names or remarks, not classes.
@@ -79,8 +74,8 @@ class TargetTable:
     content = {
       "targets": [dataclasses.asdict(target) for target in self.targets],
       "rows": {
-        name: [None if math.isnan(value) else value for value in values]
-        for name, values in self.rows.items()
+        name: [None if math.isnan(number) else number for number in row]
+        for name, row in self.rows.items()
       },
     }
     return json.dumps(content, sort_keys=True, ensure_ascii=False)
@@ -92,8 +87,8 @@ class TargetTable:
     return cls(
       tuple(Target(t["name"], tuple(t["classes"])) for t in content["targets"]),
       {
-        name: tuple(math.nan if value is None else value for value in values)
-        for name, values in content["rows"].items()
+        name: tuple(math.nan if number is None else number for number in row)
+        for name, row in content["rows"].items()
       },
     )
 
@@ -132,36 +127,32 @@ def resolve(
       raise ValueError(
         f"config.targets has {item!r}: no such column; there are {list(cells)}"
       )
-    values = [v.strip() for v in cells[name] if not is_unknown(v)]
-    targets.append(_target(name, kind, values))
+    known = [cell for cell in cells[name] if not values.is_unknown(cell)]
+    targets.append(_target(name, kind, known))
   return targets
 
 
-def _target(name: str, kind: str, values: Sequence[str]) -> Target:
-  words = sorted({class_name(v) for v in values}, key=_class_order)
+def _target(name: str, kind: str, cells: Sequence[str]) -> Target:
   if kind == "number":
     return Target(name)
-  if kind == "class":
-    return Target(name, _not_too_many(name, words))
   if kind.startswith("class="):
     classes = tuple(kind.removeprefix("class=").split("|"))
-    return Target(name, tuple(class_name(c) for c in classes))
-  if kind:
+    return Target(name, values.class_names((), classes))
+  if kind not in ("", "class"):
     raise ValueError(
       f"config.targets: {name!r} is {kind!r}, allowed: 'number', 'class', "
       "'class=first|second'"
     )
-  numbers = [number(v) for v in values]
-  if None not in numbers:
-    is_flag = set(numbers) == {0.0, 1.0}
-    return Target(name, tuple(words) if is_flag else ())
-  wrong = [v for v, n in zip(values, numbers, strict=True) if n is None]
-  if 2 * len(wrong) <= len(values):
+  wrong = [cell for cell in cells if values.number(cell) is None]
+  if not kind and not wrong:
+    is_flag = {values.number(cell) for cell in cells} == {0.0, 1.0}
+    return Target(name, ("0", "1") if is_flag else ())
+  if not kind and 2 * len(wrong) <= len(cells):
     raise ValueError(
       f"column {name!r} mixes numbers with {wrong[0]!r}: say which it is by "
       f"config.targets=({name + ':number'!r},) or {name + ':class'!r}"
     )
-  return Target(name, _not_too_many(name, words))
+  return Target(name, _not_too_many(name, values.class_names(cells)))
 
 
 def _not_too_many(name: str, words: Sequence[str]) -> tuple[str, ...]:
@@ -171,11 +162,6 @@ def _not_too_many(name: str, words: Sequence[str]) -> tuple[str, ...]:
       f"{words[0]!r}: no class; name the label columns in config.targets"
     )
   return tuple(words)
-
-
-def _class_order(name: str) -> tuple[float, str]:
-  value = number(name)
-  return (math.inf if value is None else value, name)
 
 
 def encode(target: Target, text: str) -> float:
@@ -197,12 +183,9 @@ def encode(target: Target, text: str) -> float:
   """
   if target.classes:
     try:
-      return class_number(target.classes, text)
+      return values.class_number(target.classes, text)
     except ValueError as error:
       raise ValueError(f"{target.name}: {error}") from error
-  if is_unknown(text):
+  if values.is_unknown(text):
     return math.nan
-  value = number(text)
-  if value is None:
-    raise ValueError(f"{target.name} is {text.strip()!r}, want a number")
-  return value
+  return values.need_number(text, target.name)

@@ -4,6 +4,7 @@ Tables name slides with and without extension, in other case, with the folders
 of another machine, with backslashes, and in another Unicode normal form.
 """
 
+import functools
 import os
 import pathlib
 import re
@@ -54,6 +55,43 @@ def stem(name: str | os.PathLike) -> str:
 def folded(name: str) -> str:
   """What spellings of one name share: no case, one Unicode normal form."""
   return unicodedata.normalize("NFC", name).casefold().strip()
+
+
+def below(folder: pathlib.Path, name: str) -> pathlib.Path | None:
+  r"""What a path of a table means, in whatever spelling; None without a file.
+
+  Backslashes, case and Unicode normal forms do not count where nothing has
+  exactly the name.
+  """
+  exact = folder / os.path.expanduser(name)
+  if os.path.exists(exact):
+    return exact
+  place = folder
+  for part in folders_of(name):
+    if not os.path.exists(place / part):
+      part = _inside(place, folded(part))
+    if not part:
+      return None
+    place = place / part
+  return place
+
+
+def _inside(folder: pathlib.Path, name: str) -> str:
+  """The one name in a folder that is spelled alike; '' without one."""
+  try:
+    changed = os.stat(folder).st_mtime_ns
+    found = _listing(os.fspath(folder), changed).get(name, [])
+  except OSError:
+    return ""
+  return found[0] if len(found) == 1 else ""
+
+
+@functools.lru_cache(maxsize=64)
+def _listing(folder: str, changed: int) -> dict[str, list[str]]:
+  found: dict[str, list[str]] = {}
+  for name in sorted(os.listdir(folder)):
+    found.setdefault(folded(name), []).append(name)
+  return found
 
 
 def match(ids: Iterable[str], files: Mapping[str, T]) -> dict[str, T]:

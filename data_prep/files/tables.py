@@ -48,6 +48,10 @@ ALIASES = {
   "history": ("scan_history",),
   "video": ("video",),
 }
+_OWNERS: dict[str, list[str]] = {}
+for _key, _names in ALIASES.items():
+  for _name in _names:
+    _OWNERS.setdefault(_name, []).append(_key)
 # slides.csv, of every job; a job leaves empty what it does not know.
 SLIDE_COLUMNS = (
   *("slide_id", "patient_id", "label", "split", "filename", "status"),
@@ -140,12 +144,17 @@ class Table:
     Raises:
       ValueError: a given column is not there, or one is there twice.
     """
-    by_name = {plain(name): name for name in reversed(self.heading)}
     found = {}
     for key in keys:
       if name := (given or {}).get(key):
         found[key] = self.column(name, f"columns.{key}")
         continue
+      by_name = {
+        plain(name): name
+        for name in reversed(self.heading)
+        # `time_s` is spelled like `times`, and is another.
+        if key in _OWNERS.get(name.lower(), (key,))
+      }
       names = (by_name.get(plain(alias), "") for alias in ALIASES[key])
       found[key] = self._alone(next(filter(None, names), ""))
     return found
@@ -232,13 +241,14 @@ def describe(
   found: Mapping[str, str],
   log: Callable[[str], None] = say,
   more: Mapping[str, str] | None = None,
+  rest: str = "not read",
 ) -> None:
   """Says which column was taken for what, and that patients are unknown."""
   used = {**found, **(more or {})}
   taken = [f"{key} is {name!r}" for key, name in used.items() if name]
   left = [repr(n) for n in table.heading if n not in used.values()]
   text = f"{table.path}: {', '.join(taken)}"
-  log(text + (f"; not read: {', '.join(left)}" if left else ""))
+  log(text + (f"; {rest}: {', '.join(left)}" if left else ""))
   if not found.get("patient_id", True):
     some = ", ".join(ALIASES["patient_id"][:3])
     log(f"warning: {table.path} has no column of patients ({some}, ...)")

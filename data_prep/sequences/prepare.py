@@ -25,11 +25,10 @@ from typing import Annotated, Any, Literal
 import tqdm
 
 from data_prep import cluster, records, runs, shards, splits
-from data_prep.files import atomic, schema, tables
+from data_prep.files import atomic, schema, tables, values
 from data_prep.files import errors as error_rows
 from data_prep.files.errors import SlideError
 from data_prep.files.schema import FILLED, Range
-from data_prep.files.values import class_name, is_unknown, number
 from data_prep.sequences import geometries, slide_job, summary
 from data_prep.sequences.geometries import Geometry
 from data_prep.sequences.slide_job import SlideJob, SlideOutcome
@@ -90,20 +89,10 @@ def label_of(entries: Sequence[SlideEntry], given: Sequence[str]) -> Target:
   Raises:
     ValueError: a slide has a label that is not among the given ones.
   """
-  cells = [entry.label or "" for entry in entries]
-  names = {class_name(cell) for cell in cells if not is_unknown(cell)}
-  if given:
-    target = Target("label", tuple(class_name(name) for name in given))
-    for entry in entries:
-      if entry.label and class_name(entry.label) not in target.classes:
-        raise ValueError(
-          f"slide {entry.slide_id!r} has label {entry.label!r}, "
-          f"config.labels allows {tuple(given)}"
-        )
-    return target
-  if all(number(name) is not None for name in names):
+  cells = [entry.label for entry in entries if entry.label]
+  if not given and all(values.number(cell) is not None for cell in cells):
     return resolve({"label": cells}, ())[0]
-  return Target("label", tuple(sorted(names)))
+  return Target("label", values.class_names(cells, given, "labels"))
 
 
 def prepare(config: Mapping[str, Any]) -> runs.RunSummary:
@@ -121,7 +110,9 @@ def prepare(config: Mapping[str, Any]) -> runs.RunSummary:
   """
   begin = time.perf_counter()
   geometry = check_config(config)
-  entries, errors = find.find_slides(config["slides"], config["table"])
+  entries, errors = find.find_slides(
+    config["slides"], config["table"], config["labels"]
+  )
   entries, bad_names = find.usable_names(entries)
   errors = [*errors, *bad_names]
   given = splits.pinned((e.slide_id, e.patient_id, e.split) for e in entries)
@@ -189,7 +180,7 @@ class _Run:
       with bar, contextlib.closing(results):
         for index, result in results:
           self._take(jobs[index].entry.slide_id, result)
-          bar.set_postfix_str(jobs[index].entry.slide_id, refresh=False)
+          bar.set_postfix_str(jobs[index].entry.slide_id)
           bar.update()
           if time.perf_counter() - written > _TABLES_EVERY_SECONDS:
             self.write_tables()

@@ -170,9 +170,9 @@ def _files(c: Collector, series_id: str, row: Row) -> tuple[list[str], bool]:
     names = [str(word).strip() for word in words if str(word).strip()]
     if not names:
       raise SlideError(f"{row.where} names no file", "table", "empty_series")
-    return [str(root / name) for name in names], False
+    return [str(c.table.path(name)) for name in names], False
   else:
-    path = root / pathlib.Path(cell).expanduser()
+    path = c.table.path(cell)
   if not path.is_dir():
     return [str(path)], True
   inside = [
@@ -216,7 +216,7 @@ def _visit_spans(
   rows = [*undated, *(row for _, (_, row) in sorted(visits, key=first))]
   visits = [v for v in visits if v[1][0]]
   visits = c.in_order(series_id, visits)
-  files = [str(c.table.root / name) for _, (name, _) in visits]
+  files = [str(c.table.path(name)) for _, (name, _) in visits]
   times = [time for time, _ in visits]
   if c.config["sequences"] == "series":
     labels = c.labels(series_id, rows)
@@ -339,7 +339,7 @@ def _list_span(
     except SlideError as error:
       c.error(series_id, error.error, f"{error.message}; left out")
   timed = c.in_order(series_id, timed)
-  files = tuple(str(c.table.root / path) for _, path in timed)
+  files = tuple(str(c.table.path(path)) for _, path in timed)
   times = tuple(time for time, _ in timed)
   labels = c.labels(series_id, labelled)
   return Span("", files, False, times, 0.0, labels)

@@ -183,6 +183,7 @@ class Collector:
     found = {}
     for row in rows:
       split = self.table.cell(row, "split") or row.split
+      split = split and (splits.name_of(split) or split)
       if split:
         found.setdefault(split, row.where)
     for split, where in found.items():

@@ -15,11 +15,10 @@ their columns (or by `config.layout`):
 `config.sequences` says what a sequence is: the whole `series`, or a `history`:
 everything up to a visit, one for each visit, with the labels of that visit.
 
-Names of columns are matched as in all tables (`files/tables.py`);
-`config.columns` overrides them. Every column left over is a label, unless
-`config.targets` says which are. Several tables are read as one; called
-`train*.csv`, `val*.csv` and `test*.csv` they give the splits, as does a column
-`split`.
+Names of columns are those of `data_prep.files.tables.ALIASES`; `config.columns`
+overrides them. Every column left over is a label, unless `config.targets` says
+which are. Several tables are read as one; called `train*.csv`, `val*.csv` and
+`test*.csv` they give the splits, as does a column `split`.
 
 What is wrong in a row becomes a `SlideError` of stage `table`; a remark on
 something that is kept has stage `note`.
@@ -32,12 +31,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_prep import splits
-from data_prep.files import tables
+from data_prep.files import names, tables
 from data_prep.files.errors import SlideError
 
 NOTE = "note"
 LAYOUTS = ("auto", "series", "visits", "lists")
-KEYS = (
+_COLUMNS = (
   *("series_id", "patient_id", "file", "time", "times", "fps", "split"),
   *("history", "video"),
 )
@@ -52,7 +51,7 @@ _SPLIT_FILE = re.compile(r"(train|val|test)(_.*)?$")
 
 @dataclasses.dataclass(frozen=True)
 class Row(tables.Row):
-  """One line; `split` is what its table's name says, None if nothing."""
+  """One line of a table, and the split by the table's name, if that has one."""
 
   split: str | None = None
 
@@ -81,9 +80,24 @@ class SeriesTable:
     """Returns what a row has in one of our columns, '' if there is none."""
     return row.cells.get(self.columns[key], "")
 
+  def path(self, name: str) -> pathlib.Path:
+    """The file that a row means, which need not be there."""
+    return names.below(self.root, name) or self.root / name
+
 
 def table_paths(spec: str) -> list[pathlib.Path]:
-  """Returns the tables a user named."""
+  """Returns the tables a user named.
+
+  Args:
+    spec: `config.csv`: a CSV, several with commas between, or a folder with
+      train.csv, val.csv and test.csv.
+
+  Returns:
+    The files.
+
+  Raises:
+    ValueError: there is none.
+  """
   whole = pathlib.Path(spec).expanduser()
   if spec and whole.is_dir():
     found = [whole / f"{name}.csv" for name in splits.NAMES]
@@ -118,31 +132,31 @@ def read(config: Mapping[str, Any]) -> SeriesTable:
       no column names files or series.
   """
   paths = table_paths(config["csv"])
-  # Words that are classes are values, whatever they look like.
-  classes = (item.partition(":class=")[2] for item in config["targets"])
-  keep = [word for text in classes for word in text.split("|")]
-  rows, headings, errors, twins = [], {}, [], set()
+  # Names of classes are no words for "unknown".
+  kinds = [item.rpartition(":class=")[2] for item in config["targets"]]
+  keep = [name for kind in kinds for name in kind.split("|")]
+  rows, errors = [], []
+  columns = dict.fromkeys(_COLUMNS, "")
+  first: dict[str, str] = {}  # a column is called as in the first table
   for path in paths:
     match = _SPLIT_FILE.match(path.stem) if len(paths) > 1 else None
     split = match.group(1) if match else None
     try:
-      table = tables.read(path, keep)
+      one = tables.read(path, keep)
+      found = one.columns(_COLUMNS, config["columns"])
     except ValueError as error:
       raise ValueError(f"config.csv: {error}") from error
-    rows += [Row(row.where, row.cells, split) for row in table.rows]
-    errors += [
-      SlideError(text, "table", "bad_row", cell) for cell, text in table.bad
-    ]
-    headings.update(dict.fromkeys(table.heading))
-    twins |= table.twins
-  whole = tables.Table(
-    paths[0], tuple(headings), tuple(rows), twins=frozenset(twins)
-  )
-  columns = whole.columns(KEYS, config["columns"])
-  if columns["time"] == columns["times"]:
-    # Without `_` and `-` the names `time_s` and `times` are one.
-    is_times = columns["times"].lower() == "times"
-    columns["time" if is_times else "times"] = ""
+    called = {name: first.setdefault(tables.plain(name), name)
+              for name in one.heading}  # fmt: skip
+    for key, name in found.items():
+      columns[key] = columns[key] or name
+      called |= {name: columns[key]} if name else {}
+    tables.describe(one, found, rest="labels")
+    errors += [SlideError(w, "table", "bad_row", name) for name, w in one.bad]
+    for row in one.rows:
+      cells = {called[name]: text for name, text in row.cells.items()}
+      rows.append(Row(row.where, cells, split))
+  headings = list(dict.fromkeys(first.values()))
   layout = config["layout"]
   if layout == "auto":
     layout = "series"
@@ -150,7 +164,7 @@ def read(config: Mapping[str, Any]) -> SeriesTable:
       layout = "lists"
     elif columns["file"] and columns["time"]:
       layout = "visits"
-  _check_layout(layout, columns, list(headings))
+  _check_layout(layout, columns, headings)
   root = pathlib.Path(config["images"] or paths[0].parent).expanduser()
   if not root.is_dir():
     raise ValueError(f"config.images={config['images']!r}: no such folder")

@@ -33,6 +33,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from data_prep import splits
 from data_prep.files import atomic, done, names, tables, values
 from data_prep.files.errors import SlideError
 from data_prep.wsi import dicom_series, tissue
@@ -250,7 +251,7 @@ class _Finder:
     below: names.Files | None = None
     for note in self.read_table(table):
       name = note.asked
-      path = _beside(table, name)
+      path = names.below(table.parent, name)
       # `m.mrxs` has its data in the folder `m`.
       if not (path and path.is_file()) and not note.problem:
         below = below or _files_below(table.parent)
@@ -380,7 +381,7 @@ class _Finder:
     lost = collections.Counter()
     for note, folder in self.waiting:
       name = note.asked
-      path = _beside(note.table, name)
+      path = names.below(note.table.parent, name)
       try:
         path = path if path and path.is_file() else index.find(name)
       except ValueError:
@@ -437,15 +438,6 @@ class _Finder:
     return None
 
 
-def _beside(table: pathlib.Path, name: str) -> pathlib.Path | None:
-  """What a table means by a name if it lies exactly there."""
-  exact = table.parent / os.path.expanduser(name)
-  for path in (exact, table.parent.joinpath(*names.folders_of(name))):
-    if os.path.exists(path):
-      return path
-  return None
-
-
 def _files_below(folder: pathlib.Path) -> names.Files:
   found = {}
   for place, folders, inside in os.walk(folder):
@@ -464,13 +456,14 @@ def _note(table: tables.Table, found: dict[str, str], row: tables.Row) -> _Note:
   problem = ""
   if cell["slide_id"]:
     facts["slide_id"] = names.stem(cell["slide_id"])
-  for key in ("patient_id", "split"):
-    if cell[key]:
-      facts[key] = cell[key]
+  if cell["patient_id"]:
+    facts["patient_id"] = cell["patient_id"]
+  if cell["split"]:
+    facts["split"] = splits.name_of(cell["split"]) or cell["split"]
   if cell["label"]:
     facts["label"] = values.class_name(cell["label"])
   if cell["mask"]:
-    mask = _beside(table.path, cell["mask"])
+    mask = names.below(table.path.parent, cell["mask"])
     facts["mask_path"] = str(mask or table.path.parent / cell["mask"])
   try:
     mpp = table.number(row, found["mpp"])

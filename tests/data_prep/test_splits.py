@@ -65,8 +65,9 @@ def test_a_patient_in_two_splits_is_named():
 
 
 def test_unknown_splits_and_shares_are_refused():
-  with pytest.raises(ValueError, match="'s1'.*'valid'"):
-    splits.pinned([("s1", "p", "valid")])
+  with pytest.raises(ValueError, match="'s1'.*'tset'"):
+    splits.pinned([("s1", "p", "tset")])
+  assert splits.pinned([("s1", "p", "Validation")]) == {"p": "val"}
   with pytest.raises(ValueError, match="config.splits"):
     splits.check_fractions({"train": 0.8, "val": 0.1})
   with pytest.raises(ValueError, match="holdout"):

@@ -282,9 +282,8 @@ def _given_split(slide_id: str, row: Mapping[str, str], column: str) -> str:
         "named normal_*, tumor_* or test_* with a number"
       )
     return "test" if match[1].lower() == "test" else "train"
-  split = row[column].lower()
-  split = {"validation": "val", "valid": "val"}.get(split, split)
-  if split not in splits.NAMES:
+  split = splits.name_of(row[column])
+  if split is None:
     raise ValueError(
       f"config.data.split_column: slide {slide_id!r} has {row[column]!r}, "
       f"allowed: {splits.NAMES}"

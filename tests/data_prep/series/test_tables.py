@@ -64,7 +64,7 @@ def test_rows_that_cannot_be_series(tmp_path):
       base | {"id": "back", "times": "1;0"},
       base | {"id": "word", "times": "0;soon"},
       base | {"id": "slow", "fps": "-3"},
-      base | {"id": "nothing", "file": ";"},
+      base | {"id": "idle", "file": ";"},
       base | {"id": "odd", "split": "tset"},
     ],
   )
@@ -74,7 +74,7 @@ def test_rows_that_cannot_be_series(tmp_path):
     ("back", "table", "unsorted_times"),
     ("empty", "find", "empty_series"),
     ("gone", "find", "missing_file"),
-    ("nothing", "table", "empty_series"),
+    ("idle", "table", "empty_series"),
     ("odd", "split", "bad_split"),
     ("ok", "table", "duplicate_id"),
     ("row 4 of t.csv", "table", "bad_row"),
@@ -177,26 +177,26 @@ def test_lists_that_are_wrong(tmp_path):
     tmp_path / "t.csv",
     [
       {"eye": "ok", **lists([OTHER[1], OTHER[0]], OTHER)},
-      {"eye": "nant", "Scan_history": "[('a', nan), ('b', np.float64(2.5))]",
+      {"eye": "gap", "Scan_history": "[('a', nan), ('b', np.float64(2.5))]",
        "Video": "[]"},
       {"eye": "cut", **bad},
       {"eye": "call", **bad, "Scan_history": "__import__('os').getcwd()"},
       {"eye": "flat", **lists(["a.png"], [])},
       {"eye": "twice", **lists([("a", 1), ("b", 1)], [])},
-      {"eye": "nothing", **lists([], [])},
+      {"eye": "idle", **lists([], [])},
       {"eye": "ok", **lists(OTHER, OTHER)},
     ],
   )  # fmt: skip
   found, errors, _ = find(path, "tvrl_oct", columns__series_id="eye")
-  assert [one.series_id for one in found] == ["nant", "ok"]
+  assert [one.series_id for one in found] == ["gap", "ok"]
   assert found[0].spans[0].times == (2.5,)
   assert codes(errors) == [
     ("call", "table", "bad_list"),
     ("cut", "table", "bad_list"),
     ("flat", "table", "bad_list"),
-    ("nant", "table", "time_not_a_number"),
-    ("nothing", "table", "empty_series"),
-    ("nothing", "table", "empty_series"),
+    ("gap", "table", "time_not_a_number"),
+    ("idle", "table", "empty_series"),
+    ("idle", "table", "empty_series"),
     ("ok", "note", "unsorted_times"),
     ("ok", "table", "duplicate_id"),
     ("twice", "table", "duplicate_times"),
@@ -244,6 +244,44 @@ def test_a_patient_in_two_splits_loses_all_series(tmp_path):
   ]
 
 
+@pytest.mark.parametrize("word", ["NA", "nan", "None", "n/a", "NULL", "-", ""])
+def test_unknown_words_are_no_values(tmp_path, word):
+  np.save(tmp_path / "a.npy", tiny_series.frames(2))
+  row = {"id": "a", "PatientID": "p", "file": "A.NPY"}
+  row |= {"size": word, "split": word, "fps": word}
+  path = tiny_series.table(
+    tmp_path / "t.csv", [row, row | {"id": "b", "size": "2,5"}]
+  )
+  found, errors, table = find(path)
+  assert table.labels == ("size",) and not errors
+  assert [one.split for one in found] == [None, None]
+  cells = [one.spans[0].labels["size"] for one in found]
+  (target,) = targets.resolve({"size": cells}, ())
+  assert [targets.encode(target, cell) for cell in cells][1] == 2.5
+  assert np.isnan(targets.encode(target, cells[0]))
+  # Another case of a file's name on a system that tells them apart.
+  assert names(found[0].spans[0], tmp_path) == ["a.npy"]
+
+
+def test_named_classes_are_values(tmp_path):
+  rows = [{"id": "a", "file": "a", "grade": "none"},
+          {"id": "b", "file": "b", "grade": "mild"}]  # fmt: skip
+  path = tiny_series.table(tmp_path / "t.csv", rows)
+  found, _, _ = find(path)
+  assert found[0].spans[0].labels["grade"] == ""
+  found, _, _ = find(path, targets=("grade:class=none|mild",))
+  assert found[0].spans[0].labels["grade"] == "none"
+
+
+def test_tables_with_other_headings_are_one(tmp_path):
+  for split, head in (("train", "Patient ID"), ("test", "patient")):
+    row = {"id": split, head: "p" + split, "file": "x", "Late": "1"}
+    tiny_series.table(tmp_path / f"{split}.csv", [row])
+  found, errors, table = find(tmp_path)
+  assert {one.patient_id for one in found} == {"ptrain", "ptest"}
+  assert not errors and table.labels == ("Late",)
+
+
 def test_wrong_tables_stop_the_run_and_say_why(tmp_path):
   with pytest.raises(ValueError, match="config.csv.*no such file"):
     find(tmp_path / "none.csv")
@@ -252,9 +290,7 @@ def test_wrong_tables_stop_the_run_and_say_why(tmp_path):
   path = tiny_series.table(tmp_path / "t.csv", [{"name": "a", "file": "b"}])
   with pytest.raises(ValueError, match="config.columns.series_id"):
     find(path)
-  with pytest.raises(
-    ValueError, match="config.columns.series_id.*no column 'nam'.*'name'"
-  ):
+  with pytest.raises(ValueError, match="no column 'nam', only.*'name'"):
     find(path, columns__series_id="nam")
   found, _, _ = find(path, columns__series_id="name")
   assert found[0].series_id == "a"
