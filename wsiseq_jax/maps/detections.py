@@ -110,18 +110,10 @@ def suppress(
   threshold: Number = -np.inf,
   most: int | None = None,
 ) -> Int[np.ndarray, " n"]:
-  """Takes the highest score, drops its neighbourhood, and so on.
+  """Takes the highest score, drops what is nearer than `radius`, and so on.
 
-  Args:
-    score: of each point.
-    xy: the points.
-    radius: points nearer than this to a kept one are dropped, in the unit of
-      `xy`; 0 keeps all.
-    threshold: only scores above it are kept.
-    most: stop after so many.
-
-  Returns:
-    Numbers of the kept points, scores descending; of equal scores the first.
+  Returns the numbers of at most `most` kept points, all above the threshold,
+  scores descending; of equal scores the first.
 
   Example:
     >>> xy = np.array([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [9.0, 0.0]])
@@ -147,18 +139,10 @@ def suppress(
 def smooth(
   score: Float[np.ndarray, " m"], xy: Float[np.ndarray, "m 2"], sigma: Number
 ) -> Float[np.ndarray, " m"]:
-  """Gaussian mean over neighbouring points.
+  """Gaussian mean over neighbouring points, `sigma` in the unit of `xy`.
 
   Weights add up to one over the points that are there, so that the edge of the
   tissue is not pulled towards zero.
-
-  Args:
-    score: of each point.
-    xy: the points.
-    sigma: standard deviation, in the unit of `xy`; 0 changes nothing.
-
-  Returns:
-    The means.
 
   Example:
     >>> xy = np.array([[0.0, 0.0], [1.0, 0.0], [50.0, 0.0]])

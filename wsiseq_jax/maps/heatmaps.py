@@ -130,16 +130,7 @@ def spread(
 ) -> Float[np.ndarray, "h w"]:
   """Means of the scores of the tiles that cover each pixel's centre.
 
-  Args:
-    tile_map: where the tiles are.
-    scores: one for each tile.
-    downsample: level-0 pixels per pixel.
-
-  Returns:
-    f32, NaN where no tile is; the last row and column may reach over the edge.
-
-  Raises:
-    ValueError: the slide's size is unknown, or tiles are smaller than a pixel.
+  NaN where no tile is; the last row and column may reach over the edge.
   """
   if tile_map.level0_size is None:
     raise ValueError(
@@ -245,15 +236,12 @@ def overlay(
   canvas: Canvas,
   tissue: Bool[np.ndarray, "h2 w2"] | None = None,
 ) -> UInt8[np.ndarray, "h3 w3 3"]:
-  """Paints a map over the slide, on tissue alone.
+  """Paints a map over the slide, as large as the map.
 
   Args:
     thumbnail: RGB picture of the whole slide, any size.
     canvas: the map.
     tissue: True in tissue, of any size; None: wherever a tile is.
-
-  Returns:
-    RGB picture, as large as the canvas.
 
   Raises:
     ValueError: pictures of other shapes than the slide's.
@@ -270,13 +258,6 @@ def over_grey(
   """Colours darkened by tissue of half its contrast.
 
   `(255 - alpha (255 - colour)) (1 - (1 - grey / 255) / 2)`
-
-  Args:
-    colour: RGB.
-    grey: grey level of the tissue, 0 to 255.
-
-  Returns:
-    RGB.
 
   Example:
     >>> over_grey(np.uint8([[155, 55, 55]]), np.array([[155]])).tolist()

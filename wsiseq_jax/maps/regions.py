@@ -148,17 +148,7 @@ def clean(
   min_area_px: Number = 0.0,
   max_hole_px: Number = 0.0,
 ) -> Bool[np.ndarray, "h w"]:
-  """Closes, opens, fills small holes, drops small pieces, in this order.
-
-  Args:
-    mask: what is cleaned; beyond its border there is nothing.
-    close_px: radius of the closing disc, pixels.
-    open_px: radius of the opening disc, pixels.
-    min_area_px: pieces of fewer pixels are dropped.
-    max_hole_px: holes of at most so many pixels are filled.
-
-  Returns:
-    The clean mask.
+  """Closes and opens by discs, fills small holes, drops small pieces.
 
   Example:
     >>> mask = np.array([[1, 1, 1, 0, 0], [1, 0, 1, 0, 1], [1, 1, 1, 0, 0]]) > 0
@@ -194,13 +184,8 @@ def outline(
   """Outlines one piece, connected by sides, between its pixels.
 
   Straight edges lie exactly between pixels; corners are cut by half a pixel, so
-  that stairs become slopes and no ring touches itself.
-
-  Args:
-    piece: True in the piece.
-
-  Returns:
-    The outer ring, then holes; closed, without points on straight lines.
+  that stairs become slopes and no ring touches itself. The outer ring is first,
+  then holes; all closed, without points on straight lines.
 
   Example:
     >>> rings = outline(np.ones((2, 3), bool))

@@ -55,6 +55,17 @@ class TileMap:
   threshold: float
   label: str | None
 
+  @property
+  def has_places(self) -> bool:
+    """Whether its tiles have a place in level-0 pixels."""
+    return self.unit == LEVEL0 or bool(self.level0_mpp)
+
+  @property
+  def can_be_drawn(self) -> bool:
+    """Whether it has tiles, and the slide's size and scale are known."""
+    is_known = self.level0_mpp and self.level0_size
+    return bool(is_known) and len(self.xy) > 0
+
   def in_level0(self) -> "TileMap":
     """The same map in level-0 pixels.
 

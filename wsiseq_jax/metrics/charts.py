@@ -241,13 +241,7 @@ def dots_by_group(
   groups: Mapping[str, Sequence[tuple[float, str]]],
   cut: float | None = None,
 ) -> None:
-  """A row of dots for each group, near ones above each other.
-
-  Args:
-    axes: where to.
-    groups: name → value in [0, 1] and address of each dot.
-    cut: a dashed line.
-  """
+  """A row of dots a group, (value in [0, 1], address) each; a dashed line."""
   names = [f"{name} ({len(dots)})" for name, dots in groups.items()]
   for row, dots in enumerate(groups.values()):
     dots = sorted(dots)
@@ -277,12 +271,8 @@ def lines(
   """Lines with a legend.
 
   The y axis is logarithmic where positive values spread over more than a
-  factor of 20, as a loss does that starts from random weights.
-
-  Args:
-    axes: where to.
-    series: x and y per name; few points are marked.
-    faint: names drawn thin and left out of the legend.
+  factor of 20, as a loss does that starts from random weights. Names in `faint`
+  are drawn thin and left out of the legend.
   """
   number = 0
   for name, (x, y) in series.items():

@@ -125,17 +125,7 @@ def outline_picture(
   polygons: Sequence,
   centres: Sequence,
 ) -> UInt8[np.ndarray, "h w 3"]:
-  """A thumbnail with the tissue outlined and region centres as dots.
-
-  Args:
-    thumbnail: the slide, small.
-    downsample: level-0 pixels per thumbnail pixel.
-    polygons: rings of x, y in level-0 pixels.
-    centres: x, y in level-0 pixels.
-
-  Returns:
-    The picture.
-  """
+  """A thumbnail with rings and dots: tissue and centres, in level-0 pixels."""
   picture = thumbnail.copy()
   width = max(1, round(max(picture.shape) / 400))
   for ring in polygons:
@@ -157,15 +147,6 @@ def cluster_picture(
   """A thumbnail with the path of every sequence in its cluster's colour.
 
   The slide is faded so that colours read the same on pale and dark tissue.
-
-  Args:
-    thumbnail: the slide, small.
-    downsample: level-0 pixels per thumbnail pixel.
-    frame_xy: frame centres in level-0 pixels.
-    assignment: cluster of each sequence.
-
-  Returns:
-    The picture.
   """
   grey = cv2.cvtColor(thumbnail, cv2.COLOR_RGB2GRAY).astype(np.float32)
   faded = 255 - (255 - grey) * 0.55

@@ -36,16 +36,10 @@ class Clusters:
 
 
 def l2_normalise(features: Float[np.ndarray, "n d"]) -> np.ndarray:
-  """Scales every row to length 1, so that distance means direction.
-
-  Args:
-    features: one row per sequence.
-
-  Returns:
-    Float32 rows of length 1.
+  """Scales every row to length 1 (f32), so that distance means direction.
 
   Raises:
-    ValueError: if a row is zero or not finite.
+    ValueError: a row is zero or not finite.
 
   Example:
     >>> l2_normalise(np.array([[3.0, 4.0]], np.float32)).tolist()
@@ -105,13 +99,6 @@ def region_groups(
   Sequences of one region share their first frame's centre: the headings of a
   drift all start there. A sequence without a position (an image series) is a
   region of its own.
-
-  Args:
-    slide_id: name of the slide, [n].
-    start_xy: centre of the first frame in level-0 pixels, NaN = no slide.
-
-  Returns:
-    One number per sequence, equal for sequences of one region.
 
   Example:
     >>> xy = np.array([[8, 8], [8, 8], [8, 9], [np.nan, np.nan]], np.float32)

@@ -92,13 +92,7 @@ def share_same(
   With slides or patients as labels it tells how far features follow stain and
   scanner; with tissue types how far they follow tissue.
 
-  Args:
-    neighbours: what `nearest` found.
-    query_labels: label of each query.
-    gallery_labels: label of each gallery row.
-
-  Returns:
-    The share over all neighbours that exist; NaN if there are none.
+  NaN if there are no neighbours.
 
   Example:
     >>> found = Neighbours(np.array([[1, 2], [0, -1]]), np.zeros((2, 2)))

@@ -22,8 +22,8 @@ from data_prep.wsi.find import SlideEntry
 from data_prep.wsi.slides import Slide
 from wsiseq_jax.maps import annotations, detections, geojson, heatmaps, regions
 from wsiseq_jax.maps.annotations import Annotated
-from wsiseq_jax.maps.regions import Region
-from wsiseq_jax.maps.tile_map import LEVEL0, TileMap
+from wsiseq_jax.maps.regions import Region, TileScore
+from wsiseq_jax.maps.tile_map import TileMap
 from wsiseq_jax.reports import figures
 from wsiseq_jax.reports.slides.settings import Data, Report
 
@@ -39,6 +39,7 @@ _ENDS = ("highest", "lowest")
 # Tissue is found in pictures of 4 um a pixel or coarser, of so many pixels.
 _TISSUE_UM, _TISSUE_PX = 4.0, 2048
 _MAX_MAP_PX = 100_000_000
+_REMEDY = "Give it as mpp in a table of slides or as config.data.default_mpp."
 Picture = UInt8[np.ndarray, "h w 3"]
 
 
@@ -66,17 +67,13 @@ class TilePicture:
   """A tile with what is around it.
 
   Attributes:
-    index: its row in the map.
-    xy: top-left corner, level-0 pixels.
-    score: what it was chosen by.
+    found: its row in the map, its place and score.
     picture: the tile in the middle of its surroundings; None if the slide
       cannot be read there.
     inner: left, top and side of the tile in the picture, pixels.
   """
 
-  index: int
-  xy: tuple[float, float]
-  score: float
+  found: TileScore
   picture: Picture | None
   inner: tuple[int, int, int]
 
@@ -179,7 +176,7 @@ def draw(
       drawn = drawn.with_(slide=thumbnail)
     else:
       drawn = _tables(folder, drawn, settings)
-    if tile_map is not None and _is_placed(tile_map):
+    if tile_map is not None and tile_map.can_be_drawn:
       mask, note = _tissue_mask(thumbnail, tile_map, source.entry, settings)
       drawn = drawn.with_(notes=note, tissue=mask)
       if source.annotation is not None:
@@ -246,23 +243,12 @@ def _completed(
   tile_map = dataclasses.replace(tile_map, level0_mpp=mpp)
   if size is None and slide is not None:
     size = slide.level0_px
-  elif size is None and _can_place(tile_map) and len(tile_map.xy):
+  elif size is None and tile_map.has_places and len(tile_map.xy):
     # As far as there are tiles.
     ends = tile_map.in_level0()
     ends = np.ceil(np.asarray(ends.xy).max(axis=0) + ends.tile_size)
     size = tuple(int(v) for v in ends)
   return dataclasses.replace(tile_map, level0_size=size)
-
-
-def _can_place(tile_map: TileMap) -> bool:
-  """Whether its tiles have a place in level-0 pixels."""
-  return tile_map.unit == LEVEL0 or bool(tile_map.level0_mpp)
-
-
-def _is_placed(tile_map: TileMap) -> bool:
-  """Whether it can be drawn: it has tiles, and size and scale are known."""
-  known = tile_map.level0_mpp and tile_map.level0_size
-  return bool(known) and len(tile_map.xy) > 0
 
 
 def _um_per_px(tile_map: TileMap, settings: Report) -> float:
@@ -288,7 +274,7 @@ def _um_per_px(tile_map: TileMap, settings: Report) -> float:
 
 def _map_px(tile_map: TileMap | None, settings: Report) -> int:
   """Longest side of the map in pixels."""
-  if tile_map is None or not _is_placed(tile_map):
+  if tile_map is None or not tile_map.can_be_drawn:
     return settings.longest_px
   longest_um = max(tile_map.level0_size) * tile_map.level0_mpp
   return int(np.ceil(longest_um / _um_per_px(tile_map, settings)))
@@ -342,17 +328,16 @@ def _tables(
 ) -> SlideFigures:
   """Scores, regions and detections as files."""
   tile_map, offset = drawn.tile_map, drawn.bounds_xy or (0, 0)
-  if not _can_place(tile_map):
+  if not tile_map.has_places:
     return drawn.with_(
       notes=[
         "Tiles lie at positions in µm and the slide's µm per pixel is unknown: "
-        "nothing can be placed on the slide. Give it as mpp in a table of "
-        "slides or as config.data.default_mpp."
+        f"nothing can be placed on the slide. {_REMEDY}"
       ]
     )
   regions.write_csv(folder / "tiles.csv", tile_map)
   drawn = drawn.with_(files=["tiles.csv"])
-  if _is_placed(tile_map):
+  if tile_map.can_be_drawn:
     drawn = _findings(folder, drawn, settings)
   elif not len(tile_map.xy):
     note = "The slide has no tile: there is nothing to map."
@@ -361,8 +346,7 @@ def _tables(
     drawn = drawn.with_(
       notes=[
         "The slide's µm per pixel is unknown: no map, no regions, no "
-        "detections. Give it as mpp in a table of slides or as "
-        "config.data.default_mpp."
+        f"detections. {_REMEDY}"
       ]
     )
   if settings.geojson and settings.tiles_geojson:
@@ -470,9 +454,7 @@ def _tiles(
     both[name] = []
     for rank, tile in enumerate(chosen, 1):
       picture, inner = _cut(slide, drawn.tile_map, tile.xy, settings)
-      both[name].append(
-        TilePicture(tile.index, tile.xy, tile.score, picture, inner)
-      )
+      both[name].append(TilePicture(tile, picture, inner))
       if picture is not None:
         left, top, side = inner
         path = f"tiles/{name}_{rank:02d}_tile_{tile.index}.jpg"

@@ -3,11 +3,9 @@
 import dataclasses
 from typing import Annotated, Literal
 
-from data_prep.files.schema import Range
+from data_prep.files.schema import AtLeast1, NotNegative, Range, Share
 from data_prep.wsi import tissue
 from wsiseq_jax.maps import regions
-
-NotNegative = Annotated[float, Range(0)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +20,7 @@ class Data:
   annotation_ignore: tuple[str, ...]
   default_mpp: NotNegative
   reader: Literal["auto", "openslide"]
-  threads: Annotated[int, Range(1)]
+  threads: AtLeast1
 
   def __post_init__(self):
     if self.table and not self.slides:
@@ -44,8 +42,8 @@ class Report:
   tissue: Literal[("none", *tissue.METHODS)]
   smooth_um: NotNegative
   threshold_from: Literal["validation", "given"]
-  threshold: Annotated[float, Range(0, 1)]
-  tile_threshold: Annotated[float, Range(0, 1)]
+  threshold: Share
+  tile_threshold: Share
   close_um: NotNegative
   open_um: NotNegative
   min_area_um2: NotNegative
@@ -59,7 +57,7 @@ class Report:
   geojson: bool
   tiles_geojson: bool
   resamples: Annotated[int, Range(10)]
-  bins: Annotated[int, Range(1)]
+  bins: AtLeast1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -213,7 +213,7 @@ def _stage(
   if has_tiles:
     half = drawn.tile_map.in_level0().tile_size / 2
     for letter, tile in zip(_LETTERS, drawn.highest, strict=False):
-      pins.append(((np.asarray(tile.xy) + half) / factor, letter, "tile"))
+      pins.append(((np.asarray(tile.found.xy) + half) / factor, letter, "tile"))
   # Marks at the edge would make the page wider than the screen.
   size = (width, height)
   placed = [(np.clip(xy / size, 0.02, 0.98) * 100, *pin) for xy, *pin in pins]
@@ -287,12 +287,12 @@ def _tiles(
   return [
     {
       "letter": letters[rank : rank + 1],
-      "tile": tile,
-      "x": tile.xy[0] - left,
-      "y": tile.xy[1] - top,
+      "tile": tile.found,
+      "x": tile.found.xy[0] - left,
+      "y": tile.found.xy[1] - top,
       "image": None
       if tile.picture is None
-      else page.embedded(_framed(tile), f"tile {tile.index}", 85),
+      else page.embedded(_framed(tile), f"tile {tile.found.index}", 85),
     }
     for rank, tile in enumerate(tiles)
   ]
