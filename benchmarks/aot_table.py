@@ -20,9 +20,10 @@ import harness
 import jax
 from ml_collections import ConfigDict
 
+from benchmarks import hlo_costs
 from configs import videomae
 from wsiseq_jax import launch
-from wsiseq_jax.tpu import aot, aot_report
+from wsiseq_jax.tpu import aot
 
 PRESETS = ("base", "large", "huge")
 TOPOLOGIES = ("v5e:16x16", "v5p:4x8x8", "v6e:16x16")
@@ -67,21 +68,23 @@ def measure(row: tuple, known: list[dict]) -> list[dict]:
   """
   *setting, largest = row
   config, topology = make_config(*setting), setting[1]
+  rows = {}
 
-  def one(records_per_chip: int) -> aot_report.Report:
+  def one(records_per_chip: int) -> aot.StepReport:
     if known and records_per_chip == known[0]["records"]:
-      names = {field.name for field in dataclasses.fields(aot_report.Report)}
-      return aot_report.Report(
-        **{k: v for k, v in known[0].items() if k in names}
-      )
+      rows[records_per_chip] = known[0]
+      names = {field.name for field in dataclasses.fields(aot.StepReport)}
+      return aot.StepReport(**{k: v for k, v in known[0].items() if k in names})
     run = aot.make_run(config, records_per_chip)
-    report = aot.analyse(run, topology)
-    launch.log(aot_report.table(report) + "\n")
+    report, compiled = aot.analyse(run, topology)
+    launch.log(aot.table(report) + "\n")
+    more = hlo_costs.roofline(report, compiled) if compiled else {}
+    rows[report.records] = report.to_dict() | more
     return report
 
   # The first guess of the search follows from two records, as a rule.
   reports = aot.find_largest(one, first=2) if largest else [one(2)]
-  return [report.to_dict() for report in reports]
+  return [rows[report.records] for report in reports]
 
 
 COLUMNS = (

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from benchmarks import hlo
 from tests import small_run
 from wsiseq_jax import evaluate, parallel, train
 from wsiseq_jax import run as train_setup
@@ -22,7 +23,6 @@ from wsiseq_jax.data import augment, loader
 from wsiseq_jax.data import source as sources
 from wsiseq_jax.models import attention, masking, tokens
 from wsiseq_jax.tasks.videomae import losses
-from wsiseq_jax.tpu import hlo
 
 # Five records a device: no parameter has an axis that 5 divides, so activations
 # are told from parameters by their shape.

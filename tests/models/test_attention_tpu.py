@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import hlo
 from wsiseq_jax import parallel
 from wsiseq_jax.models import attention, attention_tpu
-from wsiseq_jax.tpu import hlo
 
 # name: (b, queries, keys, heads, channels of a head)
 SHAPES = {

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from benchmarks import hlo_costs
 from configs import contrastive
 from wsiseq_jax.data import views
 from wsiseq_jax.models import flops, videomae, vit
 from wsiseq_jax.tasks import contrastive as contrastive_task
 from wsiseq_jax.tasks.contrastive import setup as contrastive_setup
-from wsiseq_jax.tpu import aot, hlo_costs
+from wsiseq_jax.tpu import aot
 
 SPEC = vit.BlockSpec(width=8, depth=3, heads=2, mlp_width=24)
 

@@ -1,29 +1,14 @@
-"""Compiles the training step for TPUs that are not there, and reads the result.
+"""Compiles the training step for TPUs that are not there.
 
     pip install wsiseq_jax[aot]
     python main.py --config=configs/videomae.py:base --config.job=aot \
         --config.aot.topology=v5e:16x16 --config.aot.records_per_chip=2 \
         --config.workdir=RUN
 
-The compiler for TPU runs on any CPU machine and needs no TPU. It is given the
-very step that training runs: same model, shardings, donation. What comes out is
-the program each chip would execute, which shows before any chip is rented
-
-- that it compiles, is split over the slice, and fits into memory;
-- what it computes, reads and writes, and sends to neighbours;
-- and so how fast it can be at best.
-
-    seconds of a step >= max(FLOPs / peak, bytes / memory rate,
-                             bytes sent / link rate)
-
-is the roofline: each of the three goes on while the others do, and none at more
-than its peak. The model-FLOPs bound is the first alone, of `Task.flops`: what
-no implementation on this chip can beat.
-
-Counts come from the program's text (`hlo_costs.py`), because the compiler's own
-summary counts a loop over layers once. The FLOPs of our kernels, which the text
-does not show, are added by hand from their shapes (`attention_tpu`); each of
-their operands and results passes once between memory and chip.
+The compiler for TPU runs on any CPU machine. It is given the very step that
+training runs: same model, shardings, donation. So it says before any chip is
+rented whether the step compiles, is split over the slice and fits into memory;
+`Task.flops` says how fast it can be at best.
 
 No data are needed: without `data.path`, records are those of the drift recipe
 (96 frames of 336 px in a strip of 336 x 1096).
@@ -37,6 +22,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -45,13 +31,12 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict
 
 from data_prep import records
+from data_prep.files import atomic
 from wsiseq_jax import launch, parallel, tasks, train
 from wsiseq_jax import run as train_setup
 from wsiseq_jax.data import loader
 from wsiseq_jax.data import source as sources
-from wsiseq_jax.models import attention_tpu
-from wsiseq_jax.tpu import chips, hlo_costs
-from wsiseq_jax.tpu.aot_report import Report, table
+from wsiseq_jax.tpu import chips
 
 # libtpu would otherwise ask the network whether this is a TPU machine, warn
 # that it found out neither name nor type (which the topology decides, not
@@ -173,91 +158,135 @@ def compile_step(run: train_setup.Run) -> jax.stages.Compiled:
   return step.lower(run.abstract, batch).compile()
 
 
-def _clips(run: train_setup.Run) -> int:
-  rows = run.config.data.batch_size // run.mesh.size
-  return rows * run.task.clips_per_record
+@dataclasses.dataclass(frozen=True)
+class StepReport:
+  """What is known of a compiled step; all numbers are per chip and step.
 
-
-def kernel_flops(kernel: hlo_costs.Kernel) -> int:
-  """FLOPs of all runs of a kernel, by hand.
-
-  Raises:
-    ValueError: A kernel without a formula.
+  Attributes:
+    topology: The slice.
+    chips: Its chips.
+    mesh: Sizes of the mesh axes.
+    records: Sequences loaded.
+    clips: Clips cut from them.
+    fits: Whether the program fits into memory. If not, bytes are None.
+    model_flops: FLOPs of the model: nothing that is computed twice.
+    compile_seconds: How long compiling took here.
+    problem: What the compiler said if it does not fit.
+    argument_bytes: State and batch.
+    temporary_bytes: What the compiler sets aside besides.
+    peak_bytes: The most that is alive at once.
+    xla_flops: FLOPs in the compiler's summary, which counts a loop once.
+    xla_bytes: Bytes accessed in the compiler's summary.
   """
-  for name, one in attention_tpu.KERNEL_FLOPS.items():
-    if name in kernel.name.split("/"):
-      query, key = kernel.operands[:2]
-      b, n, width = query.sizes
-      return kernel.times * one(b, n, key.sizes[1], width)
-  raise ValueError(f"kernel {kernel.name!r}: no formula for its FLOPs")
+
+  topology: str
+  chips: int
+  mesh: Mapping[str, int]
+  records: int
+  clips: int
+  fits: bool
+  model_flops: float | int
+  compile_seconds: float
+  problem: str = ""
+  argument_bytes: int | None = None
+  temporary_bytes: int | None = None
+  peak_bytes: int | None = None
+  xla_flops: float | int | None = None
+  xla_bytes: float | int | None = None
+
+  @property
+  def model_seconds(self) -> float:
+    """The model-FLOPs bound: what no program on this chip can beat."""
+    return self.model_flops / chips.find(self.topology).flops
+
+  def to_dict(self) -> dict[str, Any]:
+    """For JSON, with the bound."""
+    return dataclasses.asdict(self) | {"model_seconds": self.model_seconds}
 
 
-def network_bytes(collectives: Mapping[str, Sequence[float | int]]) -> float:
-  """Bytes that each chip sends, at least, for its collectives.
+def table(report: StepReport) -> str:
+  """The report as text."""
+  chip, gib = chips.find(report.topology), 2**30
+  mesh = " x ".join(f"{name} {size}" for name, size in report.mesh.items())
+  rows = [
+    ("slice", f"{report.topology}, {report.chips} chips, mesh {mesh}"),
+    ("a chip's share", f"{report.records} records, {report.clips} clips"),
+    ("compiled in", f"{report.compile_seconds:.0f} s"),
+  ]
+  if report.fits:
+    rows += [
+      (
+        "fits in memory",
+        f"yes, {report.peak_bytes / gib:.2f} of {chip.hbm_bytes / gib:.0f} "
+        "GiB are in use at the peak",
+      ),
+      ("  arguments", f"{report.argument_bytes / gib:.2f} GiB"),
+      ("  temporaries", f"{report.temporary_bytes / gib:.2f} GiB"),
+    ]
+  else:
+    rows.append(("fits in memory", f"NO: {report.problem}"))
+  rate = report.clips * report.chips / report.model_seconds
+  rows += [
+    ("FLOPs of the model", f"{report.model_flops / 1e12:.3f} T"),
+    (
+      "model-FLOPs bound",
+      f"{1e3 * report.model_seconds:.2f} ms a step, {rate:,.0f} clips/s of "
+      "the slice; a real step is slower",
+    ),
+  ]
+  return "\n".join(f"{name:<20} {value}" for name, value in rows)
 
-  An all-reduce is a reduce-scatter and an all-gather: everything leaves twice.
-  """
-  return math.fsum(
-    size * (2 if kind == "all-reduce" else 1)
-    for kind, (_, size) in collectives.items()
-  )
 
-
-def analyse(run: train_setup.Run, topology: str) -> Report:
-  """Compiles a step and counts what it does.
+def analyse(
+  run: train_setup.Run, topology: str
+) -> tuple[StepReport, jax.stages.Compiled | None]:
+  """Compiles a step and says whether it fits.
 
   Args:
-    run: What `train.build` made for the devices of the slice.
+    run: What `run.build` made for the devices of the slice.
     topology: The slice.
 
   Returns:
-    The report; that the program does not fit is an answer, not an error.
+    The report and the program; that it does not fit (None) is an answer, not
+    an error.
   """
-  chip = chips.find(topology)
-  report = Report(
-    topology=topology,
-    chips=run.mesh.size,
-    mesh=dict(run.mesh.shape),
-    records=run.config.data.batch_size // run.mesh.size,
-    clips=_clips(run),
-    fits=False,
-  )
-  start = time.monotonic()
+  records = run.config.data.batch_size // run.mesh.size
+  clips = records * run.task.clips_per_record
+  start, compiled, more = time.monotonic(), None, {}
   try:
     compiled = compile_step(run)
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    problem = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
-    return dataclasses.replace(
-      report, problem=problem, compile_seconds=time.monotonic() - start
-    )
+    first = str(error).splitlines()[0]
+    more["problem"] = first.removeprefix("RESOURCE_EXHAUSTED: ")
   seconds = time.monotonic() - start
-  costs = hlo_costs.costs(compiled.as_text())
-  memory, summary = compiled.memory_analysis(), compiled.cost_analysis()
-  executed = costs.mxu_flops + sum(map(kernel_flops, costs.kernels))
-  return dataclasses.replace(
-    report,
-    fits=True,
-    argument_bytes=memory.argument_size_in_bytes,
-    temporary_bytes=memory.temp_size_in_bytes,
-    peak_bytes=memory.peak_memory_in_bytes,
-    model_flops=run.task.flops * _clips(run),
-    flops=executed,
-    hbm_bytes=costs.hbm_bytes,
-    collectives=costs.collectives,
-    compute_seconds=executed / chip.flops,
-    memory_seconds=costs.hbm_bytes / chip.hbm_rate,
-    network_seconds=network_bytes(costs.collectives) / chip.ici_rate,
-    xla_flops=summary["flops"],
-    xla_bytes=summary["bytes accessed"],
+  if compiled is not None:
+    memory, summary = compiled.memory_analysis(), compiled.cost_analysis()
+    more = {
+      "argument_bytes": memory.argument_size_in_bytes,
+      "temporary_bytes": memory.temp_size_in_bytes,
+      "peak_bytes": memory.peak_memory_in_bytes,
+      "xla_flops": summary["flops"],
+      "xla_bytes": summary["bytes accessed"],
+    }
+  report = StepReport(
+    topology=topology,
+    chips=run.mesh.size,
+    mesh=dict(run.mesh.shape),
+    records=records,
+    clips=clips,
+    fits=compiled is not None,
+    model_flops=run.task.flops * clips,
     compile_seconds=seconds,
+    **more,
   )
+  return report, compiled
 
 
 def find_largest(
-  report: Callable[[int], Report], first: int = 1
-) -> list[Report]:
+  report: Callable[[int], StepReport], first: int = 1
+) -> list[StepReport]:
   """Finds the largest power of two of records per chip that fits.
 
   Beyond the state, memory grows nearly linearly with the batch. The first
@@ -302,7 +331,7 @@ def make_run(config: ConfigDict, records_per_chip: int) -> train_setup.Run:
   return train_setup.build(config, source, None, devices)
 
 
-def aot(config: ConfigDict) -> list[Report]:
+def aot(config: ConfigDict) -> list[StepReport]:
   """The job `aot`: compiles, prints the table, writes `aot_<slice>.json`.
 
   Args:
@@ -318,8 +347,8 @@ def aot(config: ConfigDict) -> list[Report]:
   jax.config.update("jax_platforms", "cpu")
   topology = config.aot.topology
 
-  def one(records_per_chip: int) -> Report:
-    report = analyse(make_run(config, records_per_chip), topology)
+  def one(records_per_chip: int) -> StepReport:
+    report, _ = analyse(make_run(config, records_per_chip), topology)
     verdict = "fits" if report.fits else f"does not fit ({report.problem})"
     launch.log(f"{report.records} records a chip: {verdict}")
     return report
@@ -333,6 +362,6 @@ def aot(config: ConfigDict) -> list[Report]:
   workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / f"aot_{topology.replace(':', '_')}.json"
   values = [report.to_dict() for report in reports]
-  path.write_text(json.dumps(values, indent=2) + "\n")
+  atomic.write_atomic(path, json.dumps(values, indent=2) + "\n")
   launch.log(f"written: {path}")
   return reports

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import hlo
 from configs import contrastive as contrastive_config
 from data_prep.synthetic import smoke_data
 from tests import clip_run, small_run
@@ -21,7 +22,6 @@ from wsiseq_jax.data import loader
 from wsiseq_jax.data import source as sources
 from wsiseq_jax.models import clip_encoder
 from wsiseq_jax.tasks.contrastive import losses, setup
-from wsiseq_jax.tpu import hlo
 
 # Five records a device: no parameter has an axis that 5 divides, so activations
 # are told from parameters by their shape.

@@ -17,8 +17,10 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from wsiseq_jax.tpu import hlo
-from wsiseq_jax.tpu.hlo import ArrayShape, Computation, Instruction, Program
+from benchmarks import hlo
+from benchmarks.hlo import ArrayShape, Computation, Instruction, Program
+from wsiseq_jax.models import attention_tpu
+from wsiseq_jax.tpu import chips
 
 # Instructions that only name, group or await what others compute.
 _FREE = frozenset(
@@ -362,3 +364,46 @@ def costs(text: str) -> Costs:
 def _kernel_name(item: Instruction) -> str:
   match = re.search(r'op_name="([^"]*)"', item.attributes)
   return match.group(1) if match else item.name
+
+
+def kernel_flops(kernel: Kernel) -> int:
+  """FLOPs of all runs of a kernel, by hand."""
+  for name, one in attention_tpu.KERNEL_FLOPS.items():
+    if name in kernel.name.split("/"):
+      query, key = kernel.operands[:2]
+      b, n, width = query.sizes
+      return kernel.times * one(b, n, key.sizes[1], width)
+  raise ValueError(f"kernel {kernel.name!r}: no formula for its FLOPs")
+
+
+def roofline(report, compiled) -> dict:
+  """What the program's text counts, and the slowest of three bounds.
+
+      seconds >= max(FLOPs / peak, bytes / memory rate, bytes sent / link rate)
+
+  The compiler's own summary counts a loop over layers once, hence the text.
+  """
+  chip = chips.find(report.topology)
+  found = costs(compiled.as_text())
+  flops = found.mxu_flops + sum(map(kernel_flops, found.kernels))
+  # An all-reduce is a reduce-scatter and an all-gather: all leaves twice.
+  sent = sum(
+    size * (2 if kind == "all-reduce" else 1)
+    for kind, (_, size) in found.collectives.items()
+  )
+  bounds = {
+    "compute": flops / chip.flops,
+    "memory": found.hbm_bytes / chip.hbm_rate,
+    "network": sent / chip.ici_rate,
+  }
+  limit = max(bounds, key=bounds.get)
+  return {
+    "flops": flops,
+    "hbm_bytes": found.hbm_bytes,
+    "collectives": found.collectives,
+    **{f"{name}_seconds": value for name, value in bounds.items()},
+    "intensity": flops / found.hbm_bytes,
+    "limit": limit,
+    "step_seconds": bounds[limit],
+    "clips_per_second": report.clips * report.chips / bounds[limit],
+  }

@@ -1,13 +1,15 @@
 """Programs as text: parsed, and their work added up by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from benchmarks import hlo, hlo_costs
 from wsiseq_jax import parallel
-from wsiseq_jax.tpu import hlo, hlo_costs
 
 # Runs its body 4 times (0 to 8 by 2): a product of 8 x 16 by 16 x 16, an update
 # of one of 8 rows, and a kernel. `%table` and the state lie in main memory, the
@@ -172,3 +174,13 @@ def test_count_collectives_of_a_sharded_program():
   assert hlo.count_collectives(text) == {"all-gather": 1, "all-reduce": 1}
   alone = jax.jit(lambda x: x * 2).lower(x).compile().as_text()
   assert hlo.count_collectives(alone) == {}
+
+
+def test_kernel_without_a_formula_is_an_error():
+  shape = hlo.ArrayShape("bf16", (2, 10, 64))
+  kernel = hlo_costs.Kernel("jit(f)/attention_forward/pallas_call", 3, 0.0,
+                            (shape,) * 3)  # fmt: skip
+  assert hlo_costs.kernel_flops(kernel) == 3 * 2 * 2 * (2 * 10 * 10 * 64)
+  other = dataclasses.replace(kernel, name="jit(f)/other/pallas_call")
+  with pytest.raises(ValueError, match="no formula for its FLOPs"):
+    hlo_costs.kernel_flops(other)
