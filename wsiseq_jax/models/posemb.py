@@ -1,8 +1,9 @@
-"""Position tables: sinusoids over the flat token index, and resampling.
+"""Positions of tokens: sinusoids, computed and never stored, and resampling.
 
-Tokens of a clip are numbered time-major, then by row, then by column; VideoMAE
-takes the flat number as the only coordinate. Sinusoids are computed, never
-stored, in float64: an angle of 1568 radians in float32 is off by 1e-4.
+Tokens of a clip are numbered time-major, then by row, then by column. VideoMAE
+takes the flat number as the only coordinate (`sinusoid_1d`, worked out in
+float64: an angle of 1568 radians in float32 is off by 1e-4). `sinusoid_3d`
+encodes (t, y, x) apart, of the image or of the tissue.
 
 A model on another grid than the one it was trained on must keep the meaning of
 "top left, early": `resample` for sinusoids of clips, `resample_square` for the
@@ -12,9 +13,12 @@ trained tables of tile encoders.
 import functools
 import math
 
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jaxtyping import Float
+from jaxtyping import Array, Float
+
+POSITIONS = ("flat", "separable", "tissue")
 
 
 @functools.lru_cache(maxsize=32)
@@ -50,6 +54,57 @@ def sinusoid_1d(tokens: int, width: int) -> Float[np.ndarray, "n d"]:
   table = table.astype(np.float32)
   table.flags.writeable = False
   return table
+
+
+def grid_coordinates(
+  grid: tuple[int, int, int], trained_grid: tuple[int, int, int] | None = None
+) -> Float[np.ndarray, "n 3"]:
+  """Coordinates (t, y, x) of the tokens of a grid, in tokens.
+
+  Args:
+    grid: Tokens along (t, h, w).
+    trained_grid: The grid the weights were trained with, in whose tokens the
+      result is; None means `grid`.
+
+  Example:
+    >>> grid_coordinates((1, 1, 2)).tolist()
+    [[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+    >>> grid_coordinates((1, 1, 4), (1, 1, 2))[:, 2].tolist()
+    [-0.25, 0.25, 0.75, 1.25]
+  """
+  axes = [
+    (np.arange(new) + 0.5) * old / new - 0.5
+    for new, old in zip(grid, trained_grid or grid, strict=True)
+  ]
+  cells = np.meshgrid(*axes, indexing="ij")
+  return np.stack(cells, axis=-1).reshape(-1, 3).astype(np.float32)
+
+
+def sinusoid_3d(
+  coordinates: Float[Array, "*n 3"], width: int
+) -> Float[Array, "*n d"]:
+  """Sinusoids of each of three coordinates, side by side.
+
+  A third of the channels belongs to each coordinate (the last gets what is
+  over), half of them sines and half cosines. Wavelengths grow geometrically
+  from 2 pi tokens to 10000 * 2 pi.
+
+  Args:
+    coordinates: (t, y, x) in tokens.
+    width: Channels, an even number.
+
+  Example:
+    >>> sinusoid_3d(jnp.zeros((1, 3)), 6).tolist()
+    [[0.0, 1.0, 0.0, 1.0, 0.0, 1.0]]
+
+  Reference: He et al., Masked autoencoders, 2022 (two axes).
+  """
+  parts = []
+  for axis, pairs in enumerate(np.array_split(np.arange(width // 2), 3)[::-1]):
+    frequency = 10000.0 ** (-np.arange(len(pairs)) / len(pairs))
+    angle = coordinates[..., axis, None] * jnp.asarray(frequency, jnp.float32)
+    parts += [jnp.sin(angle), jnp.cos(angle)]
+  return jnp.concatenate(parts, axis=-1)
 
 
 def resample(

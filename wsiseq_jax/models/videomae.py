@@ -103,6 +103,10 @@ class VideoMAEConfig:
     decoder_mlp_width: Hidden channels of the decoder MLP.
     normalise_target: Whether predictions are in units of each patch's mean and
       deviation (`losses.normalised_patch_target`) or plain pixels.
+    positions: Of tokens, one of `posemb.POSITIONS`: of the flat index (what
+      VideoMAE's weights need), of (t, y, x) apart, or of the place in the
+      tissue. Panels of a walk or a series share no tissue: there `tissue` is
+      `separable`.
     trained_grid: Tokens (t, h, w) the weights were trained with, if they differ
       from `grid`: position tables are resampled from it. None means `grid`.
     norm_eps: LayerNorm epsilon.
@@ -134,6 +138,7 @@ class VideoMAEConfig:
   decoder_heads: int = 3
   decoder_mlp_width: int = 768
   normalise_target: bool = True
+  positions: str = "flat"
   trained_grid: Sequence[int] | None = None
   norm_eps: float = 1e-6
   decoder_norm_eps: float = 1e-6
@@ -227,11 +232,33 @@ def _uniform_by_fan_in(fan_in: int):
   return init
 
 
-def _positions(config, width, index, dtype) -> Float[Array, "b k d"]:
-  """Position vectors of the listed tokens; of all tokens, `b` 1, if None."""
-  table = posemb.position_table(config.grid, width, config.trained_grid)
-  table = jnp.asarray(table, dtype)
-  return table[None] if index is None else jnp.take(table, index, axis=0)
+def _positions(config, width, index, dtype, shift_px) -> Float[Array, "b k d"]:
+  """Position vectors of the listed tokens; of all tokens if `index` is None."""
+  if config.positions == "flat":
+    table = posemb.position_table(config.grid, width, config.trained_grid)
+    table = jnp.asarray(table, dtype)
+    return table[None] if index is None else jnp.take(table, index, axis=0)
+  found = posemb.grid_coordinates(config.grid, config.trained_grid)[None]
+  if config.positions == "tissue":
+    if shift_px is None:
+      raise ValueError("model.positions = 'tissue' needs the clips' shift_px")
+    found = found + _tissue_shift(config, shift_px)
+  found = jnp.asarray(found)
+  if index is not None:
+    found = jnp.broadcast_to(found, (len(index), *found.shape[1:]))
+    found = take_tokens(found, index)
+  return posemb.sinusoid_3d(found, width).astype(dtype)
+
+
+def _tissue_shift(
+  config, shift_px: Float[Array, "b t 2"]
+) -> Float[Array, "b n 3"]:
+  """How far tissue moved (t, y, x) since the first frame, in tokens."""
+  t, h, w = config.grid
+  shift = (shift_px - shift_px[:, :1]).reshape(-1, t, config.patch[0], 2)
+  x, y = jnp.moveaxis(shift.mean(axis=2), -1, 0)
+  y, x = y / config.patch[1], x / config.patch[2]
+  return jnp.repeat(jnp.stack([0 * x, y, x], axis=-1), h * w, axis=1)
 
 
 class Encoder(nnx.Module):
@@ -252,14 +279,17 @@ class Encoder(nnx.Module):
     self.config = config
 
   def __call__(
-    self, patches: Float[Array, "b n p"], visible: Int[Array, "b k"] | None
+    self,
+    patches: Float[Array, "b n p"],
+    visible: Int[Array, "b k"] | None,
+    shift_px: Float[Array, "b t 2"] | None,
   ) -> tuple[Float[Array, "b k d"], dict[str, Array]]:
     """Encodes the visible patches; see `VideoMAE.encode`."""
     config = self.config
     if visible is not None:
       patches = take_tokens(patches, visible)
     x = self.patch(patches)
-    embedded = x + _positions(config, config.width, visible, x.dtype)
+    embedded = x + _positions(config, config.width, visible, x.dtype, shift_px)
     x = vit.run_blocks(self.blocks, embedded, config.remat)
     x = self.norm(x).astype(jnp.float32)
     return x, {"encoder/embedded": embedded, "encoder/tokens": x}
@@ -313,13 +343,14 @@ class Decoder(nnx.Module):
     tokens: Float[Array, "b k d"],
     visible: Int[Array, "b k"],
     decode: Int[Array, "b m"],
+    shift_px: Float[Array, "b t 2"] | None,
   ) -> tuple[Float[Array, "b m p"], dict[str, Array]]:
     """Predicts the patches at `decode`; see `VideoMAE.__call__`."""
     width = self.config.decoder_width
     seen = self.project(tokens)
-    seen += _positions(self.config, width, visible, seen.dtype)
+    seen += _positions(self.config, width, visible, seen.dtype, shift_px)
     hidden = self.mask_token[...].astype(seen.dtype)[None, None]
-    hidden += _positions(self.config, width, decode, seen.dtype)
+    hidden += _positions(self.config, width, decode, seen.dtype, shift_px)
     x = jnp.concatenate([seen, hidden], axis=1)
     x = vit.run_blocks(self.blocks, x, self.config.remat)
     x = x[:, -decode.shape[1] :]
@@ -363,12 +394,14 @@ class VideoMAE(nnx.Module):
     self,
     pixels: Float[Array, "b t h w c"],
     visible: Int[Array, "b k"] | None = None,
+    shift_px: Float[Array, "b t 2"] | None = None,
   ) -> tuple[Float[Array, "b k d"], dict[str, Array]]:
     """Encodes visible tokens, or all of them.
 
     Args:
       pixels: Normalised clips.
       visible: Token numbers the encoder sees, ascending; None means all.
+      shift_px: `Clips.shift_px`, which positions in the tissue need.
 
     Returns:
       Tokens after the final LayerNorm (if the model has one), float32, and the
@@ -385,13 +418,14 @@ class VideoMAE(nnx.Module):
         f"data.frames={config.frames}, data.image_px={config.image_px}, "
         f"model.channels={config.channels}"
       )
-    return self.encoder(patchify(pixels, config.patch), visible)
+    return self.encoder(patchify(pixels, config.patch), visible, shift_px)
 
   def __call__(
     self,
     pixels: Float[Array, "b t h w c"],
     visible: Int[Array, "b k"],
     decode: Int[Array, "b m"],
+    shift_px: Float[Array, "b t 2"] | None = None,
   ) -> tuple[Float[Array, "b m p"], dict[str, Array]]:
     """Predicts the patches at `decode` from the patches at `visible`.
 
@@ -399,11 +433,12 @@ class VideoMAE(nnx.Module):
       pixels: Normalised clips.
       visible: Token numbers the encoder sees, ascending.
       decode: Token numbers to predict.
+      shift_px: `Clips.shift_px`, which positions in the tissue need.
 
     Returns:
       Predicted patches, float32, in the order of `decode`, and the named
       intermediates of encoder and decoder.
     """
-    tokens, encoded = self.encode(pixels, visible)
-    prediction, decoded = self.decoder(tokens, visible, decode)
+    tokens, encoded = self.encode(pixels, visible, shift_px)
+    prediction, decoded = self.decoder(tokens, visible, decode, shift_px)
     return prediction, encoded | decoded

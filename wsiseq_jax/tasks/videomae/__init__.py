@@ -106,7 +106,8 @@ def _tokens(
   A slot of padded frames alone counts for nothing.
   """
   model = setup.model
-  encoded, _ = setup.merge(params).encode(clips.pixels)
+  network = setup.merge(params)
+  encoded, _ = network.encode(clips.pixels, shift_px=clips.shift_px)
   b, _, d = encoded.shape
   slots = encoded.reshape(b, model.grid[0], -1, d).mean(axis=2)
   return slots, clips.frame_mask.reshape(b, model.grid[0], -1).max(axis=2)

@@ -169,7 +169,9 @@ def masked_loss(
     record_weight: 0 for clips that only fill up a batch, else 1.
   """
   network = setup.merge(params)
-  prediction, _ = network(clips.pixels, mask.visible, mask.decode)
+  prediction, _ = network(
+    clips.pixels, mask.visible, mask.decode, clips.shift_px
+  )
   patches = tokens.take_tokens(true_patches(setup, clips), mask.decode)
   target = patch_target(patches, setup.model.normalise_target)
   weight = mask.weight * record_weight[:, None]

@@ -102,7 +102,9 @@ def reconstruct(
 def _reconstruct(setup: Setup, spec: masking.MaskSpec, params, batch):
   clips = augment.centre_clips(batch, setup.clips)
   mask = losses.fixed_masks(setup, batch, clips, spec)
-  prediction, _ = setup.merge(params)(clips.pixels, mask.visible, mask.decode)
+  prediction, _ = setup.merge(params)(
+    clips.pixels, mask.visible, mask.decode, clips.shift_px
+  )
   patches = losses.true_patches(setup, clips)
   hidden = tokens.take_tokens(patches, mask.decode)
   target = losses.patch_target(hidden, setup.model.normalise_target)

@@ -22,7 +22,7 @@ from data_prep.files.schema import (
 from wsiseq_jax import config as configs
 from wsiseq_jax.data import augment
 from wsiseq_jax.data.source import DataSpec
-from wsiseq_jax.models import attention, masking, videomae, vit
+from wsiseq_jax.models import attention, masking, posemb, videomae, vit
 
 # Sizes that a config may override one by one; 0 leaves them to `model.size`.
 _OVERRIDES = tuple(videomae.SIZES["base"])
@@ -61,6 +61,8 @@ class Model:
   decoder_heads: AtLeast0 = 0
   decoder_mlp_width: AtLeast0 = 0
   normalise_target: bool = True
+  # Of tokens; see `VideoMAEConfig`. Weights of Hugging Face need 'flat'.
+  positions: Literal[posemb.POSITIONS] = "flat"
   dtype: Literal[vit.DTYPES] = "bfloat16"
   remat: Literal[vit.REMAT] = "none"
   attention_kernel: Literal[attention.KERNELS] = "auto"
@@ -119,6 +121,7 @@ def model_config(config: ConfigDict) -> videomae.VideoMAEConfig:
     frames=config.data.frames,
     image_px=tuple(config.data.image_px),
     normalise_target=config.model.normalise_target,
+    positions=config.model.positions,
     trained_grid=trained_grid if any(trained_grid) else None,
     norm_eps=config.model.norm_eps,
     decoder_norm_eps=config.model.decoder_norm_eps,
