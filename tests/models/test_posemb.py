@@ -1,9 +1,11 @@
 import logging
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from wsiseq_jax.models import posemb
+from wsiseq_jax.models import posemb, videomae
 
 
 def test_sinusoid_by_hand():
@@ -102,3 +104,57 @@ def test_resampling_keeps_constants_and_centres(antialias, new):
 def test_tables_that_are_no_grid_are_refused():
   with pytest.raises(ValueError, match="35 positions are no grid of 6 x 6"):
     posemb.resample_square(np.zeros((35, 2)), 6, 3, True)
+
+
+def test_tissue_keeps_its_position_while_the_window_drifts():
+  config = videomae.VideoMAEConfig(
+    **videomae.SIZES["tiny"],
+    frames=4,
+    image_px=(32, 48),
+    patch=(1, 16, 16),
+    positions="tissue",
+  )
+  # One token to the right and half a token down in each frame.
+  step = jnp.arange(4.0)[:, None] * jnp.array([[16.0, 8.0]])
+  clips = jnp.zeros((1, 4, 32, 48, 3))
+  model = videomae.VideoMAE(config, nnx.Rngs(0))
+
+  def embedded(shift_px):
+    out = model.encode(clips, shift_px=shift_px[None])[1]["encoder/embedded"]
+    found = np.asarray(out) - np.asarray(model.encoder.patch.bias[...])
+    return found.reshape(4, 2, 3, 32)
+
+  moved, at_rest = embedded(step), embedded(jnp.zeros((4, 2)))
+  time, place = moved[..., :10], moved[..., 10:]
+  np.testing.assert_allclose(time, at_rest[..., :10], atol=1e-6)
+  # Two frames later, the same tissue lies two columns left and a row up.
+  np.testing.assert_allclose(place[2, 0, 0], place[0, 1, 2], atol=1e-6)
+  assert np.abs(place[2, 0, 0] - place[0, 0, 0]).max() > 0.5
+  # Where it started does not matter.
+  np.testing.assert_allclose(embedded(step + 77.0), moved, atol=1e-4)
+
+
+@pytest.mark.parametrize("positions", ["separable", "tissue"])
+def test_positions_on_another_grid_are_in_tokens_of_the_trained_one(positions):
+  sizes = dict(videomae.SIZES["tiny"], frames=4, image_px=(32, 32))
+  config = videomae.VideoMAEConfig(
+    **sizes, patch=(2, 8, 8), positions=positions, trained_grid=(2, 2, 2)
+  )
+  model = videomae.VideoMAE(config, nnx.Rngs(0))
+  out = model.encode(
+    jnp.zeros((1, 4, 32, 32, 3)), shift_px=jnp.zeros((1, 4, 2))
+  )[1]["encoder/embedded"]
+  found = np.asarray(out)[0] - np.asarray(model.encoder.patch.bias[...])
+  want = posemb.sinusoid_3d(
+    jnp.array([[0.0, y, -0.25] for y in (-0.25, 0.25)]), 32
+  )
+  np.testing.assert_allclose(found[[0, 4]], want, atol=1e-5)
+
+
+def test_tissue_positions_need_to_know_where_frames_lie():
+  config = videomae.VideoMAEConfig(
+    **videomae.SIZES["tiny"], frames=4, image_px=(32, 32), positions="tissue"
+  )
+  model = videomae.VideoMAE(config, nnx.Rngs(0))
+  with pytest.raises(ValueError, match="positions"):
+    model.encode(jnp.zeros((1, 4, 32, 32, 3)))

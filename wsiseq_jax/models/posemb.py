@@ -102,7 +102,9 @@ def sinusoid_3d(
   parts = []
   for axis, pairs in enumerate(np.array_split(np.arange(width // 2), 3)[::-1]):
     frequency = 10000.0 ** (-np.arange(len(pairs)) / len(pairs))
-    angle = coordinates[..., axis, None] * jnp.asarray(frequency, jnp.float32)
+    angle = jnp.tensordot(
+      coordinates[..., axis], frequency.astype(np.float32), axes=0
+    )
     parts += [jnp.sin(angle), jnp.cos(angle)]
   return jnp.concatenate(parts, axis=-1)
 
