@@ -32,7 +32,7 @@ from sklearn import exceptions, linear_model
 
 from wsiseq_jax.metrics import classification
 from wsiseq_jax.probe import linear, samples
-from wsiseq_jax.probe.samples import Samples, Target
+from wsiseq_jax.probe.samples import ProbeTarget, Samples
 
 
 def make_split(rng, count, means, strength):
@@ -88,7 +88,7 @@ def main():
     "train": args.samples, "val": args.samples // 10,
     "test": args.samples // 10,
   }  # fmt: skip
-  target = Target("class", 0, tuple(map(str, range(args.classes))))
+  target = ProbeTarget("class", 0, tuple(map(str, range(args.classes))))
   with tempfile.TemporaryDirectory() as folder:
     paths = {}
     for name, count in counts.items():

@@ -35,7 +35,7 @@ from tensorflow_datasets.core import dataset_info as tfds_info
 from tensorflow_datasets.core import example_serializer, naming
 from tensorflow_datasets.core.utils import version as tfds_version
 
-from data_prep import records
+from data_prep import records, splits
 from data_prep.files.atomic import (
   TEMPORARY,
   remove_tree,
@@ -49,7 +49,6 @@ from data_prep.targets import TargetTable
 
 NAME = "wsiseq"
 VERSION = "1.0.0"
-SPLITS = ("train", "val", "test")
 FORMAT = "array_record"
 
 
@@ -250,7 +249,7 @@ def assemble(
       (part for part in parts if part.split == split and part.sequences),
       key=lambda part: part.slide_id,
     )
-    for split in SPLITS
+    for split in splits.NAMES
   }
   by_split = {split: items for split, items in by_split.items() if items}
   if not by_split:

@@ -11,10 +11,9 @@ import json
 import pathlib
 from collections.abc import Iterable, Mapping
 
-from data_prep import shards
 from data_prep.files import atomic
 
-NAMES = shards.SPLITS
+NAMES = ("train", "val", "test")
 _WORDS = {
   "train": ("train", "training", "trn"),
   "val": ("val", "valid", "validation", "dev"),

@@ -48,7 +48,7 @@ line = json.dumps({"step": 4, "val/loss": loss})
 def trained(monkeypatch):
   """The fake writes no checkpoint but a file of that name."""
   monkeypatch.setattr(
-    sweep.Run,
+    sweep.SweepRun,
     "is_trained",
     lambda run: (run.folder / "checkpoints").exists(),
   )

@@ -84,7 +84,7 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class SweepRun:
   """What follows `--config=`, what varies, all that is set, and the workdir."""
 
   experiment: str
@@ -113,7 +113,7 @@ class Run:
       return found.latest and found.latest == found.meta()["total_steps"]
 
 
-def plan(config: Settings) -> list[Run]:
+def plan(config: Settings) -> list[SweepRun]:
   """All runs of a sweep, checked.
 
   Raises:
@@ -133,7 +133,7 @@ def plan(config: Settings) -> list[Run]:
   return runs
 
 
-def _run(config: Settings, varied: Mapping[str, Any]) -> Run:
+def _run(config: Settings, varied: Mapping[str, Any]) -> SweepRun:
   settings = {**dict(config.fixed), **varied}
   experiment = settings.pop("experiment", config.experiment)
   folder = (
@@ -158,7 +158,7 @@ def _run(config: Settings, varied: Mapping[str, Any]) -> Run:
     pairs = {"data.path": data} | dict(config.probe_fixed)
     pairs |= {"checkpoint.path": str(folder), "workdir": str(folder / "probe")}
     stages.append(_flags(config.probe, pairs))
-  return Run(experiment, varied, settings, folder, stages)
+  return SweepRun(experiment, varied, settings, folder, stages)
 
 
 def _name(experiment: str, varied: Mapping, settings: Mapping) -> str:
@@ -218,7 +218,7 @@ def draw(
   return found
 
 
-def execute(runs: Sequence[Run], main: pathlib.Path = _MAIN) -> None:
+def execute(runs: Sequence[SweepRun], main: pathlib.Path = _MAIN) -> None:
   """Calls what is not done of runs, one after the other.
 
   Raises:
@@ -267,7 +267,7 @@ def _call(arguments: Sequence[str], log: pathlib.Path) -> int:
       raise
 
 
-def collect(runs: Sequence[Run]) -> pd.DataFrame:
+def collect(runs: Sequence[SweepRun]) -> pd.DataFrame:
   """A row a run, from what lies on disk.
 
   Returns:

@@ -5,7 +5,6 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_prep import shards
 from data_prep.files.errors import SlideError
 from data_prep.sequences.slide_job import (
   DONE,
@@ -86,7 +85,7 @@ def closing_text(
   ]
   patients = {entry.slide_id: entry.patient_id for entry in entries}
   table = [("split", "slides", "patients", "sequences")]
-  for split in shards.SPLITS:
+  for split in splits.NAMES:
     inside = [o for o in done if splits.get(patients[o.slide_id]) == split]
     if inside:
       table.append(

@@ -30,7 +30,7 @@ from data_prep.series.spans import (
   literal,
   time_of,
 )
-from data_prep.series.table import Row, SeriesTable
+from data_prep.series.table import SeriesRow, SeriesTable
 
 
 def find_series(
@@ -89,9 +89,9 @@ def _one_split_each(
   return good, bad
 
 
-def _grouped(c: Collector) -> dict[str, list[Row]]:
+def _grouped(c: Collector) -> dict[str, list[SeriesRow]]:
   """The rows of each series id; those without one are errors."""
-  groups: dict[str, list[Row]] = {}
+  groups: dict[str, list[SeriesRow]] = {}
   for row in c.table.rows:
     series_id = c.table.cell(row, "series_id")
     if series_id:
@@ -122,7 +122,7 @@ def _one_row_each(c: Collector) -> None:
     c.add(series_id, rows, lambda s, r: [_file_span(c, s, r[0])])
 
 
-def _file_span(c: Collector, series_id: str, row: Row) -> Span:
+def _file_span(c: Collector, series_id: str, row: SeriesRow) -> Span:
   files, is_stack = _files(c, series_id, row)
   times, fps = None, 0.0
   cell = c.table.cell(row, "fps")
@@ -150,7 +150,9 @@ def _file_span(c: Collector, series_id: str, row: Row) -> Span:
   return Span("", tuple(files), is_stack, given, fps, labels)
 
 
-def _files(c: Collector, series_id: str, row: Row) -> tuple[list[str], bool]:
+def _files(
+  c: Collector, series_id: str, row: SeriesRow
+) -> tuple[list[str], bool]:
   """The files of a row, and whether they are one stack of frames."""
   cell, root = c.table.cell(row, "file"), c.table.root
   if not cell:
@@ -198,7 +200,7 @@ def _one_row_a_visit(c: Collector) -> None:
 
 
 def _visit_spans(
-  c: Collector, series_id: str, rows: Sequence[Row]
+  c: Collector, series_id: str, rows: Sequence[SeriesRow]
 ) -> list[Span]:
   visits, undated = [], []
   for row in rows:
@@ -245,7 +247,7 @@ def _lists(c: Collector) -> None:
       "has Video alone"
     )
   key = "history" if history or not c.table.columns["video"] else "video"
-  groups: dict[str, list[tuple[Row, list]]] = {}
+  groups: dict[str, list[tuple[SeriesRow, list]]] = {}
   for row in c.table.rows:
     try:
       visits = _list(c, row, key)
@@ -268,7 +270,7 @@ def _lists(c: Collector) -> None:
     c.add(series_id, rows, lambda s, _, pairs=pairs: make(c, s, pairs))
 
 
-def _list(c: Collector, row: Row, key: str) -> list[tuple[str, Any]]:
+def _list(c: Collector, row: SeriesRow, key: str) -> list[tuple[str, Any]]:
   """Reads a cell that holds a Python list of (path, year)."""
   cell = c.table.cell(row, key)
   if not cell:
@@ -290,7 +292,7 @@ def _list(c: Collector, row: Row, key: str) -> list[tuple[str, Any]]:
 
 
 def _history_spans(
-  c: Collector, series_id: str, pairs: Sequence[tuple[Row, list]]
+  c: Collector, series_id: str, pairs: Sequence[tuple[SeriesRow, list]]
 ) -> list[Span]:
   spans: dict[str, Span] = {}
   for row, visits in pairs:
@@ -315,7 +317,7 @@ def _history_spans(
 
 
 def _longest_span(
-  c: Collector, series_id: str, pairs: Sequence[tuple[Row, list]]
+  c: Collector, series_id: str, pairs: Sequence[tuple[SeriesRow, list]]
 ) -> list[Span]:
   row, visits = max(pairs, key=lambda pair: len(pair[1]))
   # The row with the longest history is the latest visit.
@@ -328,9 +330,9 @@ def _longest_span(
 def _list_span(
   c: Collector,
   series_id: str,
-  row: Row,
+  row: SeriesRow,
   visits: Sequence[tuple[str, Any]],
-  labelled: Sequence[Row],
+  labelled: Sequence[SeriesRow],
 ) -> Span:
   timed = []
   for path, text in visits:

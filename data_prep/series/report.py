@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 from tensorflow_datasets.core import example_parser
 
-from data_prep import records, runs, shards
+from data_prep import records, runs, shards, splits
 from data_prep.files import atomic, tables
 from data_prep.files import errors as error_rows
 from data_prep.files.errors import SlideError
@@ -157,7 +157,7 @@ def closing(
   text = [""]
   if done:
     table = [("split", "series", "patients", "sequences")]
-    for split in shards.SPLITS:
+    for split in splits.NAMES:
       inside = [
         info
         for info in done.values()

@@ -10,7 +10,7 @@ from typing import Any
 from data_prep import splits
 from data_prep.files.errors import SlideError
 from data_prep.files.values import number
-from data_prep.series.table import NOTE, Row, SeriesTable
+from data_prep.series.table import NOTE, SeriesRow, SeriesTable
 
 SEQUENCES = ("series", "history")
 
@@ -152,7 +152,9 @@ class Collector:
     """Says what of a series was changed, though it is used."""
     self.errors.append(SlideError(message, NOTE, error, series_id))
 
-  def add(self, series_id: str, rows: Sequence[Row], make_spans: Any) -> None:
+  def add(
+    self, series_id: str, rows: Sequence[SeriesRow], make_spans: Any
+  ) -> None:
     """Adds a series, or the reason why not."""
     try:
       patient = self._same(series_id, rows, "patient_id") or series_id
@@ -164,7 +166,7 @@ class Collector:
       return
     self.series[series_id] = Series(series_id, patient, split, tuple(spans))
 
-  def _same(self, series_id: str, rows: Sequence[Row], key: str) -> str:
+  def _same(self, series_id: str, rows: Sequence[SeriesRow], key: str) -> str:
     """What all rows of a series have in a column; '' without the column."""
     if not self.table.columns[key]:
       return ""
@@ -179,7 +181,7 @@ class Collector:
       "no_patient" if set(found) == {""} else "patients_differ",
     )
 
-  def _split(self, series_id: str, rows: Sequence[Row]) -> str | None:
+  def _split(self, series_id: str, rows: Sequence[SeriesRow]) -> str | None:
     found = {}
     for row in rows:
       split = self.table.cell(row, "split") or row.split
@@ -230,7 +232,7 @@ class Collector:
       )
     return visits
 
-  def labels(self, series_id: str, rows: Sequence[Row]) -> dict[str, str]:
+  def labels(self, series_id: str, rows: Sequence[SeriesRow]) -> dict[str, str]:
     """The last value of each label; a note where it changes on the way."""
     labels, changed = {}, []
     for name in self.table.labels:
@@ -265,7 +267,7 @@ def _short(times: Sequence[float]) -> str:
   return text + (", ..." if len(times) > 6 else "")
 
 
-def time_of(text: str, row: Row) -> float:
+def time_of(text: str, row: SeriesRow) -> float:
   """Reads a time; what is no finite number is a `SlideError`."""
   value = number(text)
   if value is None:
@@ -277,7 +279,7 @@ def time_of(text: str, row: Row) -> float:
   return value
 
 
-def literal(text: str, row: Row) -> list:
+def literal(text: str, row: SeriesRow) -> list:
   """Reads a Python list, without running anything."""
   # How NumPy 2 and pandas print numbers inside lists; neither is a literal.
   text = re.sub(r"np\.float\d+\(([^()]*)\)", r"\1", text)

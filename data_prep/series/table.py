@@ -50,7 +50,7 @@ _SPLIT_FILE = re.compile(r"(train|val|test)(_.*)?$")
 
 
 @dataclasses.dataclass(frozen=True)
-class Row(tables.Row):
+class SeriesRow(tables.Row):
   """One line of a table, and the split by the table's name, if that has one."""
 
   split: str | None = None
@@ -69,14 +69,14 @@ class SeriesTable:
     errors: lines that cannot be read.
   """
 
-  rows: tuple[Row, ...]
+  rows: tuple[SeriesRow, ...]
   layout: str
   columns: Mapping[str, str]
   labels: tuple[str, ...]
   root: pathlib.Path
   errors: tuple[SlideError, ...]
 
-  def cell(self, row: Row, key: str) -> str:
+  def cell(self, row: SeriesRow, key: str) -> str:
     """Returns what a row has in one of our columns, '' if there is none."""
     return row.cells.get(self.columns[key], "")
 
@@ -155,7 +155,7 @@ def read(config: Mapping[str, Any]) -> SeriesTable:
     errors += [SlideError(w, "table", "bad_row", name) for name, w in one.bad]
     for row in one.rows:
       cells = {called[name]: text for name, text in row.cells.items()}
-      rows.append(Row(row.where, cells, split))
+      rows.append(SeriesRow(row.where, cells, split))
   headings = list(dict.fromkeys(first.values()))
   layout = config["layout"]
   if layout == "auto":

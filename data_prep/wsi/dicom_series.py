@@ -31,7 +31,7 @@ _ITEM = b"\xfe\xff\x00\xe0"  # tag (FFFE,E000), which begins each frame
 
 
 @dataclasses.dataclass(frozen=True)
-class Series:
+class DicomSeries:
   """One slide stored as DICOM.
 
   Attributes:
@@ -65,7 +65,7 @@ def is_dicom(path: pathlib.Path) -> bool:
 
 def group(
   paths: Iterable[pathlib.Path],
-) -> tuple[list[Series], list[SlideError]]:
+) -> tuple[list[DicomSeries], list[SlideError]]:
   """Groups DICOM files into slides.
 
   Args:
@@ -108,7 +108,7 @@ def group(
   for members, (_, path, patient) in zip(series.values(), largest, strict=True):
     own_folder = len(members) > 1 and folders.count(path.parent) == 1
     slide_id = path.absolute().parent.name if own_folder else names.stem(path)
-    found.append(Series(path, slide_id, patient, [m[1] for m in members]))
+    found.append(DicomSeries(path, slide_id, patient, [m[1] for m in members]))
   return found, errors
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from wsiseq_jax.mil import folds
-from wsiseq_jax.mil.cohort import Cohort, Slide
+from wsiseq_jax.mil.cohort import Cohort, CohortSlide
 
 DRAW = {
   "k": 3,
@@ -20,7 +20,9 @@ def cohort(cases=24, slides=2, head="binary", given=None, labels=None):
   for number in range(cases * slides):
     case = number // slides
     found.append(
-      Slide(f"s{number:02d}", f"c{case:02d}", "", given(case) if given else "")
+      CohortSlide(
+        f"s{number:02d}", f"c{case:02d}", "", given(case) if given else ""
+      )
     )
     values.append([float(case % 4 == 0)])
   values = np.array(values) if labels is None else labels
@@ -72,7 +74,7 @@ def test_val_share_is_honoured(share):
 def test_val_share_where_patients_have_many_slides():
   sizes = np.random.default_rng(0).integers(1, 9, 60)
   slides = tuple(
-    Slide(f"s{i}", f"p{patient}")
+    CohortSlide(f"s{i}", f"p{patient}")
     for i, patient in enumerate(np.repeat(np.arange(60), sizes))
   )
   labels = (np.repeat(np.arange(60), sizes) % 3 == 0)[:, None].astype(float)

@@ -207,13 +207,13 @@ def test_a_job_that_was_stopped_goes_on_bit_for_bit(
 
 
 def test_what_a_model_depends_on(finished, data, tmp_path):
-  def made_from(config, run=results.Run(0, 0, 0)):  # noqa: B008
+  def made_from(config, run=results.FoldRun(0, 0, 0)):  # noqa: B008
     return done.digest(one_fold.inputs(job.prepare(config), run))
 
   old = made_from(finished[0])
   config = make(tmp_path, data=data)
   assert made_from(config) == old  # not on where it lies
-  assert made_from(config, results.Run(0, 0, 1)) != old
+  assert made_from(config, results.FoldRun(0, 0, 1)) != old
   for block, key, value in (
     ("optim", "lr", 1e-4),
     ("model", "hidden", 16),
@@ -254,7 +254,7 @@ def test_saved_models_come_back(finished):
   run = results.find(folder)[0]
   saved = json.loads((folder / f"{run.name}.json").read_text())
   found = results.load(folder, run)
-  assert found.epoch == saved["epoch"] and run == results.Run(0, 0, 0)
+  assert found.epoch == saved["epoch"] and run == results.FoldRun(0, 0, 0)
   params = results.load_params(folder, run)
   assert params["tile"]["embed"]["kernel"].shape == (synthetic.WIDTH, 32)
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from wsiseq_jax.probe import samples
-from wsiseq_jax.probe.samples import Target
+from wsiseq_jax.probe.samples import ProbeTarget
 
-CLASS = Target("grade", 0, ("low", "high"))
-NUMBER = Target("age", 1, ())
+CLASS = ProbeTarget("grade", 0, ("low", "high"))
+NUMBER = ProbeTarget("age", 1, ())
 
 # 200 patients of one to five sequences, a tenth of them of class 1.
 RNG = np.random.default_rng(0)

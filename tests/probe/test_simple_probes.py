@@ -5,11 +5,11 @@ import pytest
 from sklearn import linear_model, neighbors
 
 from wsiseq_jax.probe import knn, linear, samples
-from wsiseq_jax.probe.samples import Samples, Target
+from wsiseq_jax.probe.samples import ProbeTarget, Samples
 
-NUMBER = Target("age", 0, ())
-CLASS = Target("grade", 0, ("low", "high"))
-THREE = Target("organ", 0, ("a", "b", "c"))
+NUMBER = ProbeTarget("age", 0, ())
+CLASS = ProbeTarget("grade", 0, ("low", "high"))
+THREE = ProbeTarget("organ", 0, ("a", "b", "c"))
 
 
 def make(count, seed, target=CLASS, width=6, noise=0.5):

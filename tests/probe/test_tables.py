@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from wsiseq_jax.probe import tables
-from wsiseq_jax.probe.samples import Target
+from wsiseq_jax.probe.samples import ProbeTarget
 from wsiseq_jax.probe.tables import ProbeResult
 
-CLASS = Target("grade", 0, ("low", "high"))
-NUMBER = Target("age", 1, ())
+CLASS = ProbeTarget("grade", 0, ("low", "high"))
+NUMBER = ProbeTarget("age", 1, ())
 
 
 def result(target, seed, kind="linear", fraction=0.1, patients=10):

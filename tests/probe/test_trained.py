@@ -10,11 +10,11 @@ import pytest
 
 from wsiseq_jax import fit, parallel
 from wsiseq_jax.probe import tokens, trained
-from wsiseq_jax.probe.samples import Samples, Target
+from wsiseq_jax.probe.samples import ProbeTarget, Samples
 from wsiseq_jax.probe.settings import ProbeFit
 
-NUMBER = Target("age", 0, ())
-CLASS = Target("grade", 0, ("low", "high"))
+NUMBER = ProbeTarget("age", 0, ())
+CLASS = ProbeTarget("grade", 0, ("low", "high"))
 HOW = ProbeFit(lr_per_256=0.05, epochs=12, warmup_epochs=1, patience=0)
 
 

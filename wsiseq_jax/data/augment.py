@@ -22,9 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from wsiseq_jax.data import clip_sampling
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from wsiseq_jax.models.tokens import IMAGENET_MEAN, IMAGENET_STD
 
 # Corners, centre, edge middles and quarter points, in quarters of the room
 # that a crop leaves: (y, x). From the multi-scale crop of the VideoMAE recipe.

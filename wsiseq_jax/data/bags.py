@@ -104,7 +104,7 @@ class Bags:
     status: OK, NO_TISSUE or ERROR of each wanted slide.
     reason: what is wrong, for slides that are not OK.
     tiles: number of tiles of each wanted slide.
-    digest: `tile_features.Header.identity` of each wanted slide.
+    digest: `tile_features.FeatureHeader.identity` of each wanted slide.
 
   Raises:
     ValueError: no folder, two files of one slide, files that nobody wants,
@@ -188,7 +188,7 @@ class Bags:
     if more:
       launch.log(f"{len(more)} feature files are not in the table: ignored")
 
-  def _header(self, slide_id: str) -> tile_features.Header | str:
+  def _header(self, slide_id: str) -> tile_features.FeatureHeader | str:
     """A file's header, or what is wrong with it."""
     if slide_id not in self._files:
       return "it has no feature file"

@@ -146,7 +146,7 @@ def find(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
   return dict(sorted(found.items()))
 
 
-class Header(NamedTuple):
+class FeatureHeader(NamedTuple):
   """What a file says without its features being read.
 
   `identity` hashes the shape, all places and 16 rows of features: the same for
@@ -158,7 +158,7 @@ class Header(NamedTuple):
   identity: str
 
 
-def header(path: str | os.PathLike) -> Header:
+def header(path: str | os.PathLike) -> FeatureHeader:
   """Reads the header of a feature file; a ValueError if it is none."""
   with _opened(path) as file:
     features, coords = _dataset(file, path)
@@ -168,7 +168,7 @@ def header(path: str | os.PathLike) -> Header:
     for row in sorted({round(i) for i in np.linspace(0, count - 1, 16)}):
       if count:
         digest.update(np.ascontiguousarray(features[..., row, :]))
-  return Header(count, width, digest.hexdigest())
+  return FeatureHeader(count, width, digest.hexdigest())
 
 
 def read(

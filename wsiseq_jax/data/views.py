@@ -29,6 +29,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from data_prep.files.schema import Range, Share
 from wsiseq_jax.data import augment, clip_sampling, colour
+from wsiseq_jax.models import tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,8 +84,8 @@ class ViewSpec(Augment):
   image_px: tuple[int, int]
   frame_px: tuple[int, int]
   strict_half: bool = False
-  mean: tuple[float, ...] = augment.IMAGENET_MEAN
-  std: tuple[float, ...] = augment.IMAGENET_STD
+  mean: tuple[float, ...] = tokens.IMAGENET_MEAN
+  std: tuple[float, ...] = tokens.IMAGENET_STD
 
   @property
   def whole_crop(self) -> tuple[float, float]:

@@ -34,7 +34,7 @@ from wsiseq_jax.encoders.encoder import (
   check_windows,
   fingerprint_of,
 )
-from wsiseq_jax.models import resnet, tile_vit
+from wsiseq_jax.models import resnet, tile_vit, tokens
 from wsiseq_jax.weights import files, tile_encoders
 
 __all__ = ["NAMES", "Encoder", "Settings", "load"]
@@ -97,7 +97,7 @@ def _resnet(config: Settings) -> Encoder:
   params, weights = _params(
     config, spec, resnet.init_params, tile_encoders.resnet_params
   )
-  norm = augment.IMAGENET_MEAN, augment.IMAGENET_STD
+  norm = tokens.IMAGENET_MEAN, tokens.IMAGENET_STD
   return _make(config, resnet, spec, spec.width, tile_px, norm, params, weights)
 
 

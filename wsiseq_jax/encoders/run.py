@@ -35,9 +35,9 @@ from ml_collections import ConfigDict
 
 from wsiseq_jax import checkpoint, evaluate, tasks
 from wsiseq_jax import config as configs
-from wsiseq_jax.data import augment
 from wsiseq_jax.data import source as sources
 from wsiseq_jax.encoders import encoder as encoders
+from wsiseq_jax.models import tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,8 +163,8 @@ def load(config: encoders.Settings) -> encoders.Encoder:
     width=out.shape[1],
     tile_px=tile_px,
     window_px=window_px,
-    mean=augment.IMAGENET_MEAN,
-    std=augment.IMAGENET_STD,
+    mean=tokens.IMAGENET_MEAN,
+    std=tokens.IMAGENET_STD,
     params=jax.tree.map(jnp.asarray, params),
     apply=apply,
     weights=f"run {folder}, task {saved.task}, step {run.step}",

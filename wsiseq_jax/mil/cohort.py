@@ -43,7 +43,7 @@ _CAMELYON_NAME = re.compile(r"(normal|tumor|test)_\d+$", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
-class Slide:
+class CohortSlide:
   """One row of the table.
 
   Attributes:
@@ -73,7 +73,7 @@ class Cohort:
     errors: rows that cannot be used.
   """
 
-  slides: tuple[Slide, ...]
+  slides: tuple[CohortSlide, ...]
   labels: Float[np.ndarray, "n k"]
   target_type: str
   classes: tuple[str, ...]
@@ -146,13 +146,13 @@ def read(
   if split_column and split_column != CAMELYON16:
     split_key = data.column(split_column, "data.split_column")
   is_class = target_type in ("binary", "multiclass")
-  found: dict[str, list[tuple[str, Slide]]] = {}
+  found: dict[str, list[tuple[str, CohortSlide]]] = {}
   for row in data.rows:
     slide_id = slide_names.stem(row.cells[slide_of])
     cells = [row.cells[column] for column in columns]
     if is_class:
       cells = [values.class_name(cell) for cell in cells]
-    slide = Slide(
+    slide = CohortSlide(
       slide_id,
       row.cells.get(patient_of, "") or find.patient_id_of(slide_id),
       ";".join(cells),
@@ -201,7 +201,7 @@ def without_labels(
     >>> cohort.ids, cohort.labels.tolist()
     (['a', 'b'], [[nan], [nan]])
   """
-  slides = [Slide(name, find.patient_id_of(name)) for name in sorted(ids)]
+  slides = [CohortSlide(name, find.patient_id_of(name)) for name in sorted(ids)]
   return _to_predict(slides, set(ids), target_type, [], classes)
 
 
@@ -241,9 +241,9 @@ def _open(table: str, classes: Sequence[str]) -> tuple[tables.Table, str, str]:
 
 
 def _one_each(
-  found: Mapping[str, Sequence[tuple[str, Slide]]],
+  found: Mapping[str, Sequence[tuple[str, CohortSlide]]],
   bad: Sequence[tuple[str, str]],
-) -> tuple[list[Slide], tuple[SlideError, ...]]:
+) -> tuple[list[CohortSlide], tuple[SlideError, ...]]:
   """One row for each slide; what contradicts itself or names none is left out.
 
   Rows that say the same are one, in whatever spelling of the slide's name.
@@ -267,7 +267,9 @@ def _one_each(
   return sorted(slides, key=lambda slide: slide.slide_id), tuple(errors)
 
 
-def _is_known(slide: Slide, target_type: str, names: Sequence[str]) -> bool:
+def _is_known(
+  slide: CohortSlide, target_type: str, names: Sequence[str]
+) -> bool:
   cells = slide.text.split(";") if names else []
   some = any if target_type == "multilabel" else all
   return bool(cells) and some(cells)
@@ -291,8 +293,8 @@ def _given_split(slide_id: str, row: Mapping[str, str], column: str) -> str:
   return split
 
 
-def _check_splits(slides: Sequence[Slide]) -> None:
-  first: dict[str, Slide] = {}
+def _check_splits(slides: Sequence[CohortSlide]) -> None:
+  first: dict[str, CohortSlide] = {}
   for slide in slides:
     other = first.setdefault(slide.patient_id, slide)
     if other.split != slide.split:

@@ -15,7 +15,7 @@ from wsiseq_jax.data import bags as bag_files
 from wsiseq_jax.data.bags import Bags, UnreadableBag
 from wsiseq_jax.mil import class_weights, folds, results, scores
 from wsiseq_jax.mil.cohort import Cohort
-from wsiseq_jax.mil.results import Predicted, Result, Run
+from wsiseq_jax.mil.results import FoldRun, Predicted, Result
 from wsiseq_jax.mil.trainer import BagTrainer, values_of
 
 # Changes when models of an older version must be trained again.
@@ -46,16 +46,16 @@ class Job:
     return pathlib.Path(self.config.workdir)
 
   @property
-  def runs(self) -> list[Run]:
+  def runs(self) -> list[FoldRun]:
     """All models, those of a fold next to each other."""
     return [
-      Run(repeat, fold, seed)
+      FoldRun(repeat, fold, seed)
       for repeat, fold in sorted(self.folds)
       for seed in self.config.seeds
     ]
 
 
-def inputs(job: Job, run: Run) -> dict[str, Any]:
+def inputs(job: Job, run: FoldRun) -> dict[str, Any]:
   """All that a model depends on: see `done.digest`."""
   bags, cohort = job.bags, job.cohort
   parts = job.folds[run.repeat, run.fold]
@@ -78,7 +78,7 @@ def inputs(job: Job, run: Run) -> dict[str, Any]:
 
 
 def train(
-  job: Job, run: Run, preemption: launch.Preemption | None = None
+  job: Job, run: FoldRun, preemption: launch.Preemption | None = None
 ) -> Result:
   """Trains one model, predicts its validation and test slides, saves it.
 
@@ -95,7 +95,7 @@ def train(
       launch.log(f"  failure: {error}")
 
 
-def _train(job: Job, run: Run, preemption: launch.Preemption) -> Result:
+def _train(job: Job, run: FoldRun, preemption: launch.Preemption) -> Result:
   cohort, bags, trainer = job.cohort, job.bags, job.trainer
   parts = job.folds[run.repeat, run.fold]
   ids, labels = {}, {}

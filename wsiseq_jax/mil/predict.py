@@ -116,7 +116,7 @@ def run(config: ConfigDict) -> list[dict[str, Any]]:
 def _logits(
   folder: pathlib.Path,
   models: pathlib.Path,
-  runs: list[results.Run],
+  runs: list[results.FoldRun],
   trainer: BagTrainer,
   bags: Bags,
   ids: list[str],

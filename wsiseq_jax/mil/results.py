@@ -20,7 +20,7 @@ from data_prep.files import atomic, done
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class FoldRun:
   """Which model: of a repeat, a fold and a seed."""
 
   repeat: int
@@ -66,7 +66,7 @@ class Result:
     failures: slides that could not be used, and why.
   """
 
-  run: Run
+  run: FoldRun
   epoch: int
   history: tuple[tuple[float, float], ...]
   scale: tuple[float, float]
@@ -77,7 +77,9 @@ class Result:
   failures: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def _files(folder: pathlib.Path, run: Run) -> tuple[pathlib.Path, pathlib.Path]:
+def _files(
+  folder: pathlib.Path, run: FoldRun
+) -> tuple[pathlib.Path, pathlib.Path]:
   return folder / f"{run.name}.safetensors", folder / f"{run.name}.json"
 
 
@@ -117,12 +119,12 @@ def _plain(result: Result) -> dict[str, Any]:
   }
 
 
-def is_done(folder: pathlib.Path, run: Run, inputs: Any) -> bool:
+def is_done(folder: pathlib.Path, run: FoldRun, inputs: Any) -> bool:
   """Whether there is a model that was made from these inputs."""
   return done.Done(_files(folder, run)[1], inputs).read() is not None
 
 
-def load(folder: pathlib.Path, run: Run) -> Result:
+def load(folder: pathlib.Path, run: FoldRun) -> Result:
   """Reads everything but the parameters.
 
   Raises:
@@ -153,18 +155,18 @@ def load(folder: pathlib.Path, run: Run) -> Result:
   )
 
 
-def inputs_of(folder: pathlib.Path, run: Run) -> str:
+def inputs_of(folder: pathlib.Path, run: FoldRun) -> str:
   """The hash of what a finished model was made from."""
   return json.loads(_files(folder, run)[1].read_text())["inputs"]
 
 
-def load_params(folder: pathlib.Path, run: Run) -> dict[str, Any]:
+def load_params(folder: pathlib.Path, run: FoldRun) -> dict[str, Any]:
   """The parameters as a nested dict."""
   flat = safetensors.load_file(_files(folder, run)[0])
   return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def find(folder: pathlib.Path) -> list[Run]:
+def find(folder: pathlib.Path) -> list[FoldRun]:
   """The finished models of a folder, in order.
 
   Raises:
@@ -173,7 +175,7 @@ def find(folder: pathlib.Path) -> list[Run]:
   found = []
   for path in folder.glob("repeat*_fold*_seed*.json"):
     values = json.loads(path.read_text())
-    found.append(Run(values["repeat"], values["fold"], values["seed"]))
+    found.append(FoldRun(values["repeat"], values["fold"], values["seed"]))
   if not found:
     raise ValueError(
       f"config.predict.models: there are no finished models in {folder}"

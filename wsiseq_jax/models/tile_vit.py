@@ -30,7 +30,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from wsiseq_jax.data import augment
 from wsiseq_jax.models import attention, tokens, vit
 
 POOLINGS = ("class", "mean", "class_mean")
@@ -44,7 +43,7 @@ class ViTSpec:
     patch_px: Side of a patch.
     width: Channels.
     depth: Blocks.
-    heads: Attention heads; must divide `width`.
+    heads: TileAttention heads; must divide `width`.
     mlp: 'gelu' or 'swiglu'.
     mlp_width: Hidden channels of the MLP; of SwiGLU those after the product,
       half of what timm derives from `mlp_ratio`.
@@ -83,8 +82,8 @@ class ViTSpec:
   trained_px: int = 0
   pooling: str = "class"
   norm_eps: float = 1e-6
-  mean: tuple[float, ...] = augment.IMAGENET_MEAN
-  std: tuple[float, ...] = augment.IMAGENET_STD
+  mean: tuple[float, ...] = tokens.IMAGENET_MEAN
+  std: tuple[float, ...] = tokens.IMAGENET_STD
   dtype: str = "float32"
   attention_kernel: str = "auto"
 
@@ -180,7 +179,7 @@ class _Branch(nnx.Module):
     return rows.reshape(shape)
 
 
-class Attention(_Branch):
+class TileAttention(_Branch):
   """Multi-head self-attention; query, key and value come from one matrix."""
 
   def __init__(self, spec: ViTSpec, rngs: nnx.Rngs):
@@ -200,7 +199,7 @@ class Attention(_Branch):
     return self._end(self.out(mixed.reshape(b * n, d)), x.shape)
 
 
-class Mlp(_Branch):
+class TileMlp(_Branch):
   """GELU MLP, or SwiGLU with both of its inputs in one matrix."""
 
   def __init__(self, spec: ViTSpec, rngs: nnx.Rngs):
@@ -229,9 +228,9 @@ class TileBlock(vit.Block):
       vit.make_norm, spec.width, spec.norm_eps, spec.dtype, rngs
     )
     self.attention_norm = make_norm()
-    self.attention = Attention(spec, rngs)
+    self.attention = TileAttention(spec, rngs)
     self.mlp_norm = make_norm()
-    self.mlp = Mlp(spec, rngs)
+    self.mlp = TileMlp(spec, rngs)
 
 
 class TileViT(nnx.Module):

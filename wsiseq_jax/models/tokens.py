@@ -10,6 +10,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+# What channels of pixels in [0, 1] are normalised by.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
 
 def patchify(
   pixels: Float[Array, "b t h w c"], patch: tuple[int, int, int]

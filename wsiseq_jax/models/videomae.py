@@ -93,13 +93,13 @@ class VideoMAEConfig:
     image_px: Height and width of a frame in pixels.
     patch: Frames, height and width of a cube, in frames and pixels.
     channels: Image channels.
-    width: Encoder channels.
-    depth: Encoder blocks.
-    heads: Encoder attention heads.
+    width: MaeEncoder channels.
+    depth: MaeEncoder blocks.
+    heads: MaeEncoder attention heads.
     mlp_width: Hidden channels of the encoder MLP.
-    decoder_width: Decoder channels.
-    decoder_depth: Decoder blocks.
-    decoder_heads: Decoder attention heads.
+    decoder_width: MaeDecoder channels.
+    decoder_depth: MaeDecoder blocks.
+    decoder_heads: MaeDecoder attention heads.
     decoder_mlp_width: Hidden channels of the decoder MLP.
     normalise_target: Whether predictions are in units of each patch's mean and
       deviation (`losses.normalised_patch_target`) or plain pixels.
@@ -261,7 +261,7 @@ def _tissue_shift(
   return jnp.repeat(jnp.stack([0 * x, y, x], axis=-1), h * w, axis=1)
 
 
-class Encoder(nnx.Module):
+class MaeEncoder(nnx.Module):
   """Patch embedding, blocks, final LayerNorm."""
 
   def __init__(self, config: VideoMAEConfig, rngs: nnx.Rngs):
@@ -295,7 +295,7 @@ class Encoder(nnx.Module):
     return x, {"encoder/embedded": embedded, "encoder/tokens": x}
 
 
-class Decoder(nnx.Module):
+class MaeDecoder(nnx.Module):
   """Projection from the encoder, mask token, blocks, pixel head."""
 
   def __init__(self, config: VideoMAEConfig, rngs: nnx.Rngs):
@@ -386,8 +386,8 @@ class VideoMAE(nnx.Module):
   """
 
   def __init__(self, config: VideoMAEConfig, rngs: nnx.Rngs):
-    self.encoder = Encoder(config, rngs)
-    self.decoder = Decoder(config, rngs)
+    self.encoder = MaeEncoder(config, rngs)
+    self.decoder = MaeDecoder(config, rngs)
     self.config = config
 
   def encode(

@@ -20,12 +20,12 @@ from wsiseq_jax import fit, parallel
 from wsiseq_jax.data import loader
 from wsiseq_jax.data import source as sources
 from wsiseq_jax.probe import trained
-from wsiseq_jax.probe.samples import Samples, Target
+from wsiseq_jax.probe.samples import ProbeTarget, Samples
 from wsiseq_jax.tasks import base
 
 
 def encoder_model(
-  task: base.Task, from_scratch: bool, width: int, target: Target
+  task: base.Task, from_scratch: bool, width: int, target: ProbeTarget
 ) -> fit.Model:
   """The encoder with a linear head, from fresh or from frozen parameters."""
 

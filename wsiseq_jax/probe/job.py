@@ -34,7 +34,7 @@ from wsiseq_jax.probe import (
   tokens,
   trained,
 )
-from wsiseq_jax.probe.samples import SPLITS, ProbeOutcome, Samples, Target
+from wsiseq_jax.probe.samples import SPLITS, ProbeOutcome, ProbeTarget, Samples
 from wsiseq_jax.probe.settings import DETERMINISTIC, ON_PIXELS, ON_TOKENS
 
 # Raised when a probe computes something else than before, so that finished rows
@@ -53,7 +53,7 @@ VERSIONS = {
 class ProbeRow:
   """One result: which target, probe, part of the labels, and seed."""
 
-  target: Target
+  target: ProbeTarget
   kind: str
   fraction: float
   seed: int
@@ -85,7 +85,7 @@ class ProbeJob:
   run: evaluate.Loaded
   splits: Mapping[str, Any]
   labels: samples.Labels
-  targets: tuple[Target, ...]
+  targets: tuple[ProbeTarget, ...]
 
   @property
   def workdir(self) -> pathlib.Path:
@@ -93,7 +93,7 @@ class ProbeJob:
     return pathlib.Path(self.settings.workdir)
 
   @functools.lru_cache(maxsize=4)  # noqa: B019
-  def known(self, target: Target, kind: str) -> tuple[Samples, ...]:
+  def known(self, target: ProbeTarget, kind: str) -> tuple[Samples, ...]:
     """All samples of the splits whose label is known, as a probe needs them."""
     found = []
     for role in SPLITS:
@@ -138,7 +138,9 @@ class ProbeJob:
   @functools.cache  # noqa: B019
   def model(self, kind: str, outputs: int, is_class: bool) -> fit.Model:
     """The same one for targets of as many outputs, so it stays compiled."""
-    alike = Target("", 0, tuple(map(str, range(outputs))) if is_class else ())
+    alike = ProbeTarget(
+      "", 0, tuple(map(str, range(outputs))) if is_class else ()
+    )
     run = self.run
     if kind in ON_PIXELS:
       width = fine_tune.feature_width(run.task, self.splits["train"], run.mesh)

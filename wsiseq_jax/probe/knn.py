@@ -14,14 +14,14 @@ from jaxtyping import Float, Int
 from sklearn import neighbors, preprocessing
 
 from wsiseq_jax.probe import samples
-from wsiseq_jax.probe.samples import ProbeOutcome, Samples, Target
+from wsiseq_jax.probe.samples import ProbeOutcome, ProbeTarget, Samples
 
 COUNTS = (1, 3, 5, 10, 20, 50, 200)
 TEMPERATURES = (0.02, 0.07, 0.2, 1.0)
 
 
 def run(
-  train: Samples, validation: Samples, test: Samples, target: Target
+  train: Samples, validation: Samples, test: Samples, target: ProbeTarget
 ) -> ProbeOutcome:
   """Chooses k and temperature on validation, predicts the test samples.
 

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from sklearn import exceptions, linear_model
 
 from wsiseq_jax.probe import samples
-from wsiseq_jax.probe.samples import ProbeOutcome, Samples, Target
+from wsiseq_jax.probe.samples import ProbeOutcome, ProbeTarget, Samples
 
 # From strong to weak: each fit starts where the one before ended.
 PENALTIES = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -29,7 +29,7 @@ _PATIENCE = 2
 
 
 def run(
-  train: Samples, validation: Samples, test: Samples, target: Target
+  train: Samples, validation: Samples, test: Samples, target: ProbeTarget
 ) -> ProbeOutcome:
   """Fits for every penalty, chooses on validation, predicts the test samples.
 
@@ -55,7 +55,9 @@ def run(
   return ProbeOutcome(prediction, quality[0], {"penalty": penalty})
 
 
-def _logistic(x: Float[np.ndarray, "n d"], labels: np.ndarray, target: Target):
+def _logistic(
+  x: Float[np.ndarray, "n d"], labels: np.ndarray, target: ProbeTarget
+):
   found = np.unique(labels.astype(int))
   if len(found) < 2:
     raise ValueError(
@@ -82,7 +84,9 @@ def _logistic(x: Float[np.ndarray, "n d"], labels: np.ndarray, target: Target):
     yield penalty, predict
 
 
-def _ridge(x: Float[np.ndarray, "n d"], labels: np.ndarray, target: Target):
+def _ridge(
+  x: Float[np.ndarray, "n d"], labels: np.ndarray, target: ProbeTarget
+):
   del target
   mean, std = labels.mean(), max(float(labels.std()), 1e-12)
   for penalty in PENALTIES:

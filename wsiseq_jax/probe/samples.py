@@ -28,7 +28,7 @@ Labels = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
+class ProbeTarget:
   """What is predicted.
 
   Attributes:
@@ -104,7 +104,7 @@ class ProbeOutcome:
 
 
 def scores(
-  target: Target,
+  target: ProbeTarget,
   labels: np.ndarray,
   prediction: np.ndarray,
   weights: np.ndarray | None = None,
@@ -116,7 +116,7 @@ def scores(
 
 
 def quality(
-  target: Target, labels: np.ndarray, prediction: np.ndarray
+  target: ProbeTarget, labels: np.ndarray, prediction: np.ndarray
 ) -> tuple[float, float]:
   """What to maximise on validation: the metric, and of equals the lower loss.
 
@@ -153,7 +153,7 @@ def standardise(
 
 def choose_targets(
   spec: sources.DataSpec, wanted: tuple[str, ...]
-) -> tuple[Target, ...]:
+) -> tuple[ProbeTarget, ...]:
   """The targets that a config asks for, () for all.
 
   Raises:
@@ -166,7 +166,7 @@ def choose_targets(
       f"{list(spec.target_names) or 'no targets'}"
     )
   return tuple(
-    Target(
+    ProbeTarget(
       name,
       spec.target_names.index(name),
       tuple(spec.target_classes.get(name, ())),
@@ -198,8 +198,8 @@ def check_patients(labels: Labels) -> None:
 
 
 def usable(
-  targets: Sequence[Target], labels: Labels, must: bool
-) -> tuple[Target, ...]:
+  targets: Sequence[ProbeTarget], labels: Labels, must: bool
+) -> tuple[ProbeTarget, ...]:
   """The targets that can be learned and scored.
 
   Raises:
@@ -214,7 +214,7 @@ def usable(
   return tuple(target for target, text in problems.items() if not text)
 
 
-def _problem(target: Target, labels: Labels) -> str:
+def _problem(target: ProbeTarget, labels: Labels) -> str:
   """Why a target has nothing to learn or to score; '' if it has."""
   for role in SPLITS:
     values = labels[role][0][:, target.column]
@@ -234,7 +234,7 @@ def _problem(target: Target, labels: Labels) -> str:
 
 
 def write_counts(
-  path: pathlib.Path, targets: Sequence[Target], labels: Labels
+  path: pathlib.Path, targets: Sequence[ProbeTarget], labels: Labels
 ) -> None:
   """Writes how many labels of each target are known, and logs the unknown."""
   rows = []

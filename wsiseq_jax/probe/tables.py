@@ -21,7 +21,7 @@ from data_prep.files import atomic
 from data_prep.files import tables as csv_tables
 from wsiseq_jax.metrics import bootstrap
 from wsiseq_jax.probe import samples
-from wsiseq_jax.probe.samples import Target
+from wsiseq_jax.probe.samples import ProbeTarget
 
 TIDY = ("target", "probe", "fraction", "seed", "metric", "value")
 SUMMARY = (
@@ -62,7 +62,7 @@ class ProbeResult:
     notes: what was chosen and how many labels there were, by name.
   """
 
-  target: Target
+  target: ProbeTarget
   kind: str
   fraction: float
   seed: int

@@ -31,12 +31,12 @@ from jaxtyping import Array, Float
 from wsiseq_jax import fit, parallel
 from wsiseq_jax.data import loader
 from wsiseq_jax.probe import trained
-from wsiseq_jax.probe.samples import Samples, Target
+from wsiseq_jax.probe.samples import ProbeTarget, Samples
 
 _HEADS = 4
 
 
-def attentive_model(width: int, target: Target) -> fit.Model:
+def attentive_model(width: int, target: ProbeTarget) -> fit.Model:
   """The attentive probe of tokens of a width.
 
   Tokens are normalised one by one; then, for each of the heads,
@@ -81,7 +81,7 @@ def _normalised(x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
   )
 
 
-def pooling_model(pool: Callable, width: int, target: Target) -> fit.Model:
+def pooling_model(pool: Callable, width: int, target: ProbeTarget) -> fit.Model:
   """A trained class token of a width, and `Task.pool`, which is frozen."""
 
   def start(key):
@@ -96,7 +96,7 @@ def pooling_model(pool: Callable, width: int, target: Target) -> fit.Model:
 
 
 def _probe(
-  start: Callable, pool: Callable, width: int, target: Target
+  start: Callable, pool: Callable, width: int, target: ProbeTarget
 ) -> fit.Model:
   """A linear head on pooled tokens, standardised by the example."""
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from wsiseq_jax import fit
 from wsiseq_jax.probe import samples
-from wsiseq_jax.probe.samples import ProbeOutcome, Samples, Target
+from wsiseq_jax.probe.samples import ProbeOutcome, ProbeTarget, Samples
 from wsiseq_jax.probe.settings import ProbeFit
 
 _LEAST_STEPS = 10  # of an epoch
@@ -48,7 +48,7 @@ def head_model(
   init: Callable[[Array, Any, fit.Batch | None], dict[str, Any]],
   features: Callable[[Any, Any, fit.Batch, Array | None], Array],
   width: int,
-  target: Target,
+  target: ProbeTarget,
 ) -> fit.Model:
   """A linear head on features, which starts at zero.
 
@@ -98,7 +98,7 @@ def fitting_batch(count: int, batch_size: int, devices: int) -> int:
 def run(
   model: fit.Model,
   sets: tuple[Samples, Samples, Samples],
-  target: Target,
+  target: ProbeTarget,
   how: ProbeFit,
   feed: Feed,
   seed: int,

@@ -1,6 +1,6 @@
 """Weights of other libraries become our parameters, and the other way round.
 
-A family of files is a table of `Rule`s, one a tensor; `fill` reads by it,
+A family of files is a table of `WeightRule`s, one a tensor; `fill` reads by it,
 `unfill` writes by it. A tensor that is missing, left over, of another shape or
 not finite is an error that lists all such tensors: nothing is loaded by halves.
 Layers `{i}` of a file are stacked along our first axis.
@@ -30,7 +30,7 @@ _WRAPPERS = re.compile(
 )
 
 
-class Rule(NamedTuple):
+class WeightRule(NamedTuple):
   """Where a tensor goes.
 
   Attributes:
@@ -48,12 +48,12 @@ class Rule(NamedTuple):
 
 def affine(
   name: str, path: str, layout: str = "same", part: tuple[int, int] = (0, 1)
-) -> tuple[Rule, Rule]:
+) -> tuple[WeightRule, WeightRule]:
   """Weight and bias of a norm (layout 'same') or of a matrix."""
   weight = "scale" if layout == "same" else "kernel"
   return (
-    Rule(f"{name}.weight", f"{path}/{weight}", layout, part),
-    Rule(f"{name}.bias", f"{path}/bias", "same", part),
+    WeightRule(f"{name}.weight", f"{path}/{weight}", layout, part),
+    WeightRule(f"{name}.bias", f"{path}/bias", "same", part),
   )
 
 
@@ -84,7 +84,7 @@ def strip(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def fill(
   tensors: Mapping[str, np.ndarray],
-  rules: Sequence[Rule],
+  rules: Sequence[WeightRule],
   shapes: Shapes,
   what: str,
   patch: tuple[int, ...] = (),
@@ -135,7 +135,7 @@ def fill(
 
 def unfill(
   params: Mapping[str, Any],
-  rules: Sequence[Rule],
+  rules: Sequence[WeightRule],
   shapes: Shapes,
   patch: tuple[int, ...] = (),
 ) -> dict[str, np.ndarray]:
@@ -172,8 +172,8 @@ def unfill(
 
 
 def _slots(
-  rules: Sequence[Rule], shapes: Shapes
-) -> dict[str, tuple[Rule, int | None]]:
+  rules: Sequence[WeightRule], shapes: Shapes
+) -> dict[str, tuple[WeightRule, int | None]]:
   """Name in the file → its rule and layer."""
   return {
     rule.name.format(i=i): (rule, i)
@@ -183,7 +183,7 @@ def _slots(
   }
 
 
-def _place(leaf: np.ndarray, rule: Rule, layer: int | None) -> np.ndarray:
+def _place(leaf: np.ndarray, rule: WeightRule, layer: int | None) -> np.ndarray:
   """A view of what a rule says of a leaf."""
   leaf = leaf if layer is None else leaf[layer]
   k, n = rule.part

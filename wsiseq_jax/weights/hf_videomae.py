@@ -29,20 +29,24 @@ from safetensors import numpy as safetensors
 from wsiseq_jax.models import videomae
 from wsiseq_jax.models.videomae import VideoMAEConfig
 from wsiseq_jax.weights import files, fill
-from wsiseq_jax.weights.fill import Rule, affine
+from wsiseq_jax.weights.fill import WeightRule, affine
 
 KEY = "config.model.init_from"
 
 
-def _block(layer: str, path: str) -> tuple[Rule, ...]:
+def _block(layer: str, path: str) -> tuple[WeightRule, ...]:
   inner = f"{layer}.attention.attention"
   return (
     *affine(f"{layer}.layernorm_before", f"{path}/attention_norm"),
-    Rule(f"{inner}.query.weight", f"{path}/attention/query/kernel", "linear"),
-    Rule(f"{inner}.q_bias", f"{path}/attention/query/bias"),
-    Rule(f"{inner}.key.weight", f"{path}/attention/key/kernel", "linear"),
-    Rule(f"{inner}.value.weight", f"{path}/attention/value/kernel", "linear"),
-    Rule(f"{inner}.v_bias", f"{path}/attention/value/bias"),
+    WeightRule(
+      f"{inner}.query.weight", f"{path}/attention/query/kernel", "linear"
+    ),
+    WeightRule(f"{inner}.q_bias", f"{path}/attention/query/bias"),
+    WeightRule(f"{inner}.key.weight", f"{path}/attention/key/kernel", "linear"),
+    WeightRule(
+      f"{inner}.value.weight", f"{path}/attention/value/kernel", "linear"
+    ),
+    WeightRule(f"{inner}.v_bias", f"{path}/attention/value/bias"),
     *affine(
       f"{layer}.attention.output.dense", f"{path}/attention/out", "linear"
     ),
@@ -58,8 +62,8 @@ RULES = (
   ),
   *_block("videomae.encoder.layer.{i}", "encoder/blocks"),
   *affine("videomae.layernorm", "encoder/norm"),
-  Rule("encoder_to_decoder.weight", "decoder/project/kernel", "linear"),
-  Rule("mask_token", "decoder/mask_token", "token"),
+  WeightRule("encoder_to_decoder.weight", "decoder/project/kernel", "linear"),
+  WeightRule("mask_token", "decoder/mask_token", "token"),
   *_block("decoder.decoder_layers.{i}", "decoder/blocks"),
   *affine("decoder.norm", "decoder/norm"),
   *affine("decoder.head", "decoder/head", "linear"),

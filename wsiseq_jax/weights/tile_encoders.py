@@ -26,14 +26,16 @@ from flax import traverse_util
 
 from wsiseq_jax.models import posemb, resnet, tile_vit
 from wsiseq_jax.weights import fill
-from wsiseq_jax.weights.fill import Rule, affine
+from wsiseq_jax.weights.fill import WeightRule, affine
 
 
-def _vit(tokens, patch, norm, layer, qkv, names, scales) -> tuple[Rule, ...]:
+def _vit(
+  tokens, patch, norm, layer, qkv, names, scales
+) -> tuple[WeightRule, ...]:
   """Rules of a ViT: names in the file, in the order of our paths."""
   paths = ("attention_norm", "mlp_norm", "attention/out", "mlp/up", "mlp/down")
   rules = [
-    *map(Rule, tokens, ("class", "registers", "positions")),
+    *map(WeightRule, tokens, ("class", "registers", "positions")),
     *affine(patch, "patch", "patch"),
     *affine(norm, "norm"),
   ]
@@ -44,7 +46,7 @@ def _vit(tokens, patch, norm, layer, qkv, names, scales) -> tuple[Rule, ...]:
     layout = "same" if path.endswith("norm") else "linear"
     rules += affine(layer + name, f"blocks/{path}", layout)
   for name, path in zip(scales, ("attention", "mlp"), strict=True):
-    rules.append(Rule(layer + name, f"blocks/{path}/scale"))
+    rules.append(WeightRule(layer + name, f"blocks/{path}/scale"))
   return tuple(rules)
 
 
@@ -59,7 +61,7 @@ _TIMM = _vit(
 )
 
 
-def _hugging_face(attention_norm, mlp_norm, up, down) -> tuple[Rule, ...]:
+def _hugging_face(attention_norm, mlp_norm, up, down) -> tuple[WeightRule, ...]:
   return _vit(
     (
       "embeddings.cls_token",
@@ -151,13 +153,13 @@ def resnet_params(
     conv = path.replace("/", ".").replace("project", "downsample.0")
     norm = re.sub(r"conv(\d)$", r"bn\1", conv).replace("e.0", "e.1")
     shapes[f"{path}/kernel"] = shape
-    rules.append(Rule(f"{conv}.weight", f"{path}/kernel", "conv"))
+    rules.append(WeightRule(f"{conv}.weight", f"{path}/kernel", "conv"))
     for name, ours in (
       ("weight", "scale"), ("bias", "bias"),
       ("running_mean", "mean"), ("running_var", "var"),
     ):  # fmt: skip
       shapes[f"{path}/{ours}"] = shape[-1:]
-      rules.append(Rule(f"{norm}.{name}", f"{path}/{ours}"))
+      rules.append(WeightRule(f"{norm}.{name}", f"{path}/{ours}"))
   unused = "|".join(
     [_UNUSED[kind], *(rf"layer{n}\..*" for n in range(len(spec.blocks) + 1, 5))]
   )

@@ -44,7 +44,7 @@ _APART_UM = 160.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Layout:
+class NodeLayout:
   """Where what lies; maps are at the layout's resolution.
 
   Attributes:
@@ -68,7 +68,7 @@ class Layout:
 
 def layout(
   rng: np.random.Generator, shape: tuple[int, int], um: Number, kind: str
-) -> Layout:
+) -> NodeLayout:
   """Draws the plan of one slide."""
   return Plan(rng, shape, um).draw(kind)
 
@@ -87,7 +87,7 @@ class Plan:
     self.count = len(LYMPH_TYPES)
     self.vessels = []
 
-  def draw(self, kind: str) -> Layout:
+  def draw(self, kind: str) -> NodeLayout:
     """Draws everything, what lies on top last."""
     self._nodes()
     self._frame()
@@ -96,7 +96,7 @@ class Plan:
     self._crushed()
     self._vessels()
     kinds = self._metastases(kind)
-    return Layout(
+    return NodeLayout(
       types=self.types,
       regions=self.regions,
       lesions=self.lesions,

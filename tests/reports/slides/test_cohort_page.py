@@ -69,7 +69,7 @@ ODD = "s<b>1&"
 def other_head(workdir, head, classes, labels, texts, values, threshold):
   """Tables of four slides, as the job writes them; no maps."""
   slides = tuple(
-    cohorts.Slide(name, f"case{i}", text)
+    cohorts.CohortSlide(name, f"case{i}", text)
     for i, (name, text) in enumerate(
       zip((ODD, "t", "u", "v"), texts, strict=True)
     )
@@ -77,7 +77,7 @@ def other_head(workdir, head, classes, labels, texts, values, threshold):
   cohort = cohorts.Cohort(slides, np.array(labels, float), head, classes)
   found = [
     results.Result(
-      results.Run(0, 0, seed), 1, ((1.0, 1.0),), (0.0, 1.0),
+      results.FoldRun(0, 0, seed), 1, ((1.0, 1.0),), (0.0, 1.0),
       np.zeros(len(threshold)),
       np.array(threshold, float), True,
       {"test": results.Predicted(

@@ -67,7 +67,9 @@ def predict(
     rows = sorted(csv.DictReader(file), key=lambda row: row["slide_id"])
   positive = np.array([row["label"] not in NORMAL for row in rows])
   members = tuple(
-    cohorts.Slide(row["slide_id"], row["patient_id"], CLASSES[int(is_positive)])
+    cohorts.CohortSlide(
+      row["slide_id"], row["patient_id"], CLASSES[int(is_positive)]
+    )
     for row, is_positive in zip(rows, positive, strict=True)
   )
   labels = positive[:, None].astype(np.float64)
@@ -106,7 +108,7 @@ def _result(seed, cohort, values, status) -> results.Result:
   ids = tuple(cohort.ids)
   test = results.Predicted(ids, values, tuple(status[name] for name in ids))
   return results.Result(
-    results.Run(0, 0, seed), 1, ((1.0, 1.0),), (0.0, 1.0), np.full(2, 0.5),
+    results.FoldRun(0, 0, seed), 1, ((1.0, 1.0),), (0.0, 1.0), np.full(2, 0.5),
     np.array([1 - _THRESHOLD, _THRESHOLD]), True, {"test": test},
   )  # fmt: skip
 
