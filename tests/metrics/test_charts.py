@@ -67,6 +67,6 @@ def test_dots_lead_to_pages_and_names_are_text():
 def test_png(tmp_path):
   figure, (axes,) = charts.grid(1)
   axes.plot([0, 1], [0, 1])
-  charts.to_png(figure, tmp_path / "a.png", dpi=10)
+  charts.to_png(figure, tmp_path / "a.png", "a note", dpi=10)
   assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
   assert [p.name for p in tmp_path.iterdir()] == ["a.png"]

@@ -49,8 +49,12 @@ def grid(
   return figure, panels[:count]
 
 
-def to_png(figure: Figure, path: pathlib.Path, dpi: int = 150) -> None:
-  """Writes a figure; the file is there whole or not at all."""
+def to_png(
+  figure: Figure, path: pathlib.Path, note: str = "", dpi: int = 150
+) -> None:
+  """Writes a figure, a note below it, whole or not at all."""
+  if note:
+    figure.supxlabel(note, fontsize=8, color=SOFT)
   with atomic.replacing(path) as draft:
     figure.savefig(draft, dpi=dpi, format="png")
 

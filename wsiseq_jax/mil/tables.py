@@ -288,8 +288,18 @@ def _draw(workdir, cohort, joined, mean, resamples, bins) -> None:
     charts.roc(above, labels, score, patients, resamples, others)
     found = charts.calibration_bins(labels, score, patients, bins)
     charts.calibration_curve(below, found)
-  charts.to_png(roc, workdir / "roc.png")
-  charts.to_png(calibration, workdir / "calibration.png")
+  charts.to_png(
+    roc,
+    workdir / "roc.png",
+    "Thick: ensemble, with its 95 % band over resampled patients\n"
+    "Thin: single predictions (seeds, repeats)",
+  )
+  charts.to_png(
+    calibration,
+    workdir / "calibration.png",
+    "Dots: ensemble, area by number of slides\n"
+    "Bars: 95 % intervals (Wilson's) over patients",
+  )
 
 
 def _questions(cohort: Cohort, part: TestPrediction) -> list[tuple]:
