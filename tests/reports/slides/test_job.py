@@ -14,6 +14,7 @@ from tests.reports.slides.report_pages import (
   configured,
   write_report,
 )
+from wsiseq_jax import launch
 from wsiseq_jax.maps.tile_map import TileMap
 from wsiseq_jax.reports.slides import job
 
@@ -88,6 +89,12 @@ def test_bad_calls(made, tmp_path, change, message):
     target[name] = str(place) if place else value
   with pytest.raises(ValueError, match=message):
     job.run(config)
+
+
+def test_one_of_several_processes_writes(made, tmp_path, monkeypatch):
+  monkeypatch.setattr(launch, "is_main", lambda: False)
+  job.run(configured(made, out=str(tmp_path / "out")))
+  assert not list(tmp_path.iterdir())
 
 
 def test_smoke(tmp_path):
