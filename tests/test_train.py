@@ -363,6 +363,35 @@ def test_jobs_that_are_done_say_so(
   assert "evaluation of step 6 is done" in text
   assert "val: embeddings of step 6 are done" in text
   assert [p.stat().st_mtime_ns for p in paths] == times
+  # A half-written result, such as an older version left, ends no job.
+  path = tmp_path / "evaluation.json"
+  whole = path.read_text()
+  path.write_text(whole[: len(whole) // 2])
+  assert evaluate.run_evaluate(config) == first
+  assert path.read_text() == whole
+
+
+def test_a_kill_between_a_result_and_its_table_loses_nothing(
+  undisturbed, data, tmp_path, monkeypatch
+):
+  small_run.use_devices(monkeypatch, 1)
+  config = small_run.small_config(tmp_path, data)
+  config.checkpoint.path = str(undisturbed[2])
+
+  def killed(*unused):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(evaluate.tables, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+      evaluate.run_embed(config)
+  for path in evaluate.run_embed(config):
+    lines = path.with_suffix(".csv").read_text().splitlines()
+    assert len(lines) == 1 + len(np.load(path)["index"])
+  # Nor does a table that somebody deleted.
+  path.with_suffix(".csv").unlink()
+  evaluate.run_embed(config)
+  assert path.with_suffix(".csv").is_file()
 
 
 @pytest.mark.parametrize("is_normalised", [True, False])

@@ -9,10 +9,8 @@ command line's config they take only where things are and how to run
 evaluation.
 """
 
-import csv
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -25,7 +23,8 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_prep.files import atomic
+from data_prep.files import atomic, tables
+from data_prep.files.done import Done
 from wsiseq_jax import checkpoint, launch, parallel, tasks
 from wsiseq_jax import config as configs
 from wsiseq_jax import state as states
@@ -202,11 +201,12 @@ def run_evaluate(config: ConfigDict) -> dict[str, Any]:
     **plan.facts,
   }
   path = pathlib.Path(config.workdir) / "evaluation.json"
-  done = json.loads(path.read_text()) if path.exists() else {}
-  is_done = all(done.get(key) == value for key, value in result.items())
-  if launch.agree(is_done):
+  stage = Done(path, [result, source.identity, list(plan.functions)])
+  done = stage.read()
+  # The main process writes, so it knows; the others may see another disk.
+  if launch.agree(done is not None):
     launch.log(f"evaluation of step {run.step} is done: {path}")
-    return done
+    return done or {}
   launch.log(f"checkpoint of step {run.step}, {len(source)} records")
   for name, function in plan.functions.items():
     step = make_eval_step(function, run.mesh)
@@ -218,8 +218,7 @@ def run_evaluate(config: ConfigDict) -> dict[str, Any]:
     text = ", ".join(f"{metric} {value:.4f}" for metric, value in means.items())
     launch.log(f"  {name}: {text}")
   if launch.is_main():
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    stage.write(result)
     launch.log(f"wrote {path}")
   return result
 
@@ -296,41 +295,30 @@ def run_embed(config: ConfigDict) -> list[pathlib.Path]:
     source = sources.RecordSource(config.data.path, split)
     path = folder / f"{split}.npz"
     written.append(path)
-    is_done = _is_embedded(path, run, len(source), config.embed.tokens)
-    # The main process writes, so it knows; the others may see another disk.
-    if launch.agree(is_done):
+    table = path.with_suffix(".csv")
+    made_from = [run.identity, source.identity, bool(config.embed.tokens)]
+    stage = Done(path.with_suffix(".json"), made_from)
+    if launch.agree(stage.read() is not None):
       launch.log(f"{split}: embeddings of step {run.step} are done: {path}")
       continue
     arrays = embed_split(run, source, config.embed.tokens)
     if launch.is_main():
       folder.mkdir(parents=True, exist_ok=True)
+      stage.clear()
       with atomic.replacing(path) as draft, draft.open("wb") as file:
         np.savez(file, **arrays)
-      _write_table(path.with_suffix(".csv"), arrays)
+      _write_table(table, arrays)
+      stage.write({}, [path, table])
     width = arrays["features"].shape[1]
     launch.log(f"{split}: {len(source)} records × {width} → {path}")
   return written
 
 
-def _is_embedded(
-  path: pathlib.Path, run: Loaded, records: int, tokens: bool
-) -> bool:
-  if not path.exists():
-    return False
-  with np.load(path) as done:
-    return (
-      str(done["checkpoint"]) == run.identity
-      and str(done["data"]) == run.spec.fingerprint
-      and len(done["index"]) == records
-      and ("tokens" in done.files) == tokens
-    )
-
-
 def _write_table(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
   names = ("sequence_id", "slide_id", "patient_id", "mpp", "heading_deg")
-  with path.open("w", newline="") as file:
-    writer = csv.writer(file)
-    writer.writerow([*names, "level0_x", "level0_y"])
-    for row in range(len(arrays["index"])):
-      x, y = arrays["level0_xy"][row].tolist()
-      writer.writerow([*(arrays[name][row] for name in names), x, y])
+  columns = {name: arrays[name].tolist() for name in names}
+  for name, values in zip("xy", arrays["level0_xy"].T, strict=True):
+    columns[f"level0_{name}"] = [f"{value:.10g}" for value in values]
+  rows = zip(*columns.values(), strict=True)
+  named = (dict(zip(columns, row, strict=True)) for row in rows)
+  tables.write(path, list(columns), named)

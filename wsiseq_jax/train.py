@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from data_prep.files import atomic
 from wsiseq_jax import checkpoint, evaluate, launch, optim, parallel, writers
 from wsiseq_jax import config as configs
 from wsiseq_jax import run as train_setup
@@ -143,7 +144,7 @@ def train(config: ConfigDict) -> TrainState:
       launch.log(f"resuming at step {int(state.step)}")
     if launch.is_main():
       workdir.mkdir(parents=True, exist_ok=True)
-      (workdir / "config.json").write_text(configs.to_json(config))
+      atomic.write_atomic(workdir / "config.json", configs.to_json(config))
     _log_start(run, state)
     log = _Log(run, int(state.step)) if launch.is_main() else None
     try:

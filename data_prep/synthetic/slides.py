@@ -27,9 +27,7 @@ structure at all; a result on them says nothing about patients.
 """
 
 import argparse
-import csv
 import dataclasses
-import json
 import os
 import pathlib
 import time
@@ -39,7 +37,8 @@ import numpy as np
 import tifffile
 from jaxtyping import Bool, Float, Int, UInt8
 
-from data_prep.files import atomic
+from data_prep.files import atomic, tables
+from data_prep.files.done import Done
 from data_prep.synthetic import optics, texture
 from data_prep.synthetic.layout import layout
 
@@ -307,12 +306,12 @@ def make_cohort(
     }
     for i in range(slides)
   ]
-  if _is_finished(folder, settings, rows):
+  stage = Done(folder / "cohort.json", settings)
+  if stage.read() is not None:
     print(f"synthetic slides: {slides} already in {folder}, nothing to do")
     return table
   (folder / "truth").mkdir(parents=True, exist_ok=True)
-  done = folder / "cohort.json"
-  done.unlink(missing_ok=True)
+  stage.clear()
   start = time.monotonic()
   for i, row in enumerate(rows):
     picture, truth = draw_slide(
@@ -332,23 +331,11 @@ def make_cohort(
       f"{i + 1}/{slides}, {time.monotonic() - start:.0f} s",
       flush=True,
     )
-  with open(table, "w", newline="") as f:
-    writer = csv.DictWriter(f, fieldnames=list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-  done.write_text(json.dumps(settings, indent=2) + "\n")
+  tables.write(table, list(rows[0]), rows)
+  files = [table, *(folder / row["filename"] for row in rows)]
+  files += [folder / "truth" / f"{row['slide_id']}.npz" for row in rows]
+  stage.write(settings, files)
   return table
-
-
-def _is_finished(folder, settings, rows) -> bool:
-  done = folder / "cohort.json"
-  if not done.exists() or json.loads(done.read_text()) != settings:
-    return False
-  return all(
-    (folder / row["filename"]).exists()
-    and (folder / "truth" / f"{row['slide_id']}.npz").exists()
-    for row in rows
-  )
 
 
 def main(argv: list[str] | None = None) -> None:

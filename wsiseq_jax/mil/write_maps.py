@@ -14,7 +14,6 @@ several the one that the ensemble predicts, of labels the most probable one.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 
@@ -22,7 +21,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from data_prep.files import atomic, done
+from data_prep.files.done import Done
 from wsiseq_jax import launch
 from wsiseq_jax.data.bags import Bags
 from wsiseq_jax.maps.tile_map import TileMap
@@ -30,8 +29,6 @@ from wsiseq_jax.mil import results, tables
 from wsiseq_jax.mil.cohort import Cohort
 from wsiseq_jax.mil.results import Result
 from wsiseq_jax.mil.trainer import BagTrainer, values_of
-
-_STAMPS = "stamps.json"
 
 
 def write(
@@ -55,31 +52,26 @@ def write(
     for slide_id in result.predicted["test"].ids:
       testers.setdefault(slide_id, []).append(result)
   made_from = {r.run: results.inputs_of(models, r.run) for r in found}
-  old = _read_stamps(folder / _STAMPS)
-  new, todo = {}, []
+  count, todo = 0, []
   for place, row in enumerate(mean.rows):
     slide = cohort.slides[row]
     path = folder / f"{slide.slide_id}.npz"
+    mark = folder / "done" / f"{slide.slide_id}.json"
     if not bags.ok(slide.slide_id):
       path.unlink(missing_ok=True)
       continue
     mine = testers[slide.slide_id]
     chosen = _class_number(cohort, mean.values[place], class_name)
-    key = done.digest(
-      [
-        bags.digest[slide.slide_id],
-        dataclasses.astuple(slide),
-        chosen,
-        sorted(made_from[r.run] for r in mine),
-      ]
-    )
-    new[slide.slide_id] = key
-    if old.get(slide.slide_id) != key or not path.is_file():
-      todo.append((place, slide, chosen, mine))
+    inputs = [bags.digest[slide.slide_id], dataclasses.astuple(slide), chosen]
+    inputs += sorted(made_from[r.run] for r in mine)
+    stage = Done(mark, inputs)
+    count += 1
+    if stage.read() is None:
+      todo.append((place, slide, chosen, mine, stage))
   # Slides of the same models next to each other: these are loaded once.
   todo.sort(key=lambda one: [r.run.name for r in one[3]])
   loaded = {}
-  for place, slide, chosen, mine in todo[
+  for place, slide, chosen, mine, stage in todo[
     jax.process_index() :: jax.process_count()
   ]:
     if set(loaded) != {r.run for r in mine}:
@@ -90,16 +82,13 @@ def write(
     outputs = trainer.explain([loaded[r.run] for r in mine], bags, tiles)
     values, threshold = mean.values[place], mean.threshold[place]
     one = _map(cohort, slide, chosen, tiles, outputs, values, threshold)
-    one.save(folder / f"{slide.slide_id}.npz")
+    path = folder / f"{slide.slide_id}.npz"
+    stage.clear()
+    one.save(path)
+    stage.write({}, [path])
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices("maps")
-  if launch.is_main():
-    atomic.write_atomic(folder / _STAMPS, json.dumps(new, indent=1) + "\n")
-  launch.log(f"{len(new)} maps, {len(new) - len(todo)} of them done before")
-
-
-def _read_stamps(path: pathlib.Path) -> dict[str, str]:
-  return json.loads(path.read_text()) if path.is_file() else {}
+  launch.log(f"{count} maps, {count - len(todo)} of them done before")
 
 
 def _class_number(cohort: Cohort, values: np.ndarray, name: str) -> int:

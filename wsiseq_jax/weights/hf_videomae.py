@@ -26,6 +26,7 @@ from absl import logging
 from flax import nnx, traverse_util
 from safetensors import numpy as safetensors
 
+from data_prep.files import atomic
 from wsiseq_jax.models import videomae
 from wsiseq_jax.models.videomae import VideoMAEConfig
 from wsiseq_jax.weights import files, fill
@@ -276,7 +277,7 @@ def save(folder: Any, config: VideoMAEConfig, params: dict[str, Any]) -> None:
   safetensors.save_file(
     tensors, folder / "model.safetensors", metadata={"format": "pt"}
   )
-  (folder / "config.json").write_text(text)
+  atomic.write_atomic(folder / "config.json", text)
 
 
 def settle(place: files.Place, config: VideoMAEConfig) -> VideoMAEConfig:

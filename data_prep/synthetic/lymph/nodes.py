@@ -38,7 +38,6 @@ These are drawings; a result on them says nothing about patients.
 """
 
 import argparse
-import csv
 import dataclasses
 import json
 import os
@@ -49,7 +48,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from data_prep.files import atomic
+from data_prep.files import atomic, tables
 from data_prep.synthetic import optics, texture
 from data_prep.synthetic import slides as synthetic
 from data_prep.synthetic.lymph import layout as plans
@@ -308,13 +307,7 @@ def make_cohort(
   if not drawn:
     print(f"lymph nodes: {slides} already in {folder}, nothing to do")
   table = folder / "slides.csv"
-  with (
-    atomic.replacing(table) as draft,
-    open(draft, "w", newline="") as file,
-  ):
-    writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
+  tables.write(table, list(rows[0]), rows)
   return table
 
 
