@@ -220,18 +220,7 @@ def decode_panels(record: SequenceRecord) -> UInt8[np.ndarray, "p h w 3"]:
 def decode_jpegs(
   panels: Sequence[bytes], name: str
 ) -> UInt8[np.ndarray, "p h w 3"]:
-  """Decodes JPEGs of one size into one array.
-
-  Args:
-    panels: the JPEGs.
-    name: what to call them in an error.
-
-  Returns:
-    RGB pixels, uint8 [p, h, w, 3].
-
-  Raises:
-    ValueError: a panel is damaged or of another size than the first.
-  """
+  """Decodes JPEGs of one size into one array."""
   height, width = panel_size(panels[0])
   out = np.empty((len(panels), height, width, 3), np.uint8)
   for index, jpeg in enumerate(panels):

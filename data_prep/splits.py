@@ -33,14 +33,7 @@ def name_of(text: str) -> str | None:
 
 
 def check_fractions(fractions: Mapping[str, float]) -> None:
-  """Checks the shares of patients.
-
-  Args:
-    fractions: split name to share.
-
-  Raises:
-    ValueError: an unknown split, a negative share, or a sum other than 1.
-  """
+  """Checks the shares of patients."""
   unknown = sorted(set(fractions) - set(NAMES))
   if unknown:
     raise ValueError(f"config.splits has {unknown}, allowed: {NAMES}")

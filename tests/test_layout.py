@@ -127,7 +127,7 @@ def test_data_prep_needs_no_jax(repo_root):
 
 # Blocks of a config are called as their key, in each config that has them.
 BLOCKS = {"Config", "Data", "Image", "Model", "Report", "Settings", "Setup"}
-BLOCKS |= {"Tissue", "Row"}
+BLOCKS |= {"Tissue"}
 
 
 def test_a_class_name_means_one_thing(repo_root):

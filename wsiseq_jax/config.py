@@ -289,15 +289,6 @@ def duration_steps(
   An epoch is as many steps as it takes to load every record once on average:
   records / batch_size, a fraction; only the end result is rounded.
 
-  Args:
-    config: the block with `<name>_steps` and `<name>_epochs`, one of them 0.
-    name: `warmup` or `total`.
-    records: records in the training split.
-    batch_size: records loaded in a step.
-
-  Returns:
-    Steps.
-
   Example:
     >>> block = ConfigDict({"total_steps": 0, "total_epochs": 10})
     >>> duration_steps(block, "total", records=50, batch_size=4)

@@ -44,16 +44,6 @@ def warmup_cosine(
       else:           floor + (peak − floor) · (1 + cos(π p)) / 2,
                       p = (step − warmup) / (total − warmup)
 
-  Args:
-    step: Updates already made.
-    peak: Highest rate.
-    floor: Rate at the end.
-    warmup_steps: Steps of the linear part; 0 for none.
-    total_steps: Steps of the run.
-
-  Returns:
-    The rate.
-
   Example:
     >>> [round(float(warmup_cosine(s, 1.0, 0.0, 2, 6)), 3) for s in range(7)]
     [0.0, 0.5, 1.0, 0.854, 0.5, 0.146, 0.0]
@@ -90,11 +80,7 @@ def decay_mask(params):
 def make_schedule(
   config, batch_size: int, warmup_steps: int, total_steps: int
 ) -> optax.Schedule:
-  """The learning rate as a function of the step, from `config.optim`.
-
-  Raises:
-    ValueError: The warm-up is not shorter than the run.
-  """
+  """The learning rate as a function of the step, from `config.optim`."""
   if warmup_steps >= total_steps:
     raise ValueError(
       f"config.optim: the warm-up of {warmup_steps} steps must be shorter than "
@@ -113,11 +99,6 @@ def make_optimizer(
   config, schedule: optax.Schedule | None = None
 ) -> optax.GradientTransformation:
   """AdamW with decoupled decay (multiplied by the rate), clipping before it.
-
-  Args:
-    config: `clip_norm` (0 = none), `b1`, `b2`, `eps` and `weight_decay`.
-    schedule: step → learning rate; None leaves it to the caller to multiply
-      the updates by minus the learning rate.
 
   Reference: Loshchilov and Hutter, "Decoupled Weight Decay Regularization",
   ICLR 2019.

@@ -219,11 +219,7 @@ def draw(
 
 
 def execute(runs: Sequence[SweepRun], main: pathlib.Path = _MAIN) -> None:
-  """Calls what is not done of runs, one after the other.
-
-  Raises:
-    KeyboardInterrupt: At Ctrl-C or SIGTERM, when the run at hand has saved.
-  """
+  """Calls what is not done of runs, one after the other."""
   signal.signal(signal.SIGTERM, signal.default_int_handler)
   for number, run in enumerate(runs):
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -268,12 +264,7 @@ def _call(arguments: Sequence[str], log: pathlib.Path) -> int:
 
 
 def collect(runs: Sequence[SweepRun]) -> pd.DataFrame:
-  """A row a run, from what lies on disk.
-
-  Returns:
-    run, experiment, what varies, state, error, step, and the last value of each
-    metric; those of a probe are 'target/probe/fraction/score'.
-  """
+  """A row a run, from what lies on disk."""
   rows = []
   for run in runs:
     state = run.state()

@@ -109,12 +109,7 @@ class MetricWriter:
 def plot_loss(
   rows: Sequence[Mapping[str, Any]], path: str | pathlib.Path
 ) -> None:
-  """Draws all curves named `*/loss` over the step, as a PNG.
-
-  Args:
-    rows: Lines of a metrics file.
-    path: The picture.
-  """
+  """Draws all curves named `*/loss` over the step, as a PNG."""
   figure = matplotlib.figure.Figure(figsize=(7, 4), layout="constrained")
   axes = figure.add_subplot()
   names = sorted({k for row in rows for k in row if k.endswith("/loss")})

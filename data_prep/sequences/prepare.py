@@ -80,15 +80,7 @@ def check_config(config: Mapping[str, Any]) -> Geometry:
 
 
 def label_of(entries: Sequence[SlideEntry], given: Sequence[str]) -> Target:
-  """Says what the labels of slides are: numbers, or which classes.
-
-  Args:
-    entries: the slides.
-    given: `config.labels`; empty = the labels found, sorted.
-
-  Raises:
-    ValueError: a slide has a label that is not among the given ones.
-  """
+  """Says what the labels of slides are: numbers, or which classes."""
   cells = [entry.label for entry in entries if entry.label]
   if not given and all(values.number(cell) is not None for cell in cells):
     return resolve({"label": cells}, ())[0]

@@ -59,19 +59,7 @@ class Header:
 
 
 def inspect(path: str, one: bool = False) -> Header:
-  """Reads the header of a file.
-
-  Args:
-    path: the file.
-    one: it has to be one picture, not a stack.
-
-  Returns:
-    What it says.
-
-  Raises:
-    SlideError: it is missing, empty, damaged, of a kind not known here, or not
-      one picture.
-  """
+  """Reads the header of a file."""
   return _open(path, "open", _header, one)
 
 

@@ -97,15 +97,6 @@ def fit_frame(
 ) -> UInt8[np.ndarray, "h w c"]:
   """Brings a frame to a size.
 
-  Args:
-    frame: the frame, [h, w, c].
-    size: (h, w) to bring it to.
-    fit: 'crop' (cover, cut the middle out) or 'letterbox' (fit in, fill with
-      black).
-
-  Returns:
-    The frame at exactly this size.
-
   Example:
     >>> wide = np.repeat(np.arange(4, dtype=np.uint8), 2).reshape(1, 8, 1)
     >>> fit_frame(wide.repeat(2, 0), (2, 4), "crop")[0, :, 0].tolist()
@@ -156,17 +147,6 @@ def chosen_frames(
   count: int, max_frames: int, rule: str, stride: int
 ) -> list[tuple[int, ...]]:
   """Chooses the frames of a sequence that is longer than allowed.
-
-  Args:
-    count: its frames.
-    max_frames: how many may be kept; 0 = all.
-    rule: 'last' keeps the last ones; 'subsample' keeps evenly spread ones, the
-      first and the last among them; 'windows' makes several sequences of
-      neighbouring frames, the last of which ends with the last frame.
-    stride: frames from one window to the next; 0 = no overlap.
-
-  Returns:
-    Frame indices of each sequence to make; one sequence but for 'windows'.
 
   Example:
     >>> chosen_frames(7, 3, "last", 0), chosen_frames(7, 3, "subsample", 0)

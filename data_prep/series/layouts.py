@@ -36,18 +36,7 @@ from data_prep.series.table import SeriesRow, SeriesTable
 def find_series(
   table: SeriesTable, config: Mapping[str, Any]
 ) -> tuple[list[Series], list[SlideError]]:
-  """Turns the lines of a table into series.
-
-  Args:
-    table: the lines.
-    config: the whole preparation config.
-
-  Returns:
-    The series, by id, and what cannot be used or was changed, with the reason.
-
-  Raises:
-    ValueError: histories are wanted of a table that has none.
-  """
+  """Turns the lines of a table into series."""
   collector = Collector(table, config)
   {
     "series": _one_row_each,

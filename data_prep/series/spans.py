@@ -81,19 +81,6 @@ def frame_times(
   The table comes first (`times`, then `fps`), then `config.fps`, then the file.
   They start at 0: float32 resolves an hour in the year 2024, but seconds since
   1970 to two minutes only.
-
-  Args:
-    span: the frames.
-    count: how many they are.
-    seconds: their times in s, if the file says.
-    config: the whole preparation config.
-
-  Returns:
-    One time for each frame.
-
-  Raises:
-    SlideError: nothing gives times, they are too few or many, or two frames
-      have the same.
   """
   unit = config["time_unit"]
   if not count:

@@ -86,18 +86,7 @@ class SeriesTable:
 
 
 def table_paths(spec: str) -> list[pathlib.Path]:
-  """Returns the tables a user named.
-
-  Args:
-    spec: `config.csv`: a CSV, several with commas between, or a folder with
-      train.csv, val.csv and test.csv.
-
-  Returns:
-    The files.
-
-  Raises:
-    ValueError: there is none.
-  """
+  """Returns the tables a user named."""
   whole = pathlib.Path(spec).expanduser()
   if spec and whole.is_dir():
     found = [whole / f"{name}.csv" for name in splits.NAMES]

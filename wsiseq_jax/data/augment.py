@@ -109,16 +109,6 @@ def resize_weights(
   the convention of Pillow's bilinear filter. Rows sum to one. Where an interval
   leaves the image, the image's edge goes on.
 
-  Args:
-    start: First coordinate of the source interval, in pixels; pixel j covers
-      [j, j + 1).
-    length: Length of the source interval, in pixels.
-    source: Number of source pixels.
-    target: Number of output pixels.
-
-  Returns:
-    The matrix to multiply the source axis with.
-
   Example:
     >>> w = resize_weights(jnp.float32(0), jnp.float32(4), 4, 2)
     >>> [[round(float(v), 3) for v in row] for row in w]
@@ -166,21 +156,7 @@ def cut_frames(
   frame_px: tuple[int, int],
   image_px: tuple[int, int],
 ) -> Float[Array, "t i j c"]:
-  """Resamples one rectangle a frame.
-
-  Args:
-    panels: Stored images of a record.
-    frame_panel: The panel of each frame.
-    rectangle: x, y, w, h in panel pixels.
-    corner: x and y of the rectangle, or of the frame around it: the part of
-      the panel that is looked at starts there.
-    flip: Whether to mirror left-right and up-down; None for no mirrors.
-    frame_px: Largest stored frame (height, width).
-    image_px: Output (height, width).
-
-  Returns:
-    Pixels in [0, 1].
-  """
+  """Resamples one rectangle a frame."""
   _, panel_h, panel_w, channels = panels.shape
   # The slice is as large as the largest frame, plus one pixel on each side for
   # the filter; the resize then touches no other part of the panel.

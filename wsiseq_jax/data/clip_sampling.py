@@ -118,15 +118,6 @@ def clip_frames(
 ) -> tuple[Int[Array, " t"], Float[Array, " t"]]:
   """Stored frames of a clip, and which of them are real.
 
-  Args:
-    start: Where the clip starts, counted from `allowed.first`.
-    allowed: Frames that exist.
-    name: Frames and step.
-
-  Returns:
-    Numbers of stored frames, and 1 for real ones. Frames past the end repeat
-    the last with mask 0.
-
   Example:
     >>> allowed = Range(jnp.int32(0), jnp.int32(4))
     >>> frames, mask = clip_frames(jnp.int32(0), allowed, ClipName(1, 3, 2))
@@ -171,16 +162,7 @@ class Starts(NamedTuple):
 def two_starts(
   key: Key[Array, ""], length: Int[Array, ""], span: int
 ) -> Starts:
-  """Different starts of two clips, uniform over pairs.
-
-  Args:
-    key: Key of this record and step.
-    length: Frames that exist.
-    span: Stored frames a clip spans.
-
-  Returns:
-    The starts; equal ones, marked so, where only one fits.
-  """
+  """Different starts of two clips, uniform over pairs."""
   starts = start_count(length, span)
   first_key, second_key, order_key = jax.random.split(key, 3)
   first = jax.random.randint(first_key, (), 0, starts)
@@ -204,14 +186,6 @@ def centre_start(length: Int[Array, ""], span: int) -> Int[Array, ""]:
 
 def dense_starts(stored: int, span: int, step: int) -> np.ndarray:
   """Starts of a window that slides over the stored frames (testing).
-
-  Args:
-    stored: Frames of the longest record.
-    span: Stored frames a clip spans.
-    step: Stored frames from window to window.
-
-  Returns:
-    Starts, int32; for a shorter record only those up to its last one count.
 
   Example:
     >>> dense_starts(9, 7, 1).tolist()

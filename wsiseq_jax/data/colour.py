@@ -33,10 +33,6 @@ def adjust_contrast(
 ) -> Float[Array, "t h w c"]:
   """Stretches the distance of pixels to the mean grey of their frame.
 
-  Args:
-    pixels: One clip.
-    factor: 0 paints the mean grey, 1 changes nothing.
-
   Example:
     >>> frame = jnp.array([0.25, 0.75]).reshape(1, 1, 2, 1)
     >>> adjust_contrast(frame, jnp.array(0.5)).ravel().tolist()

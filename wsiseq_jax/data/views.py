@@ -279,17 +279,7 @@ def _fields(batch: Mapping[str, Array]) -> dict[str, Array]:
 def choose_frames(
   key: Key[Array, ""], frame_mask: Float[Array, " T"], spec: ViewSpec
 ) -> tuple[Int[Array, "v t"], Float[Array, "v t"], Bool[Array, ""]]:
-  """Draws the frames of the two views of a record.
-
-  Args:
-    key: Key of this record and step.
-    frame_mask: Which stored frames are real.
-    spec: What to draw.
-
-  Returns:
-    Stored frames, their mask, and whether the views are as different as they
-    are meant to be: of a record with room for one clip, two are the same.
-  """
+  """Draws the frames of the two views of a record."""
   half_key, start_key = jax.random.split(key)
   allowed = clip_sampling.real_range(frame_mask)
   if spec.strict_half:

@@ -25,14 +25,6 @@ def patient_weights(
 ) -> Float[np.ndarray, "r n"]:
   """How often each sequence is in each resample.
 
-  Args:
-    patients: patient of each sequence, [n].
-    resamples: number of resamples.
-    seed: of the draw; the same patients and seed give the same resamples.
-
-  Returns:
-    Whole numbers; sequences of one patient share theirs.
-
   Example:
     >>> patient_weights(np.array(["a", "a", "b"]), 2, seed=1).tolist()
     [[1.0, 1.0, 1.0], [2.0, 2.0, 0.0]]

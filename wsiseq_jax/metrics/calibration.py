@@ -106,11 +106,6 @@ def reliability(
 ) -> Reliability:
   """Mean probability and share of positives in each bin that holds anything.
 
-  Args:
-    outcomes: 1 where it came true, else 0.
-    probability: what was predicted.
-    bins: how many bins.
-
   Example:
     >>> r = reliability(np.array([0, 1, 1]), np.array([0.2, 0.3, 0.9]), 2)
     >>> r.count.tolist(), r.predicted.tolist(), r.observed.tolist()

@@ -88,16 +88,6 @@ def roc_band(
 
   The curve of each resample is read at the false positive rates of `GRID`, at
   the upper end of its steps.
-
-  Args:
-    labels: 0 or 1.
-    score: of 1.
-    patients: of each slide; drawn with replacement, with all their slides.
-    resamples: how many.
-    level: share of resamples between the ends, at each rate by itself.
-
-  Returns:
-    Lower and upper ends; NaN where no resample has both classes.
   """
   order = np.argsort(-score, kind="stable")
   last = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))
@@ -198,14 +188,6 @@ def wilson(
   """Wilson's 95 % interval of a share.
 
   Unlike a resampled one it is never of no length: three of three is no proof.
-
-  Args:
-    share: observed.
-    count: of how many independent ones.
-    z: quantile of the normal distribution.
-
-  Returns:
-    Lower and upper ends.
 
   Example:
     >>> [end.round(3).tolist() for end in wilson(np.ones(1), np.array([3]))]

@@ -56,9 +56,6 @@ def of_labels(
 ) -> Float[np.ndarray, "n k"]:
   """The weight of each label.
 
-  Returns:
-    Weights; 1 for unknown labels and for classes that training did not have.
-
   Example:
     >>> of_labels(np.array([[0.5, 2.0]]), np.array([[1.0], [0.0], [np.nan]]))
     array([[2. ],

@@ -274,11 +274,7 @@ def load(path: pathlib.Path, cohort: Cohort) -> Folds:
 def obtain(
   path: pathlib.Path, cohort: Cohort, settings: Mapping[str, object]
 ) -> Folds:
-  """The splits in a file; drawn and written first where there is no file.
-
-  Raises:
-    ValueError: the file has other numbers of repeats and folds than asked for.
-  """
+  """The splits in a file; drawn and written first where there is no file."""
   if not path.exists():
     save(path, cohort, draw(cohort, **settings))
   found = load(path, cohort)

@@ -21,10 +21,6 @@ def to_learn(
 ) -> tuple[Float[np.ndarray, "n k"], tuple[str, ...]]:
   """Labels to train on, all known (of several labels at least one).
 
-  Raises:
-    ValueError: a cell that is no label, classes that are not there, or labels
-      that do not differ.
-
   Example:
     >>> to_learn({"a": "yes", "b": "no"}, "binary", ["label"], ())
     (array([[1.],
@@ -66,11 +62,7 @@ def to_score(
   names: Sequence[str],
   classes: tuple[str, ...],
 ) -> Float[np.ndarray, "n k"]:
-  """Labels that the predictions of trained models are compared with.
-
-  Raises:
-    ValueError: a cell that is no label, or one that the models do not know.
-  """
+  """Labels that the predictions of trained models are compared with."""
   if target_type in ("binary", "multiclass"):
     other = sorted(set(texts.values()) - set(classes))
     if other:

@@ -44,9 +44,6 @@ def youden(
   (J + 1) / 2. Thresholds lie midway between neighbouring probabilities; of
   equally good ones the nearest to 1/2 is taken. Positive is p ≥ threshold.
 
-  Returns:
-    The threshold; NaN if there are not both classes.
-
   Example:
     >>> youden(np.array([0, 0, 1, 1.]), np.array([0.1, 0.4, 0.3, 0.9]))
     0.65

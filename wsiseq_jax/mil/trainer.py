@@ -346,9 +346,6 @@ def values_of(
 ) -> Float[np.ndarray, "n c"]:
   """What logits say: probabilities of all classes or labels, or a number.
 
-  Returns:
-    Two columns for the one logit of a binary target.
-
   Example:
     >>> values_of("binary", np.array([[0.0]])).tolist()
     [[0.5, 0.5]]

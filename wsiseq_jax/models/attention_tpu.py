@@ -59,16 +59,6 @@ def attend_tpu(
 
     out = softmax(query key^T / sqrt(d)) value
 
-  Args:
-    query: Queries.
-    key: Keys.
-    value: Values.
-    interpret: Whether to interpret the kernel with ordinary operations, for
-      tests without a TPU.
-
-  Returns:
-    Weighted values, in the dtype of `query`.
-
   Reference: Dao et al., FlashAttention, 2022 (not storing scores).
   """
   b, n, heads, d = query.shape
@@ -106,9 +96,6 @@ def kernel_hbm_bytes(b: int, n: int, width: int, item_bytes: int) -> tuple:
 
   Keys and values are fetched once for each group of heads and stay for all its
   stripes, so that every operand and result passes once.
-
-  Returns:
-    (forward, backward).
 
   Example:
     >>> kernel_hbm_bytes(b=1, n=160, width=768, item_bytes=2)

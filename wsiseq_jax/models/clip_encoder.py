@@ -249,19 +249,7 @@ class TemporalEncoder(nnx.Module):
     is_causal: bool = False,
     cls_token: Float[Array, " e"] | None = None,
   ) -> tuple[Float[Array, "b e"], Float[Array, "b t e"]]:
-    """Encodes clips.
-
-    Args:
-      frames: Frame features.
-      time: Of the frames, since the record's first one.
-      visible: Frames that may be looked at, by others and by the class token.
-      is_causal: Whether a frame sees only itself and earlier frames, and not
-        the class token, which sees all of them.
-      cls_token: Takes the place of the trained class token.
-
-    Returns:
-      Output of the class token and of the frames, float32.
-    """
+    """Encodes clips."""
     config = self.config
     x = (
       self.project(frames) if config.width != config.temporal_width else frames
@@ -288,14 +276,6 @@ def attention_mask(
   All see the class token and visible frames. If causal, frames see themselves
   and earlier ones only: through the class token the next layer would see the
   future.
-
-  Args:
-    visible: Frames that may be looked at.
-    is_causal: See above.
-
-  Returns:
-    `mask[i, q, k]`, whether token q of sample i sees token k; token 0 is the
-    class token.
   """
   b, t = visible.shape
   keys = jnp.concatenate([jnp.ones((b, 1), bool), visible], axis=1)

@@ -27,10 +27,6 @@ def stack_flops(spec: vit.BlockSpec, tokens: int) -> int:
     4 n² d      scores, and their product with the values
     4 n d f     MLP
 
-  Args:
-    spec: The blocks.
-    tokens: Tokens of the clip.
-
   Example:
     >>> spec = vit.BlockSpec(width=2, depth=1, heads=1, mlp_width=8)
     >>> stack_flops(spec, tokens=3)  # 8·3·2² + 4·3²·2 + 4·3·2·8
@@ -53,11 +49,6 @@ def videomae_forward_flops(
     2 k d e                  projection to the decoder
     stack of e on k + m      decoder blocks
     2 m e p                  pixel head
-
-  Args:
-    config: The network.
-    visible: Tokens the encoder sees, k.
-    decoded: Tokens the decoder rebuilds, m.
   """
   embed = 2 * visible * config.patch_values * config.width
   project = 2 * visible * config.width * config.decoder_width
@@ -105,9 +96,6 @@ def stem_flops(config: ClipEncoderConfig) -> list[int]:
   nothing is multiplied:
 
     2 a b (3 h − 1) (3 w − 1)
-
-  Args:
-    config: The network.
 
   Example:
     >>> stem_flops(ClipEncoderConfig(image_px=(4, 4), patch=2, width=6))

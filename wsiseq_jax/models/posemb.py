@@ -31,13 +31,6 @@ def sinusoid_1d(tokens: int, width: int) -> Float[np.ndarray, "n d"]:
     angle[p, j] = p / 10000 ** (2 * (j // 2) / width)
     table[p, j] = sin(angle) for even j, cos(angle) for odd j
 
-  Args:
-    tokens: Number of positions `n`.
-    width: Number of channels `d`.
-
-  Returns:
-    The table `[n, d]`, float32, read-only.
-
   Example:
     >>> sinusoid_1d(2, 4).round(4).tolist()[0]
     [0.0, 1.0, 0.0, 1.0]
@@ -61,11 +54,6 @@ def grid_coordinates(
 ) -> Float[np.ndarray, "n 3"]:
   """Coordinates (t, y, x) of the tokens of a grid, in tokens.
 
-  Args:
-    grid: Tokens along (t, h, w).
-    trained_grid: The grid the weights were trained with, in whose tokens the
-      result is; None means `grid`.
-
   Example:
     >>> grid_coordinates((1, 1, 2)).tolist()
     [[0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
@@ -88,10 +76,6 @@ def sinusoid_3d(
   A third of the channels belongs to each coordinate (the last gets what is
   over), half of them sines and half cosines. Wavelengths grow geometrically
   from 2 pi tokens to 10000 * 2 pi.
-
-  Args:
-    coordinates: (t, y, x) in tokens.
-    width: Channels, an even number.
 
   Example:
     >>> sinusoid_3d(jnp.zeros((1, 3)), 6).tolist()
@@ -227,14 +211,7 @@ def position_table(
   width: int,
   trained_grid: tuple[int, int, int] | None = None,
 ) -> Float[np.ndarray, "n d"]:
-  """Computes the position table of a token grid, resampled if need be.
-
-  Args:
-    grid: `(t, h, w)` tokens of the clips at hand.
-    width: Channels.
-    trained_grid: `(t, h, w)` tokens the weights were trained with; None means
-      `grid`.
-  """
+  """Computes the position table of a token grid, resampled if need be."""
   if trained_grid is None or trained_grid == grid:
     return sinusoid_1d(math.prod(grid), width)
   logging.info(

@@ -255,19 +255,7 @@ class TileViT(nnx.Module):
   def __call__(
     self, pixels: Float[Array, "b h w 3"]
   ) -> tuple[Float[Array, "b e"], dict[str, Array]]:
-    """Encodes tiles.
-
-    Args:
-      pixels: Normalised tiles.
-
-    Returns:
-      Features, float32, pooled as the spec says; and what they come from, after
-      the last LayerNorm: `class` [b, d], `registers` [b, r, d], `patches`
-      [b, n, d], by row and column.
-
-    Raises:
-      ValueError: Tiles are not those of the spec.
-    """
+    """Encodes tiles."""
     spec = self.spec
     if pixels.shape[1:3] != (spec.tile_px, spec.tile_px):
       raise ValueError(

@@ -73,15 +73,6 @@ def sinusoid(
     vector = [cos(w_i t) ; sin(w_i t)],  i = 0 ... width / 2 - 1
     w_i = (shortest / longest) ** (2 i / width) / shortest
 
-  Args:
-    time: Times, any sign.
-    width: Channels, even.
-    shortest: Time in which the fastest turns by one radian.
-    longest: That of the slowest, one step beyond the last.
-
-  Returns:
-    The vectors, float32.
-
   Reference: Vaswani et al., Attention is all you need, 2017.
   """
   half = width // 2

@@ -427,18 +427,7 @@ class VideoMAE(nnx.Module):
     decode: Int[Array, "b m"],
     shift_px: Float[Array, "b t 2"] | None = None,
   ) -> tuple[Float[Array, "b m p"], dict[str, Array]]:
-    """Predicts the patches at `decode` from the patches at `visible`.
-
-    Args:
-      pixels: Normalised clips.
-      visible: Token numbers the encoder sees, ascending.
-      decode: Token numbers to predict.
-      shift_px: `Clips.shift_px`, which positions in the tissue need.
-
-    Returns:
-      Predicted patches, float32, in the order of `decode`, and the named
-      intermediates of encoder and decoder.
-    """
+    """Predicts the patches at `decode` from the patches at `visible`."""
     tokens, encoded = self.encode(pixels, visible, shift_px)
     prediction, decoded = self.decoder(tokens, visible, decode, shift_px)
     return prediction, encoded | decoded

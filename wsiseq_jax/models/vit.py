@@ -181,16 +181,7 @@ class Block(nnx.Module):
 def make_blocks(
   spec: Any, rngs: nnx.Rngs, block: type[nnx.Module] = Block
 ) -> nnx.Module:
-  """Makes a stack: one block whose parameters have a leading layer axis.
-
-  Args:
-    spec: What `block` takes; `spec.depth` is the length of the layer axis.
-    rngs: Source of the key from which each layer's key is split.
-    block: Class of the blocks.
-
-  Returns:
-    The stacked block; run it with `run_blocks`, do not call it.
-  """
+  """Makes a stack: one block whose parameters have a leading layer axis."""
   keys = jax.random.split(rngs.params(), spec.depth)
 
   def make_params(key):
@@ -220,21 +211,7 @@ def run_blocks(
   remat: str,
   mask: Bool[Array, "b n n"] | None = None,
 ) -> Float[Array, "b n d"]:
-  """Runs a stack of blocks, one after the other, in a single scan.
-
-  Args:
-    blocks: What `make_blocks` returned.
-    x: Tokens.
-    remat: 'none', 'dots' or 'full', see `BlockSpec`.
-    mask: `mask[i, q, k]` says whether token q of sample i sees token k; each
-      must see one at least. None lets all see all.
-
-  Returns:
-    Tokens after the last block.
-
-  Raises:
-    ValueError: If `remat` is unknown.
-  """
+  """Runs a stack of blocks, one after the other, in a single scan."""
   graphdef, params = nnx.split(blocks, nnx.Param)
   params = _cast_kernels(params, x.dtype)
 

@@ -154,11 +154,7 @@ def standardise(
 def choose_targets(
   spec: sources.DataSpec, wanted: tuple[str, ...]
 ) -> tuple[ProbeTarget, ...]:
-  """The targets that a config asks for, () for all.
-
-  Raises:
-    ValueError: the data has no targets, or none of that name.
-  """
+  """The targets that a config asks for, () for all."""
   unknown = [name for name in wanted if name not in spec.target_names]
   if unknown or not spec.target_names:
     raise ValueError(
@@ -277,17 +273,6 @@ def choose_fraction(
   dealt out by stratum (their class; for numbers, fifths of the range). Those of
   1 % are among those of 10 % under the same seed, so that a curve over
   fractions shows more labels and not other patients.
-
-  Args:
-    labels: class numbers or numbers, [n].
-    patients: patient of each row, [n].
-    classes: how many classes; 0 for numbers.
-    fraction: of each stratum's patients, rounded, in (0, 1]. Every stratum and
-      every class keeps one.
-    seed: of the draw.
-
-  Returns:
-    Rows, ascending: all sequences of the patients kept.
 
   Example:
     >>> labels = np.array([0, 0, 0, 0, 1, 1])

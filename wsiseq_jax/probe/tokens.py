@@ -42,10 +42,6 @@ def attentive_model(width: int, target: ProbeTarget) -> fit.Model:
   Tokens are normalised one by one; then, for each of the heads,
 
       a = softmax_n(q · W_k x_n / √(d/heads)),   out = Σ_n a_n W_v x_n
-
-  Args:
-    width: channels of a token (d).
-    target: what is predicted.
   """
   heads = math.gcd(_HEADS, width)
 

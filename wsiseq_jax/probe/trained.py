@@ -50,15 +50,7 @@ def head_model(
   width: int,
   target: ProbeTarget,
 ) -> fit.Model:
-  """A linear head on features, which starts at zero.
-
-  Args:
-    init: (key, frozen parameters, example) → parameters beside the head's.
-    features: (parameters, frozen parameters, batch, key or None) → [b, width];
-      a key means training.
-    width: channels of a feature.
-    target: its kind says outputs and loss.
-  """
+  """A linear head on features, which starts at zero."""
   outputs, is_class = target.outputs, bool(target.classes)
 
   def init_all(key, frozen, example):

@@ -38,9 +38,6 @@ class Clusters:
 def l2_normalise(features: Float[np.ndarray, "n d"]) -> np.ndarray:
   """Scales every row to length 1 (f32), so that distance means direction.
 
-  Raises:
-    ValueError: a row is zero or not finite.
-
   Example:
     >>> l2_normalise(np.array([[3.0, 4.0]], np.float32)).tolist()
     [[0.6000000238418579, 0.800000011920929]]

@@ -139,20 +139,7 @@ def unfill(
   shapes: Shapes,
   patch: tuple[int, ...] = (),
 ) -> dict[str, np.ndarray]:
-  """Turns our parameters into tensors of a file: the inverse of `fill`.
-
-  Args:
-    params: Nested dict of arrays.
-    rules: The family's.
-    shapes: Of the leaves the model must have, by path.
-    patch: See `fill`.
-
-  Returns:
-    Float32 tensors by name.
-
-  Raises:
-    ValueError: A parameter is missing or of another shape.
-  """
+  """Turns our parameters into tensors of a file: the inverse of `fill`."""
   flat = traverse_util.flatten_dict(params, sep="/")
   problems = [
     f"{path} is {np.shape(flat[path]) if path in flat else 'missing'}, wants "

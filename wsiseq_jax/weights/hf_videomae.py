@@ -94,15 +94,6 @@ _DECODER_NORM_EPS = 1e-5
 def config_from_hf(hf: dict[str, Any]) -> VideoMAEConfig:
   """Translates a Hugging Face `config.json`.
 
-  Args:
-    hf: The parsed file.
-
-  Returns:
-    The configuration, with the epsilons of the Hugging Face implementation.
-
-  Raises:
-    ValueError: The file asks for something this model has not.
-
   Example:
     >>> config_from_hf({"image_size": [32, 48], "num_frames": 8}).grid
     (4, 2, 3)
@@ -127,15 +118,6 @@ def config_from_hf(hf: dict[str, Any]) -> VideoMAEConfig:
 
 def config_to_hf(config: VideoMAEConfig) -> dict[str, Any]:
   """Translates a configuration into a Hugging Face `config.json`.
-
-  Args:
-    config: The configuration.
-
-  Returns:
-    What to write as JSON.
-
-  Raises:
-    ValueError: Hugging Face's model cannot be built that way.
 
   Example:
     >>> config_to_hf(VideoMAEConfig())["hidden_size"]
@@ -174,18 +156,7 @@ def config_to_hf(config: VideoMAEConfig) -> dict[str, Any]:
 def params_from_hf(
   tensors: dict[str, np.ndarray], config: VideoMAEConfig
 ) -> dict[str, Any]:
-  """Turns Hugging Face tensors into our parameters, checking every one.
-
-  Args:
-    tensors: By name, as in the file.
-    config: The model they must fit.
-
-  Returns:
-    Nested dict of float32 arrays, layers stacked.
-
-  Raises:
-    ValueError: Listing all missing, unexpected, misshapen or bad tensors.
-  """
+  """Turns Hugging Face tensors into our parameters, checking every one."""
   tensors = {
     _NEW_BIAS.sub(r".\1\2_bias", name): tensor
     for name, tensor in fill.strip(tensors).items()
@@ -198,18 +169,7 @@ def params_from_hf(
 def params_to_hf(
   params: dict[str, Any], config: VideoMAEConfig
 ) -> dict[str, np.ndarray]:
-  """Turns our parameters into Hugging Face tensors.
-
-  Args:
-    params: Nested dict of arrays.
-    config: Their model.
-
-  Returns:
-    Float32 tensors by name.
-
-  Raises:
-    ValueError: A parameter is missing or of another shape.
-  """
+  """Turns our parameters into Hugging Face tensors."""
   return fill.unfill(params, RULES, _shapes(config), _patch(config))
 
 
@@ -223,14 +183,7 @@ def _shapes(config: VideoMAEConfig) -> dict[str, tuple[int, ...]]:
 
 
 def read_config(place: files.Place) -> VideoMAEConfig:
-  """The model of a checkpoint, from the `config.json` beside its weights.
-
-  Args:
-    place: See `files.find`.
-
-  Raises:
-    ValueError: A file is not there, or no such model can be built.
-  """
+  """The model of a checkpoint, from the `config.json` beside its weights."""
   file = files.find(place, KEY, "config.json").with_name("config.json")
   return config_from_hf(json.loads(file.read_text()))
 

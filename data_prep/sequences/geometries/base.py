@@ -197,17 +197,6 @@ def cut_strip(
   Right angles are exact copies. Other headings are one bilinear warp of the
   whole strip, where a warp for every frame would resample each pixel about
   `window / step` times over.
-
-  Args:
-    region: pixels around the start; must hold the whole strip, with one pixel
-      to spare for headings that are not right angles.
-    start_xy: centre of the first window, a pixel corner of the region.
-    heading_deg: direction of travel, counter-clockwise, 0 = right.
-    window_px: (h, w) of a frame, both even.
-    length_px: length of the strip along the heading.
-
-  Returns:
-    The strip, turned so that travel is along +x.
   """
   height, width = window_px
   x, y = start_xy

@@ -7,7 +7,7 @@ import numpy as np
 from data_prep.files import schema
 from tests.reports.slides.report_pages import Page, configured
 from wsiseq_jax.reports.slides import cohort, slide
-from wsiseq_jax.reports.slides.data import Decisions, Predictions, Row
+from wsiseq_jax.reports.slides.data import Decisions, Predictions, SlideRow
 from wsiseq_jax.reports.slides.draw import CARDS, SlideFigures
 from wsiseq_jax.reports.slides.settings import Settings
 
@@ -28,7 +28,7 @@ def context(rows, **changes):
 def row_of(slide_id, p, label="tumour", **changes):
   values = {"normal": 1 - p, "tumour": p}
   spread = dict.fromkeys(values, 0.1)
-  row = Row(slide_id, f"P-{slide_id}", label, "ok", 5, values, spread,
+  row = SlideRow(slide_id, f"P-{slide_id}", label, "ok", 5, values, spread,
             {"tumour": 0.5})  # fmt: skip
   return dataclasses.replace(row, **changes)
 

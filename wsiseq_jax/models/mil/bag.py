@@ -191,18 +191,6 @@ def in_chunks(
 
   Rows are cut out of the arrays within the loop: nothing is copied.
 
-  Args:
-    function: `(arrays of the tiles, key) -> arrays`; the first axis of what it
-      returns is that of tiles, or one row for each chunk.
-    arrays: Pytree of `[reach + m + reach ...]`.
-    key: Of dropout. Each chunk has its own key.
-    size: Tiles of a chunk. A chunk of what is left comes last.
-    remat: See `MilConfig`.
-    reach: Rows that a chunk is given besides, before its own and after them.
-
-  Returns:
-    Pytree of what the function returned, joined along the first axis.
-
   Example:
     >>> double = lambda x, key: 2 * x
     >>> in_chunks(double, jnp.arange(5.0), None, 2, "none").tolist()

@@ -163,12 +163,6 @@ def smooth_svm(
   Deviation: CLAM takes the maximum instead where scores are far apart; a
   logarithm of a sum that subtracts its maximum needs no such case.
 
-  Args:
-    logits: Scores s.
-    labels: Right classes y.
-    margin: α.
-    temperature: τ; towards 0 it is the hinge loss of Crammer and Singer.
-
   Example:
     >>> loss = smooth_svm(jnp.array([[2.0, 1.0]]), jnp.array([0]))
     >>> round(float(loss[0]), 4)  # log 2: the margin is just kept

@@ -57,9 +57,6 @@ def z_order(
 ) -> UInt32[Array, "*m"]:
   """Places of cells along a Z-curve: bits of column and row take turns.
 
-  Returns:
-    The places; for cells that are outside, the largest number.
-
   Example:
     >>> column, row = jnp.array([0, 1, 0, 1, -1]), jnp.array([0, 0, 1, 1, 0])
     >>> z_order(column, row).tolist()

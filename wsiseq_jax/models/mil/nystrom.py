@@ -198,12 +198,7 @@ class NystromAttention(nnx.Module):
     valid: Bool[Array, " n"],
     key: Key[Array, ""] | None,
   ) -> tuple[Float[Array, "1 e"], Float[Array, " n"]]:
-    """The same for the first token alone, and what that is made of.
-
-    Returns:
-      What is to be added to the first token, and the weight of each token's
-      values in it: a mean over heads. Nyström's weights can be below zero.
-    """
+    """The same for the first token alone, and what that is made of."""
     read = self._read(x, valid)
     out = self._answer(x, valid, read, 1, key)
     outer = self._outer(x[:1], read.keys, read.is_landmark)

@@ -108,10 +108,6 @@ def mean_of_highest(
 ) -> Float[Array, "m y"]:
   """Weights by which the mean of the highest logits is a sum.
 
-  Returns:
-    1/count at the highest logits of each output, 0 elsewhere; constant to
-    `grad`.
-
   Example:
     >>> mask = jnp.array([True, True, True, False])
     >>> logits = jnp.array([[1.0], [3.0], [2.0], [9.0]])

@@ -63,17 +63,7 @@ class Preparation:
 
 
 def read_preparation(folder: pathlib.Path) -> Preparation:
-  """Reads what a preparation wrote beside its shards.
-
-  Args:
-    folder: output folder of `python -m data_prep` (config key report.prep).
-
-  Returns:
-    Its content.
-
-  Raises:
-    ValueError: the folder was not written by `data_prep`.
-  """
+  """Reads what a preparation wrote beside its shards."""
   found = [folder / "slides.csv", folder / "series.csv"]
   found = [path for path in found if path.is_file()]
   metadata = folder / "shards" / "metadata.json"

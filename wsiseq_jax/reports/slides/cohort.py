@@ -19,7 +19,7 @@ from wsiseq_jax.mil.summary import METRIC_NAMES
 from wsiseq_jax.reports import page
 from wsiseq_jax.reports.slides import data as report_data
 from wsiseq_jax.reports.slides import slide as slide_page
-from wsiseq_jax.reports.slides.data import Predictions, Row
+from wsiseq_jax.reports.slides.data import Predictions, SlideRow
 from wsiseq_jax.reports.slides.draw import CARDS
 from wsiseq_jax.reports.slides.slide import Context
 
@@ -34,7 +34,7 @@ class Card:
     note: what is missing, and why.
   """
 
-  row: Row
+  row: SlideRow
   sizes: Mapping[str, tuple[int, int] | list[int]]
   note: str = ""
 
@@ -168,7 +168,7 @@ class _Question:
   """A class that is asked for, of the slides whose answer is known."""
 
   name: str
-  rows: Sequence[Row]
+  rows: Sequence[SlideRow]
   true: Float[np.ndarray, " n"]
   score: Float[np.ndarray, " n"]
   patients: np.ndarray

@@ -17,7 +17,7 @@ NUMBERS = ("regression", "survival")
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class SlideRow:
   """What was predicted for one slide.
 
   Attributes:
@@ -69,7 +69,7 @@ class Predictions:
 
   target_type: str
   classes: tuple[str, ...]
-  rows: tuple[Row, ...]
+  rows: tuple[SlideRow, ...]
   single: tuple[Mapping[str, tuple[float, ...]], ...]
   summary: tuple[Mapping[str, str], ...]
   is_crossed: bool
@@ -81,12 +81,12 @@ class Predictions:
     return self.target_type in NUMBERS
 
   @property
-  def labelled(self) -> tuple[Row, ...]:
+  def labelled(self) -> tuple[SlideRow, ...]:
     """Slides with a label."""
     return tuple(row for row in self.rows if row.label.strip(";"))
 
   @property
-  def scored(self) -> tuple[Row, ...]:
+  def scored(self) -> tuple[SlideRow, ...]:
     """Slides that the job has scored, failures among them.
 
     `mil_predict` does not score slides of patients that its models were trained
@@ -144,14 +144,14 @@ def _columns(target_type: str, names: Sequence[str]) -> list[str]:
   return ["value"] if target_type in NUMBERS else [f"p_{n}" for n in names]
 
 
-def _row(line, target_type, names, reasons) -> Row:
+def _row(line, target_type, names, reasons) -> SlideRow:
   columns = _columns(target_type, names)
   threshold = {}
   if target_type == "binary":
     threshold = {names[-1]: float(line["threshold"])}
   elif target_type == "multilabel":
     threshold = {name: float(line[f"threshold_{name}"]) for name in names}
-  return Row(
+  return SlideRow(
     line["slide_id"],
     line["patient_id"],
     line["label"],
@@ -172,15 +172,7 @@ def _number(text: str) -> float:
 def whole_predictions(
   lines: Sequence[Mapping[str, str]], columns: Sequence[str]
 ) -> tuple[dict[str, tuple[float, ...]], ...]:
-  """The folds of a repeat and a seed together.
-
-  Args:
-    lines: of `predictions.csv`.
-    columns: of the values.
-
-  Returns:
-    {slide_id: values} of each.
-  """
+  """The folds of a repeat and a seed together."""
   by_seed: dict[tuple, dict[str, dict]] = {}
   for line in lines:
     if line["split"] == "test":
@@ -198,7 +190,7 @@ def whole_predictions(
 
 
 def truth(
-  predictions: Predictions, rows: Sequence[Row]
+  predictions: Predictions, rows: Sequence[SlideRow]
 ) -> Float[np.ndarray, "n y"]:
   """Whether each class or label is true of each slide: 0, 1, or NaN = unknown.
 
@@ -221,7 +213,7 @@ def truth(
 
 
 def values(
-  predictions: Predictions, rows: Sequence[Row]
+  predictions: Predictions, rows: Sequence[SlideRow]
 ) -> Float[np.ndarray, "n y"]:
   """Predictions of slides, in the order of the classes."""
   found = [[row.values[name] for name in predictions.classes] for row in rows]
@@ -240,7 +232,7 @@ class Decisions:
   threshold_from: str = "validation"
   threshold: float = 0.5
 
-  def threshold_of(self, row: Row, name: str) -> float:
+  def threshold_of(self, row: SlideRow, name: str) -> float:
     """Above which a slide is of that class; NaN = the class has none."""
     if name not in row.threshold:
       return math.nan
@@ -248,11 +240,11 @@ class Decisions:
       return self.threshold
     return row.threshold[name]
 
-  def predicted(self, predictions: Predictions, row: Row) -> str:
+  def predicted(self, predictions: Predictions, row: SlideRow) -> str:
     """The class, or the labels with ';' between; '' for a number.
 
     Example:
-      >>> row = Row("s", "p", "", "ok", 1, {"no": 0.4, "yes": 0.6}, {},
+      >>> row = SlideRow("s", "p", "", "ok", 1, {"no": 0.4, "yes": 0.6}, {},
       ...           {"yes": 0.7})
       >>> two = Predictions("binary", ("no", "yes"), (row,), (), (), True, "")
       >>> Decisions().predicted(two, row)
@@ -270,7 +262,7 @@ class Decisions:
       return names[-1] if above else names[0]
     return ";".join(above)
 
-  def is_right(self, predictions: Predictions, row: Row) -> bool | None:
+  def is_right(self, predictions: Predictions, row: SlideRow) -> bool | None:
     """Whether the prediction is the label; None where that cannot be said."""
     if not row.label.strip(";") or predictions.is_number:
       return None
@@ -285,7 +277,7 @@ class Decisions:
     )
 
 
-def headline(predictions: Predictions, row: Row) -> tuple[str, float]:
+def headline(predictions: Predictions, row: SlideRow) -> tuple[str, float]:
   """What a slide is sorted by: the name of a class, and its value.
 
   The positive class of two; of several the most probable; the number.

@@ -27,7 +27,7 @@ from wsiseq_jax.maps import annotations, heatmaps
 from wsiseq_jax.maps.tile_map import TileMap
 from wsiseq_jax.reports.slides import cohort, draw, slide
 from wsiseq_jax.reports.slides import data as report_data
-from wsiseq_jax.reports.slides.data import Predictions, Row
+from wsiseq_jax.reports.slides.data import Predictions, SlideRow
 from wsiseq_jax.reports.slides.draw import SlideFiles
 from wsiseq_jax.reports.slides.settings import Data, Settings
 
@@ -92,18 +92,7 @@ def run(config: ConfigDict) -> None:
 
 
 def write_report(settings: Settings) -> Written:
-  """Writes all pages that are not there, or no longer true.
-
-  Args:
-    settings: the whole config.
-
-  Returns:
-    What was done.
-
-  Raises:
-    ValueError: no predictions, no slide where they should be, or a folder that
-      holds another report.
-  """
+  """Writes all pages that are not there, or no longer true."""
   data, report = settings.data, settings.report
   workdir = pathlib.Path(settings.workdir)
   out = pathlib.Path(report.out or workdir / "report")
@@ -143,7 +132,7 @@ def write_report(settings: Settings) -> Written:
     return Written(page, 0, len(stages), _problems(known))
   _remove_others(out, set(stages))
 
-  def work(row: Row) -> dict[str, Any]:
+  def work(row: SlideRow) -> dict[str, Any]:
     source, stage = sources[row.slide_id], stages[row.slide_id]
     return _draw(row, source, stage, context, data, limit)
 
@@ -179,7 +168,7 @@ def _problems(known: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _draw(
-  row: Row,
+  row: SlideRow,
   source: SlideFiles,
   stage: done.Done,
   context: slide.Context,
@@ -303,7 +292,7 @@ def _find_slides(
 
 
 def _inputs(
-  row: Row,
+  row: SlideRow,
   source: SlideFiles,
   context: slide.Context,
   data: Data,

@@ -20,7 +20,7 @@ from data_prep.wsi import qc
 from wsiseq_jax.maps import heatmaps
 from wsiseq_jax.reports import figures, page
 from wsiseq_jax.reports.slides import data as report_data
-from wsiseq_jax.reports.slides.data import Decisions, Predictions, Row
+from wsiseq_jax.reports.slides.data import Decisions, Predictions, SlideRow
 from wsiseq_jax.reports.slides.draw import (
   MAP_FILES,
   SlideFigures,
@@ -73,7 +73,7 @@ class Context:
 
 
 def write_page(
-  path: pathlib.Path, row: Row, drawn: SlideFigures, context: Context
+  path: pathlib.Path, row: SlideRow, drawn: SlideFigures, context: Context
 ) -> None:
   """Writes the page of a slide, one file with its pictures.
 
@@ -109,7 +109,7 @@ def write_page(
   )
 
 
-def verdict(row: Row, context: Context) -> dict[str, Any]:
+def verdict(row: SlideRow, context: Context) -> dict[str, Any]:
   """What the macro `verdict` says: prediction, decision, label."""
   found, rule = context.predictions, context.decisions
   name, value = report_data.headline(found, row)
@@ -122,7 +122,7 @@ def verdict(row: Row, context: Context) -> dict[str, Any]:
   }
 
 
-def _facts(row: Row, context: Context) -> list[tuple[str, Any]]:
+def _facts(row: SlideRow, context: Context) -> list[tuple[str, Any]]:
   found, rule = context.predictions, context.decisions
   items: list[tuple[str, Any]] = []
   for name in found.classes:
@@ -164,7 +164,7 @@ def _slide_facts(drawn: SlideFigures) -> list[tuple[str, Any]]:
 # Pictures with outlines and marks, which stay thin and legible at any size.
 
 
-def _slide_picture(row: Row, drawn: SlideFigures) -> Any:
+def _slide_picture(row: SlideRow, drawn: SlideFigures) -> Any:
   """The slide with its marks; alone where there is no map; None without."""
   if drawn.slide is None:
     return None
@@ -191,12 +191,7 @@ def _stage(
   alt: str,
   has_tiles: bool = False,
 ) -> dict[str, Any]:
-  """A picture, and what lies over it in its pixels.
-
-  Returns:
-    The image; lines as (path, whose it is); pins as (x and y in percent, text,
-    class).
-  """
+  """A picture, and what lies over it in its pixels."""
   height, width = picture.shape[:2]
   factor = next(iter(drawn.canvases.values())).downsample
   lines, pins = [], []
