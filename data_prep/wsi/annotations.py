@@ -22,7 +22,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
@@ -344,7 +344,7 @@ def _asap(path) -> tuple[list[Polygon], list[str]]:
 def _geojson(path) -> tuple[list[Polygon], list[str]]:
   """Polygons of a GeoJSON file as QuPath writes it, and what has no area."""
   try:
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = json.loads(path.read_text(encoding="utf-8-sig"))
   except (ValueError, OSError) as error:
     raise ValueError(f"{path}: not a JSON file: {error}") from error
   if isinstance(data, dict):
@@ -354,20 +354,31 @@ def _geojson(path) -> tuple[list[Polygon], list[str]]:
     raise ValueError(f"{path}: neither a FeatureCollection nor a list")
   polygons, skipped = [], []
   for number, feature in enumerate(data):
-    geometry = feature.get("geometry") if isinstance(feature, dict) else None
-    if not isinstance(geometry, dict):
-      raise ValueError(f"{path}: feature {number} has no geometry")
+    feature = feature if isinstance(feature, dict) else {}
     properties = feature.get("properties") or {}
     name = str(properties.get("name") or f"feature {number}")
     group = _class_name(properties.get("classification"))
-    kind, parts = geometry.get("type"), geometry.get("coordinates")
-    if kind == "Polygon":
-      parts = [parts]
-    elif kind != "MultiPolygon":
-      parts = [()]
-    for rings in parts or ():
+    shapes = list(_shapes(feature.get("geometry")))
+    if not shapes:
+      skipped.append(f"{name}: it has no geometry")
+    for kind, rings in shapes:
       _keep(polygons, skipped, path, name, group, kind, rings)
   return polygons, skipped
+
+
+def _shapes(geometry: Any) -> Iterator[tuple[str, Any]]:
+  """The polygons of a geometry, and what else it is made of."""
+  if not isinstance(geometry, dict):
+    return
+  kind = str(geometry.get("type"))
+  if kind == "GeometryCollection":
+    for part in geometry.get("geometries") or ():
+      yield from _shapes(part)
+  elif kind == "MultiPolygon":
+    for rings in geometry.get("coordinates") or ():
+      yield kind, rings
+  else:
+    yield kind, geometry.get("coordinates")
 
 
 def _class_name(value: Any) -> str:
@@ -382,11 +393,14 @@ def _keep(polygons, skipped, path, name, group, kind, rings) -> None:
   if kind not in (*_AREAS, "MultiPolygon"):
     skipped.append(f"{name}: a {kind} has no area")
     return
+  if not rings:
+    raise ValueError(f"{path}: {name!r} has no coordinates")
   arrays = []
-  for ring in rings:
+  for ring in rings if isinstance(rings, list) else [rings]:
     try:
       ring = np.array([point[:2] for point in ring], np.float64)
-    except (TypeError, ValueError) as error:
+      ring = ring.reshape(len(ring), 2)
+    except (TypeError, ValueError, LookupError) as error:
       raise ValueError(f"{path}: {name!r} has odd coordinates") from error
     if not np.isfinite(ring).all():
       raise ValueError(f"{path}: {name!r} has coordinates that are not finite")

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from data_prep.files import names
 from data_prep.wsi import annotations, tissue_masks
 from wsiseq_jax.maps.regions import Region
 from wsiseq_jax.maps.tile_map import TileMap
 
 _POLYGONS = (".xml", ".geojson", ".json")
 _MASKS = (".png", ".tif", ".tiff")
-_ENDS = (*_POLYGONS, *_MASKS, *(f"_mask{end}" for end in _MASKS))
+_ENDS = (*(f"_mask{end}" for end in _MASKS), *_POLYGONS, *_MASKS)
 # Where QuPath writes, coordinates count from the corner of the scanned part.
 _QUPATH = (".geojson", ".json")
 Ring = Float[np.ndarray, "_ 2"]
@@ -64,17 +65,21 @@ def find(folder: str, ids: Sequence[str]) -> dict[str, pathlib.Path]:
   place = pathlib.Path(folder).expanduser()
   if not place.is_dir():
     raise ValueError(f"config.data.annotations = {folder!r}: no such folder")
+  files: dict[str, list[pathlib.Path]] = {}
+  for path in sorted(place.iterdir()):
+    for end in _ENDS:
+      if path.name.lower().endswith(end):
+        slide_id = names.stem(path.name[: -len(end)])
+        files.setdefault(slide_id, []).append(path)
+        break
   found = {}
-  for slide_id in ids:
-    paths = [place / f"{slide_id}{end}" for end in _ENDS]
-    paths = [path for path in paths if path.is_file()]
+  for slide_id, paths in names.match(ids, files).items():
     if len(paths) > 1:
       raise ValueError(
         f"config.data.annotations: slide {slide_id!r} has two files, "
         f"{paths[0].name} and {paths[1].name}; leave one"
       )
-    if paths:
-      found[slide_id] = paths[0]
+    found[slide_id] = paths[0]
   if not found:
     raise ValueError(
       f"config.data.annotations = {folder!r}: none of the {len(ids)} predicted "

@@ -154,7 +154,6 @@ def test_qupath_classes_holes_and_bounds(tmp_path):
     ("a.xml", "<nothing", "not an XML file"),
     ("a.xml", "<svg></svg>", "<svg> is not <ASAP_Annotations>"),
     ("a.json", "{", "not a JSON file"),
-    ("a.json", '{"type": "Feature"}', "feature 0 has no geometry"),
     ("a.json", '"text"', "neither a FeatureCollection nor a list"),
   ],
 )
@@ -163,6 +162,45 @@ def test_what_is_no_annotation_is_refused(tmp_path, name, text, message):
   file.write_text(text)
   with pytest.raises(ValueError, match=message):
     annotations.read(file)
+
+
+def polygons(tmp_path, *geometries):
+  file = tmp_path / "odd.geojson"
+  features = [{"type": "Feature", "geometry": g} for g in geometries]
+  # A byte order mark, as some programs of Windows leave it.
+  file.write_text(json.dumps(features), encoding="utf-8-sig")
+  return annotations.read(file, include=[""])
+
+
+def test_features_without_a_shape_are_noted(tmp_path):
+  good = {"type": "Polygon", "coordinates": [SQUARE]}
+  collection = {"type": "GeometryCollection", "geometries": [good, None]}
+  found = polygons(
+    tmp_path,
+    good,
+    None,
+    {"type": "MultiPolygon", "coordinates": []},
+    {"type": "GeometryCollection", "geometries": []},
+    collection,
+  )
+  assert [p.name for p in found.include] == ["feature 0", "feature 4"]
+  assert found.skipped == tuple(
+    f"feature {n}: it has no geometry" for n in (1, 2, 3)
+  )
+
+
+@pytest.mark.parametrize(
+  "coordinates",
+  [None, [], [None], [[None] * 4], [[[1, 2], [3, None], [5, 6]]],
+   [[[1], [2], [3]]], [["a", "b", "c"]], [{"x": 1}], 7, [[[1, 2], 3, [4, 5]]]],
+)  # fmt: skip
+def test_polygons_that_lost_their_coordinates_are_refused(
+  tmp_path, coordinates
+):
+  for kind in ("Polygon", "MultiPolygon"):
+    nested = coordinates if kind == "Polygon" else [coordinates]
+    with pytest.raises(ValueError, match="'feature 0' has"):
+      polygons(tmp_path, {"type": kind, "coordinates": nested})
 
 
 def test_bad_coordinates_and_places_are_refused(tmp_path):

@@ -126,8 +126,39 @@ def test_files_by_name(tmp_path):
     "a": "a.xml", "b": "b_mask.tif",
   }  # fmt: skip
   (tmp_path / "a.geojson").touch()
-  with pytest.raises(ValueError, match="'a' has two files, a.xml and a.geojs"):
+  with pytest.raises(ValueError, match="'a' has two files, a.geojson and a.x"):
     annotations.find(str(tmp_path), ids)
+
+
+@pytest.mark.parametrize(
+  "file", ["S1.GEOJSON", "s1.xml", "S1.svs.geojson", "S1_mask.png"]
+)
+def test_files_in_any_spelling(tmp_path, file):
+  (tmp_path / file).touch()
+  (tmp_path / "S10.xml").touch()
+  found = annotations.find(str(tmp_path), ["S1", "S2"])
+  assert found == {"S1": tmp_path / file}
+
+
+def test_a_broken_file_costs_its_annotations(made, tmp_path, monkeypatch):
+  drawn = tmp_path / "drawn"
+  drawn.mkdir()
+  feature = {"type": "Feature", "properties": {"classification": "Tumor"},
+             "geometry": {"type": "Polygon", "coordinates": []}}  # fmt: skip
+  (drawn / "syn_00.geojson").write_text(json.dumps(feature))
+  config = configured(made, made / "slides", out=str(tmp_path / "out"))
+  config.data.annotations = str(drawn)
+  written = write_report(config)
+  assert set(written.problems) == {MISSING, "syn_00"}
+  assert "'feature 0' has no coordinates" in written.problems["syn_00"]
+  # Nor does what a library raises, whatever it is; it is in the log.
+  monkeypatch.setattr(annotations, "read", lambda *unused: [][1])
+  (drawn / "syn_00.geojson").write_text("{}")
+  written = write_report(config)
+  assert "list index out of range" in written.problems["syn_00"]
+  assert (slide_folder(written, "syn_00") / "index.html").is_file()
+  log = (written.page.parent / "errors.log").read_text()
+  assert "syn_00 [report]" in log and "IndexError" in log
 
 
 def test_on_the_page(made, tmp_path):

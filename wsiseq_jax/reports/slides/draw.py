@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from data_prep.files import atomic
-from data_prep.files.errors import SlideError
+from data_prep.files.errors import SlideError, as_slide_error
 from data_prep.wsi import tissue
 from data_prep.wsi.find import SlideEntry
 from data_prep.wsi.slides import Slide
@@ -84,6 +84,7 @@ class SlideFigures:
 
   Attributes:
     notes: sentences on what is missing, and why.
+    trace: tracebacks of what nobody expected.
     slide_error: why the slide's file is not shown; '' if it is.
     tile_map: the map with all that is known; None without one.
     slide: the slide's picture, white where its file cannot be read; None
@@ -103,6 +104,7 @@ class SlideFigures:
   """
 
   notes: tuple[str, ...] = ()
+  trace: str = ""
   slide_error: str = ""
   tile_map: TileMap | None = None
   slide: Picture | None = None
@@ -317,9 +319,12 @@ def _annotations(
       drawn.regions,
       dataclasses.asdict(data),
     )
-  except ValueError as error:
-    note = f"Annotations are not shown: {error} (config.data.annotation_*)."
-    return drawn.with_(notes=[note])
+  except Exception as error:  # whatever a stranger's file makes a library do
+    name = drawn.tile_map.slide_id
+    wrong = as_slide_error(error, name, "annotations")
+    text = f"Annotations are not shown: {wrong.message}"
+    note = f"{text} (config.data.annotation_*)."
+    return drawn.with_(notes=[note], trace=drawn.trace + wrong.trace)
   return drawn.with_(annotated=found)
 
 

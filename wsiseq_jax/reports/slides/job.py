@@ -34,7 +34,7 @@ from wsiseq_jax.reports.slides.settings import Data, Settings
 SYNTHETIC = "synthetic"
 _KIND = "mil_report"
 # Changes when pages of an older version must be written again.
-_VERSION = 3
+_VERSION = 4
 _TABLES = (
   "predictions.csv",
   "predictions_slide.csv",
@@ -153,7 +153,10 @@ def write_report(settings: Settings) -> Written:
   cohort.write_page(page, cards, context, link)
   errors.write(
     out / "errors.csv",
-    [SlideError(v, "report", "problem", k) for k, v in problems.items()],
+    [
+      SlideError(text, "report", "problem", name, None, known[name]["trace"])
+      for name, text in problems.items()
+    ],
   )
   whole.write({"kind": _KIND}, [page])
   launch.log(
@@ -183,13 +186,20 @@ def _draw(
   name, value = report_data.headline(context.predictions, row)
   label = f", label {row.label}" if row.label else ""
   title = f"{row.slide_id}: {name} {value:.3f}{label}"
-  drawn = draw.draw(folder, source, title, limit, data, context.settings)
+  try:
+    drawn = draw.draw(folder, source, title, limit, data, context.settings)
+  except Exception as error:  # the one place where a slide may fail at all
+    if isinstance(error, OSError) or str(error).startswith("config."):
+      raise
+    wrong = errors.as_slide_error(error, row.slide_id, "report")
+    drawn = draw.SlideFigures(notes=(wrong.message,), trace=wrong.trace)
   page = folder / "index.html"
   slide.write_page(page, row, drawn, context)
   # Without slides nobody expects pictures of them.
   missing = [drawn.slide_error] if drawn.slide_error and data.slides else []
   info = {
     "problem": " ".join([*missing, *drawn.notes]),
+    "trace": drawn.trace,
     "cards": drawn.cards,
   }
   stage.write(info, [page, *(folder / file for file in drawn.files)])
