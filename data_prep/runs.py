@@ -109,17 +109,6 @@ def nothing(summary: RunSummary) -> RunSummary:
 def share(part: str, key: str = "part") -> tuple[int, int]:
   """Reads which share of the work a command does.
 
-  Args:
-    part: 'i/n', the i-th of n shares, such as '3/8'; or 'slurm': the place of
-      this task in its job array.
-    key: config key, for the error.
-
-  Returns:
-    i from 1 to n, and n: `items[i - 1 :: n]` are to be done.
-
-  Raises:
-    ValueError: it is neither, or there is no job array.
-
   Example:
     >>> share("3/8")
     (3, 8)
@@ -155,9 +144,6 @@ def lock(out: pathlib.Path, part: str = WHOLE) -> Iterator[None]:
   """Keeps two runs out of one folder; goes when the process does.
 
   The parts of a run share the folder with one another, not with a whole run.
-
-  Raises:
-    ValueError: another run has it.
   """
   number, parts = share(part)
   with contextlib.ExitStack() as stack:

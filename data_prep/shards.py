@@ -130,21 +130,7 @@ def write_part(
   sequences: Iterable[records.SequenceRecord],
   layout: Layout,
 ) -> tuple[int, int]:
-  """Writes the records of one slide to one ArrayRecord file, atomically.
-
-  Args:
-    path: the file; it appears complete or not at all.
-    sequences: the records, consumed as they are written, so that a slide never
-      has to fit in memory.
-    layout: their shapes.
-
-  Returns:
-    The number of records and the bytes of their serialised examples.
-
-  Raises:
-    ValueError: a record does not validate or does not have the layout.
-    OSError: the disk is full or not writable; no file is left behind.
-  """
+  """Writes the records of one slide to one ArrayRecord file, atomically."""
   spec = features(layout)
   serializer = example_serializer.ExampleSerializer(spec.get_serialized_info())
   count = num_bytes = 0
@@ -229,20 +215,6 @@ def assemble(
 
   It is built next to `folder` and then takes its place, so a reader never sees
   half of it. Where only labels differ, only their file is written.
-
-  Args:
-    folder: the data set; replaced when its content differs.
-    parts: the finished slides, in any order; those without records are left
-      out, and so are splits without parts.
-    layout: the shapes.
-    metadata: what `metadata.json` shall hold.
-    targets: the labels.
-
-  Returns:
-    Whether anything was written: False if `folder` was already right.
-
-  Raises:
-    ValueError: there is nothing to put together.
   """
   by_split = {
     split: sorted(

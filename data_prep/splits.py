@@ -47,15 +47,6 @@ def check_fractions(fractions: Mapping[str, float]) -> None:
 def pinned(slides: Iterable[tuple[str, str, str | None]]) -> dict[str, str]:
   """Collects the splits that the user gave slide by slide.
 
-  Args:
-    slides: (slide id, patient id, split or None) of each slide.
-
-  Returns:
-    Patient to split, for patients with at least one given.
-
-  Raises:
-    ValueError: an unknown split, or one patient in two; both are named.
-
   Example:
     >>> pinned([("a", "p1", "test"), ("b", "p1", None), ("c", "p2", None)])
     {'p1': 'test'}
@@ -91,19 +82,6 @@ def assign(
   and their names, go one by one to the split that is furthest below its share.
   Splits asked for but empty are served first, train before val before test, so
   that three patients already fill three splits.
-
-  Args:
-    patients: all patients with at least one sequence.
-    fractions: share of patients in each split.
-    seed: `config.seed`.
-    given: splits set by the user, which win over shares.
-    existing: the saved assignment.
-
-  Returns:
-    Patient to split: the existing assignment, extended.
-
-  Raises:
-    ValueError: the user's split of a patient differs from the saved one.
 
   Example:
     >>> share = {"train": 0.8, "val": 0.1, "test": 0.1}

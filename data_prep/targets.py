@@ -55,9 +55,6 @@ class TargetTable:
 
     Its row is that of the longest name it starts with, up to a '/': sequence
     `a/n3/f0` has the row `a/n3`, or else that of `a`.
-
-    Raises:
-      ValueError: there is no row for it.
     """
     name = sequence_id
     while name not in self.rows:
@@ -97,18 +94,6 @@ def resolve(
   cells: Mapping[str, Iterable[str]], wanted: Sequence[str]
 ) -> list[Target]:
   """Says what each label column is.
-
-  Args:
-    cells: the cells of each column that may be a label.
-    wanted: `config.targets`: `name`, `name:number`, `name:class` or
-      `name:class=first|second`; empty = all columns, kinds by their values.
-
-  Returns:
-    The targets, in the order wanted or of the columns.
-
-  Raises:
-    ValueError: no such column, an unknown kind, or a column that is neither
-      number nor class.
 
   Example:
     >>> cells = {"sick": ["1", "0", ""], "size": ["2.5"], "eye": ["b", "a"]}
@@ -166,16 +151,6 @@ def _not_too_many(name: str, words: Sequence[str]) -> tuple[str, ...]:
 
 def encode(target: Target, text: str) -> float:
   """Returns the number that is stored for a cell.
-
-  Args:
-    target: the label.
-    text: the cell.
-
-  Returns:
-    The class's index or the number; NaN where the cell states no value.
-
-  Raises:
-    ValueError: the cell is no number, or no class of this label.
 
   Example:
     >>> encode(Target("eye", ("left", "right")), "right")

@@ -114,11 +114,7 @@ class SweepRun:
 
 
 def plan(config: Settings) -> list[SweepRun]:
-  """All runs of a sweep, checked.
-
-  Raises:
-    ValueError: A run's config, or the probe's, is wrong.
-  """
+  """All runs of a sweep, checked."""
   names = [key for key, _ in config.grid]
   points = itertools.product(*(values for _, values in config.grid))
   drawn = draw(config.random, config.draws, config.draw_seed)
@@ -195,14 +191,7 @@ def _load(experiment: str, values: Mapping[str, Any], where: str) -> ConfigDict:
 def draw(
   entries: Sequence[Sequence[Any]], draws: int, seed: int
 ) -> list[dict[str, Any]]:
-  """Random values of settings; the first ones stay when there are more.
-
-  Args:
-    entries: (key, how, low, high); 'log' is uniform in the logarithm, 'int'
-      uniform over the whole numbers from low to high.
-    draws: How many; a single empty one if there are no entries.
-    seed: Of the draws.
-  """
+  """Random values of settings; the first ones stay when there are more."""
   found = [{} for _ in range(draws if entries else 1)]
   for number, place in itertools.product(range(draws), range(len(entries))):
     key, how, low, high = entries[place]
@@ -285,11 +274,7 @@ def collect(runs: Sequence[SweepRun]) -> pd.DataFrame:
 
 
 def summarise(table: pd.DataFrame, config: Settings) -> pd.DataFrame:
-  """Mean and std (NaN for one) of the metric over seeds, best first.
-
-  Raises:
-    ValueError: No run has the metric.
-  """
+  """Mean and std (NaN for one) of the metric over seeds, best first."""
   if config.metric not in table:
     raise ValueError(
       f"config.metric = {config.metric!r}: no run has it; there are "
@@ -321,18 +306,7 @@ def plot(path: pathlib.Path, table: pd.DataFrame, config: Settings) -> None:
 
 
 def sweep(config: ConfigDict, main: pathlib.Path = _MAIN) -> int:
-  """Runs what is not done, writes the tables.
-
-  Args:
-    config: See `configs/sweep.py`.
-    main: The program that runs are given to.
-
-  Returns:
-    The exit code.
-
-  Raises:
-    ValueError: The sweep's config is wrong, or one of the runs'.
-  """
+  """Runs what is not done, writes the tables."""
   settings = schema.build(Settings, config)
   runs, out = plan(settings), pathlib.Path(settings.out)
   # Each task of a Slurm array takes its share.

@@ -51,20 +51,6 @@ def choose_centres(
   A path counts if every one of its frames lies on the slide and at least
   `min_tissue` of each frame's window is tissue; for `zoom` this is asked of the
   finest frame only, since the point of the others is what is around.
-
-  Args:
-    mask: tissue on the thumbnail.
-    downsample: level-0 pixels per mask pixel.
-    slide: the slide.
-    geometry: where frames lie.
-    spacing_um: distance of the grid's points; 0 = `geometry.spacing_px`.
-    max_centres: sampled without replacement if more are valid; 0 = all.
-    min_tissue: smallest share of tissue in any frame, above 0 and up to 1.
-    all_headings: drop a centre unless all its paths count.
-    rng: the slide's generator.
-
-  Returns:
-    The centres in reading order; empty if none is valid.
   """
   if not mask.any():
     return []
@@ -138,19 +124,7 @@ def cut_sequences(
   patient_id: str,
   jpeg: Mapping[str, Any],
 ) -> Iterator[records.SequenceRecord]:
-  """Reads around one centre and yields the sequences that start there.
-
-  Args:
-    slide: the slide.
-    centre: the region centre and the paths to cut.
-    geometry: where frames lie.
-    slide_id: the slide's name.
-    patient_id: the patient's name.
-    jpeg: `config.jpeg`, quality and subsampling.
-
-  Yields:
-    One record for each path of the centre.
-  """
+  """Reads around one centre and yields the sequences that start there."""
   scale = geometry.mpp / slide.mpp
   paths = geometry.paths()
   for path, panels in geometry.cut(slide, centre):

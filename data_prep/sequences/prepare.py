@@ -64,17 +64,7 @@ class SlideSettings(runs.RunSettings):
 
 
 def check_config(config: Mapping[str, Any]) -> Geometry:
-  """Checks all settings before any work is done.
-
-  Args:
-    config: the whole preparation config as plain dictionaries.
-
-  Returns:
-    The geometry.
-
-  Raises:
-    ValueError: naming the config keys, the values and what is allowed.
-  """
+  """Checks all settings before any work is done."""
   schema.build(SlideSettings, config)
   return geometries.from_config(config)
 
@@ -88,18 +78,7 @@ def label_of(entries: Sequence[SlideEntry], given: Sequence[str]) -> Target:
 
 
 def prepare(config: Mapping[str, Any]) -> runs.RunSummary:
-  """Prepares a data set, or a part of its slides.
-
-  Args:
-    config: the whole preparation config as plain dictionaries.
-
-  Returns:
-    What was done.
-
-  Raises:
-    ValueError: the settings, or the patients' splits, contradict themselves.
-    OSError: the output folder cannot be written.
-  """
+  """Prepares a data set, or a part of its slides."""
   begin = time.perf_counter()
   geometry = check_config(config)
   entries, errors = find.find_slides(

@@ -66,19 +66,7 @@ def inspect(path: str, one: bool = False) -> Header:
 def read(
   path: str, indices: Sequence[int], one: bool = False
 ) -> Iterator[Frame]:
-  """Reads frames as they are stored.
-
-  Args:
-    path: the file.
-    indices: which, ascending.
-    one: it has to be one picture, not a stack.
-
-  Yields:
-    Each frame, [h, w, c] with c the channels, of the stored type.
-
-  Raises:
-    SlideError: as for `inspect`; and what is damaged beyond the header.
-  """
+  """Reads frames as they are stored."""
   yield from _open(path, "read", _frames, indices, one)
 
 

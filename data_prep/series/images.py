@@ -33,17 +33,6 @@ def to_uint8(
 ) -> list[UInt8[np.ndarray, "_ _ c"]]:
   """Maps the intensities of one sequence to 0 .. 255.
 
-  Args:
-    frames: the frames, [h, w, c], of any numeric type.
-    window: (low, high) values that become 0 and 255; empty = by percentiles.
-    percentiles: (low, high) in percent of the values of all frames.
-
-  Returns:
-    The frames as uint8; those that are uint8 already as they are.
-
-  Raises:
-    SlideError: a value is NaN or infinite, or all values are equal.
-
   Example:
     >>> frame = np.array([[[0.0], [0.5], [2.0]]])
     >>> to_uint8([frame], (0.0, 1.0), ())[0].ravel().tolist()

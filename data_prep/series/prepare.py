@@ -113,18 +113,7 @@ class SeriesSettings(runs.RunSettings):
 
 
 def prepare_series(config: Mapping[str, Any]) -> runs.RunSummary:
-  """Prepares a data set, or a part of its groups.
-
-  Args:
-    config: the whole preparation config as plain dictionaries.
-
-  Returns:
-    What was done.
-
-  Raises:
-    ValueError: the settings or the table contradict themselves.
-    OSError: the output folder cannot be written.
-  """
+  """Prepares a data set, or a part of its groups."""
   begin = time.perf_counter()
   schema.build(SeriesSettings, config)
   table = series_table.read(config)

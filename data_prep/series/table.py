@@ -108,18 +108,7 @@ def table_paths(spec: str) -> list[pathlib.Path]:
 
 
 def read(config: Mapping[str, Any]) -> SeriesTable:
-  """Reads the tables of a run.
-
-  Args:
-    config: the whole preparation config.
-
-  Returns:
-    The table.
-
-  Raises:
-    ValueError: a file is no CSV, a column named in the config is not there, or
-      no column names files or series.
-  """
+  """Reads the tables of a run."""
   paths = table_paths(config["csv"])
   # Names of classes are no words for "unknown".
   kinds = [item.rpartition(":class=")[2] for item in config["targets"]]

@@ -142,21 +142,7 @@ def draw_slide(
   size_px: tuple[int, int],
   region_um: float,
 ) -> tuple[UInt8[np.ndarray, "h w 3"], Truth]:
-  """Draws one slide and its truth.
-
-  Args:
-    slide_id: name of the slide.
-    seed: seed of the cohort.
-    number: number of the slide in the cohort.
-    patient: number of the patient, who decides the stain.
-    label: one of `LABELS`.
-    mpp: micrometres per pixel.
-    size_px: width and height in pixels.
-    region_um: typical distance between the middles of two tissue regions.
-
-  Returns:
-    The level-0 picture and the truth.
-  """
+  """Draws one slide and its truth."""
   rng = np.random.default_rng([seed, 2, number])
   d, s = _DOWNSAMPLE, 1.0 / mpp
   width, height = size_px
@@ -252,22 +238,6 @@ def make_cohort(
 
   Slide i belongs to patient `i % patients`: with fewer patients than slides
   some patients have two slides. Labels go round `LABELS`.
-
-  Args:
-    folder: output folder: `<slide_id>.tiff`, `slides.csv`,
-      `truth/<slide_id>.npz`, `cohort.json` (written last).
-    slides: number of slides.
-    patients: number of patients; None means two thirds of the slides.
-    seed: seed of everything.
-    mpp: micrometres per level-0 pixel.
-    size_px: width and height of level 0 in pixels.
-    region_um: typical distance between the middles of two tissue regions.
-
-  Returns:
-    The path of `slides.csv`.
-
-  Raises:
-    ValueError: if a number is out of range.
   """
   if slides < 1:
     raise ValueError(f"slides={slides} must be at least 1 (make_cohort)")

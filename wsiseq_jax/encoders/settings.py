@@ -71,11 +71,7 @@ class Settings:
 
 
 def validate(config: ConfigDict) -> None:
-  """Checks the config.
-
-  Raises:
-    ValueError: all that is wrong.
-  """
+  """Checks the config."""
   jobs.check(config, "embed_tiles")
   schema.build(Settings, config)
   if jax.process_count() > 1:
@@ -88,18 +84,7 @@ def validate(config: ConfigDict) -> None:
 def settings_of(
   config: ConfigDict, encoder: encoders.Encoder
 ) -> tile_stream.Settings:
-  """Returns how tiles are cut for an encoder.
-
-  Args:
-    config: see `configs/embed_tiles.py`.
-    encoder: says how large tiles are, and perhaps their scale.
-
-  Returns:
-    The settings, checked.
-
-  Raises:
-    ValueError: they contradict each other, or nobody says the scale.
-  """
+  """Returns how tiles are cut for an encoder."""
   mpp = config.tiles.mpp or encoder.mpp
   if mpp is None:
     raise ValueError(

@@ -51,15 +51,7 @@ class Annotated:
 
 
 def find(folder: str, ids: Sequence[str]) -> dict[str, pathlib.Path]:
-  """Files of annotations by slide; slides without one are not in it.
-
-  Args:
-    folder: `config.data.annotations`; '' has none.
-    ids: the slides.
-
-  Raises:
-    ValueError: no such folder, no file of any of these slides, or two of one.
-  """
+  """Files of annotations by slide; slides without one are not in it."""
   if not folder:
     return {}
   place = pathlib.Path(folder).expanduser()
@@ -96,19 +88,7 @@ def read(
   regions: Sequence[Region],
   data: Mapping[str, Any],
 ) -> Annotated:
-  """Reads a file for a slide whose size and resolution are known.
-
-  Args:
-    path: the file.
-    tile_map: of the slide.
-    bounds_xy: corner of the scanned part that QuPath counts from.
-    um_per_px: scale at which masks are outlined and areas counted.
-    regions: of the model.
-    data: `config.data`, whose `annotation_*` say which groups are drawn.
-
-  Raises:
-    ValueError: the file cannot be read, or is of another slide.
-  """
+  """Reads a file for a slide whose size and resolution are known."""
   size, mpp = tile_map.level0_size, tile_map.level0_mpp
   downsample = um_per_px / mpp
   rings, cut_out, skipped = (), (), ()

@@ -51,22 +51,7 @@ def detect(
   radius_um: Number = RADIUS_UM,
   smooth_um: Number = 0.0,
 ) -> Detections:
-  """Finds the detections of one slide.
-
-  Args:
-    tile_map: the map; its `probability` is used.
-    threshold: only tiles above it are detected.
-    radius_um: tiles whose centre is nearer than this to a detection are none.
-    smooth_um: standard deviation of the Gaussian that smooths the map first;
-      probabilities of detections are then smoothed ones. 0: none.
-
-  Returns:
-    Centres of tiles and their probabilities, descending.
-
-  Raises:
-    ValueError: the slide's um per pixel is unknown, a radius is negative, or a
-      probability is not in [0, 1].
-  """
+  """Finds the detections of one slide."""
   if not (radius_um >= 0 and smooth_um >= 0):
     raise ValueError(
       f"radius_um={radius_um}, smooth_um={smooth_um}: must not be negative"
@@ -90,11 +75,7 @@ def centres(tile_map: TileMap) -> Float[np.ndarray, "m 2"]:
 
 
 def level0_mpp(tile_map: TileMap) -> float:
-  """Micrometres per level-0 pixel of the slide.
-
-  Raises:
-    ValueError: unknown.
-  """
+  """Micrometres per level-0 pixel of the slide."""
   if not tile_map.level0_mpp:
     raise ValueError(
       f"slide {tile_map.slide_id!r}: its um per level-0 pixel is unknown; "
@@ -161,13 +142,7 @@ def smooth(
 
 
 def write(path: str | os.PathLike, detections: Detections) -> None:
-  """Writes a file of the Camelyon16 challenge; an empty one for no detection.
-
-  Args:
-    path: `<slide_id>.csv`.
-    detections: of the slide; positions are rounded down to whole pixels, as
-      pixel i covers [i, i + 1].
-  """
+  """Writes a file of the Camelyon16 challenge, empty without detections."""
   lines = [
     f"{p:.9g},{math.floor(x)},{math.floor(y)}\n"
     for p, (x, y) in zip(
@@ -179,11 +154,7 @@ def write(path: str | os.PathLike, detections: Detections) -> None:
 
 
 def read(path: str | os.PathLike) -> Detections:
-  """Reads a file of the Camelyon16 challenge.
-
-  Raises:
-    ValueError: a line is not three numbers; it is named.
-  """
+  """Reads a file of the Camelyon16 challenge."""
   rows = []
   lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
   for number, line in enumerate(lines, 1):

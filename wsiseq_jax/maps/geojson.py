@@ -46,16 +46,7 @@ def region_features(
   tile_map: TileMap,
   bounds_xy: tuple[Number, Number] = (0, 0),
 ) -> list[dict[str, Any]]:
-  """Regions as annotations of the map's class.
-
-  Args:
-    regions: from `regions.find_regions`.
-    tile_map: the map they come from.
-    bounds_xy: corner of the scanned part in level-0 pixels; see the module.
-
-  Returns:
-    Features with area, mean and largest probability, and number of tiles.
-  """
+  """Regions as annotations of the map's class."""
   return [
     _feature(
       tile_map,
@@ -139,15 +130,7 @@ def _feature(tile_map, kind, key, rings, properties) -> dict[str, Any]:
 def write(
   path: str | os.PathLike, features: Sequence[Mapping[str, Any]]
 ) -> None:
-  """Writes features as a file that can be dragged onto QuPath.
-
-  Args:
-    path: `<slide_id>.geojson`; it is there whole or not at all.
-    features: of regions and tiles.
-
-  Raises:
-    ValueError: a measurement is not finite; nothing is written then.
-  """
+  """Writes features as a file that can be dragged onto QuPath."""
   found = {"type": "FeatureCollection", "features": list(features)}
   text = json.dumps(found, ensure_ascii=False, allow_nan=False)
   with atomic.replacing(path) as draft:

@@ -78,24 +78,7 @@ def draw(
   smooth_um: Number = 0.0,
   limit: Number | None = None,
 ) -> Canvas:
-  """Draws the map of a slide.
-
-  Args:
-    tile_map: the map.
-    kind: one of `KINDS`.
-    um_per_px: um per pixel of the canvas, finer than a tile.
-    smooth_um: standard deviation of a Gaussian over the canvas, which takes
-      covered pixels alone into account; 0: none.
-    limit: for 'contribution', the value of the strongest colour, from
-      `cohort_range`.
-
-  Returns:
-    The canvas, as large as the slide.
-
-  Raises:
-    ValueError: an unknown kind, a slide without size or resolution, pixels
-      larger than tiles, or a contribution map without `limit`.
-  """
+  """Draws the map of a slide."""
   if kind not in KINDS:
     raise ValueError(f"kind={kind!r}: choose {KINDS}")
   mpp = detections.level0_mpp(tile_map)
@@ -192,16 +175,6 @@ def cohort_range(
   add up to its output, and a slide of ten tiles must not set the scale for
   slides of ten thousand. What is stronger has the colour of the end.
 
-  Args:
-    contributions: of the tiles, for each slide.
-    share: which quantile of the slides; 1 = the strongest of all.
-
-  Returns:
-    A positive number; 1 if nothing contributes anything.
-
-  Raises:
-    ValueError: no slide has a tile.
-
   Example:
     >>> cohort_range([np.array([0.5, -2.0]), np.array([1.0])], 1.0)
     2.0
@@ -236,16 +209,7 @@ def overlay(
   canvas: Canvas,
   tissue: Bool[np.ndarray, "h2 w2"] | None = None,
 ) -> UInt8[np.ndarray, "h3 w3 3"]:
-  """Paints a map over the slide, as large as the map.
-
-  Args:
-    thumbnail: RGB picture of the whole slide, any size.
-    canvas: the map.
-    tissue: True in tissue, of any size; None: wherever a tile is.
-
-  Raises:
-    ValueError: pictures of other shapes than the slide's.
-  """
+  """Paints a map over the slide, as large as the map."""
   base = resized(thumbnail, canvas.values.shape, "thumbnail")
   colour = colours(canvas.values, canvas.kind, canvas.limits)
   mixed = over_grey(colour, grey_of(base)[..., None])
@@ -314,11 +278,7 @@ def covered(
 def resized(
   picture: UInt8[np.ndarray, "h w *c"], shape: tuple[int, int], name: str
 ) -> UInt8[np.ndarray, "h2 w2 *c"]:
-  """A picture of the whole slide in another size, averaged where it shrinks.
-
-  Raises:
-    ValueError: `name` does not have the shape of the slide.
-  """
+  """A picture of the whole slide in another size, averaged where it shrinks."""
   height, width = shape
   slack = 1 + 0.01 * max(shape) + max(shape) / min(picture.shape[:2])
   if abs(picture.shape[1] * height / picture.shape[0] - width) > slack:
@@ -340,20 +300,7 @@ def figure(
   outlines: Sequence[Ring] = (),
   annotations: Sequence[Ring] = (),
 ) -> UInt8[np.ndarray, "h3 w3 3"]:
-  """The slide beside (or above) its map, with title, scale bar and colour bar.
-
-  Args:
-    thumbnail: RGB picture of the whole slide, any size.
-    canvas: the map.
-    title: one line above the picture, e.g. slide, probability, label.
-    tissue: True in tissue.
-    outlines: rings of x, y in level-0 pixels on the map: regions.
-    annotations: rings that people drew, on the slide and on the map; a line
-      below says which is which.
-
-  Returns:
-    RGB picture.
-  """
+  """The slide beside (or above) its map, title, scale bar and colour bar."""
   picture = overlay(thumbnail, canvas, tissue)
   base = resized(thumbnail, canvas.values.shape, "thumbnail")
   shades = ramp(

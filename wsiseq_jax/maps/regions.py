@@ -73,24 +73,7 @@ def find_regions(
   min_area_um2: Number = 0.0,
   max_hole_um2: Number = 0.0,
 ) -> list[Region]:
-  """Outlines where the probability of a slide is above a threshold.
-
-  Args:
-    tile_map: the map; its `probability` is used.
-    threshold: probabilities above it are in.
-    smooth_um: standard deviation of a Gaussian over the map first; 0: none.
-    close_um: radius of a closing: gaps narrower than twice this are bridged.
-    open_um: radius of an opening: bridges narrower than twice this are cut.
-    min_area_um2: smaller regions are dropped.
-    max_hole_um2: holes up to this size are filled, e.g. lumina.
-
-  Returns:
-    Regions, the largest first.
-
-  Raises:
-    ValueError: a negative length or area, or a slide without size or
-      resolution.
-  """
+  """Outlines where the probability of a slide is above a threshold."""
   settings = {
     "smooth_um": smooth_um,
     "close_um": close_um,
@@ -233,22 +216,7 @@ def extreme_tiles(
   apart_um: Number = 0.0,
   lowest: bool = False,
 ) -> list[TileScore]:
-  """The tiles with the highest or lowest scores, spread over the slide.
-
-  Args:
-    tile_map: the map.
-    count: how many at most.
-    by: one of `SCORES`.
-    apart_um: no two centres are nearer than this; 0: they may be neighbours.
-    lowest: the lowest scores instead of the highest.
-
-  Returns:
-    Tiles, the most extreme first; fewer where the slide has no more.
-
-  Raises:
-    ValueError: an unknown score, a negative distance, or one for a slide whose
-      um per pixel is unknown.
-  """
+  """The tiles with the highest or lowest scores, spread over the slide."""
   scores = _scores(tile_map, by)
   if not apart_um >= 0 or count < 0:
     raise ValueError(f"apart_um={apart_um}, count={count}: not negative")
@@ -278,10 +246,6 @@ def write_csv(path: str | os.PathLike, tile_map: TileMap) -> None:
   Columns: slide_id, tile (row in the feature file), x, y (top-left corner) and
   side in level-0 pixels, the three scores, and the rank of the attention in the
   slide from 0 to 1 (for display only).
-
-  Args:
-    path: the file; it is there whole or not at all.
-    tile_map: the map.
   """
   tiles = tile_map.in_level0()
   ranks = heatmaps.percentiles(np.asarray(tiles.attention, np.float64))

@@ -67,11 +67,7 @@ class TileMap:
     return bool(is_known) and len(self.xy) > 0
 
   def in_level0(self) -> "TileMap":
-    """The same map in level-0 pixels.
-
-    Raises:
-      ValueError: it is in um, and the slide's resolution is unknown.
-    """
+    """The same map in level-0 pixels."""
     if self.unit == LEVEL0:
       return self
     if not self.level0_mpp:

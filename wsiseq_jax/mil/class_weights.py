@@ -25,12 +25,6 @@ def balanced(
 ) -> Float[np.ndarray, "k c"]:
   """Weights by column of the labels and class.
 
-  Returns:
-    Weights; 1 for a class that no training slide has.
-
-  Raises:
-    ValueError: the target type has no classes.
-
   Example:
     >>> balanced(np.array([[0.0], [0.0], [0.0], [1.0]]), "binary").round(3)
     array([[0.667, 2.   ]])

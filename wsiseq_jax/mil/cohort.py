@@ -109,26 +109,7 @@ def read(
   split_column: str = "",
   is_training: bool = True,
 ) -> Cohort:
-  """Reads a table.
-
-  Args:
-    table: the CSV.
-    label: column of the label; several with commas, see the module's docstring.
-    target_type: one of `TARGET_TYPES`.
-    classes: class names in order; () takes those that are found.
-    split_column: a column with 'train', 'val' and 'test', 'camelyon16' for that
-      challenge's official split by slide name, or '' for none.
-    is_training: whether models are to be trained. If not, slides without a
-      label are kept with NaN, `label` may be '' for none at all, `classes` are
-      those of the models, and it does not matter which of them are there.
-
-  Returns:
-    The slides whose label is known.
-
-  Raises:
-    ValueError: no such file or column, a label that is none, a number of
-      classes that does not fit, or a patient in two splits.
-  """
+  """Reads a table."""
   data, slide_of, patient_of = _open(table, classes)
   names = [name.strip() for name in label.split(",")]
   if not label and not is_training:

@@ -33,12 +33,7 @@ Folds = Mapping[tuple[int, int], Mapping[str, Int[np.ndarray, " n"]]]
 
 
 def strata(cohort: Cohort) -> Int[np.ndarray, " n"]:
-  """What each slide is stratified by.
-
-  Returns:
-    One number a slide: its class; all its labels as one; the quarter its number
-    lies in; for survival the half of times, apart for events.
-  """
+  """What each slide is stratified by."""
   values = cohort.labels
   if cohort.target_type in ("binary", "multiclass"):
     return values[:, 0].astype(int)
@@ -60,24 +55,7 @@ def draw(
   stratify: bool,
   seed: int,
 ) -> Folds:
-  """Draws the splits of a cohort.
-
-  Args:
-    cohort: the slides; splits that they are given come first.
-    k: folds; each slide is in the test split of one. Of no use where splits are
-      given.
-    repeats: how often everything is drawn anew.
-    val_share: share of the slides that are not tested which validates.
-    stratify: keep the shares of classes (or quarters) alike in all splits.
-    seed: of the draw.
-
-  Returns:
-    Rows of each split by (repeat, fold).
-
-  Raises:
-    ValueError: fewer patients than folds, in all or of a class; given splits
-      without training or test slides, or with nothing left to draw anew.
-  """
+  """Draws the splits of a cohort."""
   given = np.array([slide.split for slide in cohort.slides])
   found = {}
   if given.any():

@@ -83,10 +83,6 @@ def train(
   """Trains one model, predicts its validation and test slides, saves it.
 
   Slides that turn out to be unreadable are left out, from the start again.
-
-  Raises:
-    launch.Stopped: it was told to stop; the same command goes on.
-    ValueError: no training or no validation slide can be used.
   """
   while True:
     try:
@@ -218,12 +214,7 @@ def thresholds(
   labels: Float[np.ndarray, "n k"],
   values: Float[np.ndarray, "n y"],
 ) -> tuple[Float[np.ndarray, " y"], bool]:
-  """Youden's threshold of each column, from validation.
-
-  Returns:
-    Thresholds, NaN where there is none; whether all could be chosen. Where
-    validation has one class only it is 0.5.
-  """
+  """Youden's threshold of each column, from validation."""
   found = np.full(values.shape[1], np.nan)
   if target_type == "binary":
     found[-1] = scores.youden(labels[:, 0], values[:, -1])

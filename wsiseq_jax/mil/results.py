@@ -167,11 +167,7 @@ def load_params(folder: pathlib.Path, run: FoldRun) -> dict[str, Any]:
 
 
 def find(folder: pathlib.Path) -> list[FoldRun]:
-  """The finished models of a folder, in order.
-
-  Raises:
-    ValueError: there is none.
-  """
+  """The finished models of a folder, in order."""
   found = []
   for path in folder.glob("repeat*_fold*_seed*.json"):
     values = json.loads(path.read_text())

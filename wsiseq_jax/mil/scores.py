@@ -70,12 +70,7 @@ def scores(
   weights: Float[np.ndarray, "r n"] | None = None,
   bins: int = 10,
 ) -> dict[str, Float[np.ndarray, " r"]]:
-  """All scores of a target type.
-
-  Returns:
-    {name: one value for each row of weights}; NaN where it has none. For
-    several labels the mean over those that have a value.
-  """
+  """All scores of a target type."""
   if weights is None:
     weights = np.ones((1, len(labels)))
   if target_type == "binary":

@@ -148,11 +148,7 @@ class MilSettings:
 
 
 def read(config: ConfigDict) -> MilSettings:
-  """Checks every key and value of a config of `configs/mil.py`.
-
-  Raises:
-    ValueError: what is wrong.
-  """
+  """Checks every key and value of a config of `configs/mil.py`."""
   jobs.check(config, "mil")
   found = schema.build(MilSettings, config)
   # Of classes there are two or more; how many is not known yet.

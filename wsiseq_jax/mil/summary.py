@@ -65,11 +65,7 @@ def summarise(
   resamples: int,
   bins: int,
 ) -> list[dict[str, Any]]:
-  """Mean, std and interval of every score, of models and the ensemble.
-
-  Returns:
-    Rows of summary.csv; the std of one prediction is NaN.
-  """
+  """Mean, std and interval of every score, of models and the ensemble."""
   patients = cohort.patients[mean.rows]
   ids = [cohort.ids[row] for row in mean.rows]
   common = {

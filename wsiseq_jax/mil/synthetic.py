@@ -39,12 +39,7 @@ def make_tiles(
 def write(
   folder: pathlib.Path, cases: int = 16, seed: int = 0
 ) -> tuple[pathlib.Path, pathlib.Path]:
-  """Writes feature files and a table with labels of every target type.
-
-  Returns:
-    The folder of features, and the table: slide_id, patient_id, label, kind
-    (three classes), mark and spot (0 or 1), amount (a number), time and event.
-  """
+  """Writes feature files and a table with labels of every target type."""
   features = folder / "features"
   features.mkdir(parents=True, exist_ok=True)
   rng = np.random.default_rng(seed)

@@ -88,11 +88,7 @@ def out_of_fold(parts: Sequence[TestPrediction]) -> TestPrediction:
 def ensemble(
   parts: Sequence[TestPrediction],
 ) -> tuple[TestPrediction, np.ndarray, np.ndarray]:
-  """The mean over all models that tested a slide.
-
-  Returns:
-    The prediction; the std over models [n y]; how many models, [n].
-  """
+  """The mean over all models that tested a slide."""
   rows = np.unique(np.concatenate([part.rows for part in parts]))
   shape = (len(rows), parts[0].values.shape[1])
   count, total, square, threshold = (np.zeros(shape) for _ in range(4))
@@ -119,11 +115,7 @@ def write(
   is_crossed: bool,
   notes: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-  """Writes all tables and pictures; see `configs/mil.py`.
-
-  Returns:
-    The rows of summary.csv; [] if no label is known.
-  """
+  """Writes all tables and pictures; see `configs/mil.py`."""
   models = [one_model(cohort, result) for result in results]
   mean, std, count = ensemble(models)
   _write_rows(workdir / "predictions.csv", _of_models(cohort, results))

@@ -205,12 +205,7 @@ class BagTrainer:
     seed: int,
     folder: FitFolder | None = None,
   ) -> FittedBags:
-    """Trains and keeps the epoch with the lowest validation loss.
-
-    Raises:
-      ValueError: no epoch had a finite validation loss.
-      launch.Stopped: it was told to stop; the state is saved.
-    """
+    """Trains and keeps the epoch with the lowest validation loss."""
     settings, scale = self.settings, (0.0, 1.0)
     if self.target_type in NUMERIC:
       scale = standardisation(train_labels)
@@ -293,11 +288,7 @@ class BagTrainer:
   def explain(
     self, members: Sequence[Any], bags: Bags, tiles: TileFeatures
   ) -> list[mil.MilOutput]:
-    """What each of many parameters says of the tiles of a slide.
-
-    Returns:
-      NumPy arrays of the real tiles, in the order of the file.
-    """
+    """What each of many parameters says of the tiles of a slide."""
     batch, count = bags.alone(tiles), len(tiles.features)
     bag = mil.Bag(batch.features[0], batch.mask[0], batch.grid_xy[0])
     outputs = [_explain(self.model)(params, bag) for params in members]

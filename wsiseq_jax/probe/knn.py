@@ -62,16 +62,6 @@ def vote(
 ) -> np.ndarray:
   """What the first k neighbours say.
 
-  Args:
-    similarity: cosine similarity, nearest first.
-    labels: the neighbours' labels.
-    k: how many of them vote.
-    temperature: of the votes.
-    classes: number of classes; 0 for numbers.
-
-  Returns:
-    Probabilities [q, y], or numbers [q].
-
   Example:
     >>> s = np.array([[1.0, 1.0, 0.0]])
     >>> vote(s, np.array([[1, 0, 1]]), 2, 0.07, classes=2).tolist()

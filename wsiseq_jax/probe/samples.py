@@ -121,9 +121,6 @@ def quality(
   """What to maximise on validation: the metric, and of equals the lower loss.
 
   A small validation split often gives several candidates the very same AUROC.
-
-  Returns:
-    (`Target.metric`, minus the mean log loss or squared error).
   """
   metric = float(scores(target, labels, prediction)[target.metric][0])
   if target.classes:
@@ -136,9 +133,6 @@ def standardise(
   train: Float[np.ndarray, "n d"], *others: np.ndarray
 ) -> list[Float[np.ndarray, "m d"]]:
   """Scales features by the mean and std of the training rows alone.
-
-  Returns:
-    All of them, scaled; a feature that never changes becomes 0 in training.
 
   Example:
     >>> train, test = np.array([[1.0], [3.0]]), np.array([[5.0]])
@@ -196,11 +190,7 @@ def check_patients(labels: Labels) -> None:
 def usable(
   targets: Sequence[ProbeTarget], labels: Labels, must: bool
 ) -> tuple[ProbeTarget, ...]:
-  """The targets that can be learned and scored.
-
-  Raises:
-    ValueError: none can, or one cannot and all `must`.
-  """
+  """The targets that can be learned and scored."""
   problems = {target: _problem(target, labels) for target in targets}
   left_out = [text for text in problems.values() if text]
   if left_out and (must or len(left_out) == len(targets)):
@@ -325,12 +315,6 @@ def frozen_features(
 
   A file belongs to one checkpoint, data set and split: its name ends in a hash
   of the three, so that several checkpoints may share a workdir.
-
-  Returns:
-    What `evaluate.embed_split` does.
-
-  Raises:
-    ValueError: features are not finite.
   """
   digest = done.digest([run.identity, source.identity, source.split])[:16]
   # A split may be a slice such as `train[:80%]`.

@@ -134,11 +134,7 @@ class ProbeConfig:
 
 
 def validate(config: ConfigDict) -> ProbeConfig:
-  """Checks every key and value of a probe config.
-
-  Raises:
-    ValueError: all that is wrong.
-  """
+  """Checks every key and value of a probe config."""
   jobs.check(config, "probe")
   found = schema.build(ProbeConfig, config)
   if bool(found.data.tfds) == bool(found.data.path):

@@ -52,16 +52,7 @@ def number(value: float | int | None) -> str:
 
 
 def write(path: pathlib.Path, template: str, **values: Any) -> None:
-  """Renders a template piece by piece; the file is there whole or not at all.
-
-  Args:
-    path: the page.
-    template: name of a file in `templates/`.
-    **values: what it shows; text is escaped, `Markup` is not.
-
-  Raises:
-    jinja2.UndefinedError: the template shows a value that is not there.
-  """
+  """Renders a template piece by piece; the file is there whole, or not."""
   environment = jinja2.Environment(
     loader=jinja2.PackageLoader("wsiseq_jax.reports"),
     autoescape=True,

@@ -57,19 +57,7 @@ def l2_normalise(features: Float[np.ndarray, "n d"]) -> np.ndarray:
 def kmeans(
   features: Float[np.ndarray, "n d"], clusters: int = 16, seed: int = 0
 ) -> Clusters:
-  """Seeded k-means on L2-normalised features, clusters ordered by size.
-
-  Args:
-    features: one row per sequence; normalised here.
-    clusters: number of clusters (config key report.clusters).
-    seed: seed of the initialisation.
-
-  Returns:
-    The clustering.
-
-  Raises:
-    ValueError: if there are fewer sequences than clusters.
-  """
+  """Seeded k-means on L2-normalised features, clusters ordered by size."""
   if not 1 <= clusters <= len(features):
     raise ValueError(
       f"clusters={clusters} must lie in 1..{len(features)}, the number of "
@@ -118,17 +106,7 @@ def nearest_members(
   count: int = 10,
   groups: Int[np.ndarray, " n"] | None = None,
 ) -> list[Int[np.ndarray, " m"]]:
-  """The members nearest each centroid, nearest first.
-
-  Args:
-    clusters: the clustering.
-    count: most members per cluster.
-    groups: at most one member per group, from `region_groups`; None takes
-      all members as they come.
-
-  Returns:
-    Row numbers per cluster; fewer than `count` where a cluster has fewer.
-  """
+  """The members nearest each centroid, nearest first."""
   order = np.argsort(clusters.distance, kind="stable")
   members = []
   for number in range(len(clusters.centroids)):
@@ -147,16 +125,6 @@ def mutual_information(
 
   0 = the clusters say nothing about the labels, 1 = they determine each other.
   Integer labels below 0 are unknown and left out.
-
-  Args:
-    assignment: cluster of each sequence.
-    labels: a label of each sequence, numbers or names.
-
-  Returns:
-    The score (arithmetic mean of the two entropies as the norm).
-
-  Raises:
-    ValueError: if no label is known.
 
   Example:
     >>> mutual_information(np.array([0, 0, 1, 1]), np.array([5, 5, 7, 7]))

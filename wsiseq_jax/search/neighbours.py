@@ -42,21 +42,6 @@ def nearest(
   """The k most similar gallery rows of each query, outside its own group.
 
   The gallery is searched in blocks: memory grows with q·block, not with q·n.
-
-  Args:
-    queries: features of the queries.
-    gallery: features to search; both are normalised here.
-    k: neighbours per query.
-    query_groups: group of each query, e.g. from `clustering.region_groups`.
-    gallery_groups: group of each gallery row. None for both compares with
-      everything, the query itself included.
-    block: gallery rows per block.
-
-  Returns:
-    The neighbours; of equally similar rows the earlier one comes first.
-
-  Raises:
-    ValueError: if only one of the groups is given, or k or block is below 1.
   """
   if (query_groups is None) != (gallery_groups is None):
     raise ValueError("query_groups and gallery_groups must be given together")

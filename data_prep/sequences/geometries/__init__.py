@@ -49,17 +49,7 @@ class SequenceSettings:
 
 
 def from_config(config: Mapping[str, Any]) -> Geometry:
-  """Turns micrometres into pixels.
-
-  Args:
-    config: the whole preparation config (`configs/prep_wsi.py`), checked.
-
-  Returns:
-    The geometry.
-
-  Raises:
-    ValueError: settings that do not fit one another; keys are named.
-  """
+  """Turns micrometres into pixels."""
   mpp, sequence = config["mpp"], config["sequence"]
   window_um = tuple(sequence["window_um"])
   if min(window_um) < 2 * mpp:

@@ -134,19 +134,7 @@ def draw_slide(
   mpp: float = MPP,
   size_px: tuple[int, int] = SIZE_PX,
 ) -> tuple[UInt8[np.ndarray, "h w 3"], synthetic.Truth]:
-  """Draws one slide and its truth.
-
-  Args:
-    slide_id: name of the slide.
-    seed: seed of the cohort.
-    number: number of the slide in the cohort, which decides the patient.
-    metastasis: `macro`, `micro`, `itc` or `none`.
-    mpp: micrometres per pixel.
-    size_px: width and height in pixels.
-
-  Returns:
-    The level-0 picture and the truth.
-  """
+  """Draws one slide and its truth."""
   rng = np.random.default_rng([seed, 12, number])
   patient = patient_of(number)
   scanner = CENTRES[centre_of(seed, patient)]
@@ -255,22 +243,7 @@ def make_cohort(
   mpp: float | int = MPP,
   size_px: tuple[int, int] = SIZE_PX,
 ) -> pathlib.Path:
-  """Writes a cohort of slides with their truth; see the module's docstring.
-
-  Args:
-    folder: output folder.
-    slides: number of slides.
-    seed: seed of everything.
-    mpp: micrometres per level-0 pixel.
-    size_px: width and height of level 0 in pixels.
-
-  Returns:
-    The path of `slides.csv`.
-
-  Raises:
-    ValueError: a number is out of range, or the folder has a cohort drawn with
-      other settings.
-  """
+  """Writes a cohort of slides with their truth; see the module's docstring."""
   if slides < 1:
     raise ValueError(f"slides={slides} must be at least 1 (make_cohort)")
   if not 0.2 <= mpp <= 2:

@@ -79,29 +79,7 @@ def write_page(
   settings: ReportSettings | None = None,
   config_text: str = "",
 ) -> pathlib.Path:
-  """Writes `<out>/index.html`, a single file without outside links.
-
-  Args:
-    prep: output folder of `python -m data_prep` (config key report.prep).
-    workdir: folder of the run, with `metrics.jsonl`.
-    out: folder of the report (config key report.out).
-    embeddings: arrays of the embed job: features, sequence_id, slide_id,
-      patient_id, frame_level0_xy, heading_deg, index.
-    frames_of: (record index, n) → at most n frames of that record, evenly
-      spread, as the model is shown them; the index is `embeddings["index"]`.
-    reconstructions: clips before and after the model.
-    model: facts for the summary, e.g. {"model": "demo", "step": 400}.
-    measures: numbers for the summary: name, value, meaning.
-    curve: how to read the curves of this task's losses.
-    settings: how much is shown.
-    config_text: the run's config, shown folded at the end.
-
-  Returns:
-    The path of the page.
-
-  Raises:
-    ValueError: `prep` is no preparation, or the embeddings are incomplete.
-  """
+  """Writes `<out>/index.html`, a single file without outside links."""
   missing = sorted(_NEEDED - set(embeddings))
   if missing:
     raise ValueError(

@@ -45,14 +45,7 @@ def write_page(
   context: Context,
   sequence_report: str = "",
 ) -> None:
-  """Writes the page.
-
-  Args:
-    path: the page; pages and pictures of slides are in `slides` beside it.
-    cards: all slides.
-    context: predictions, decisions, settings.
-    sequence_report: address of a report on sequences beside; '' = none.
-  """
+  """Writes the page."""
   found, settings = context.predictions, context.settings
   has_classes = bool(found.scored) and not found.is_number
   questions = list(_questions(context)) if has_classes else []
@@ -263,14 +256,6 @@ def rates(
   weights: Float[np.ndarray, "r n"],
 ) -> dict[str, Float[np.ndarray, " r"]]:
   """Sensitivity, specificity and predictive values of yes-or-no answers.
-
-  Args:
-    true: 0 or 1.
-    said: 0 or 1.
-    weights: one row a resample.
-
-  Returns:
-    One value for each row of weights, NaN where it has none.
 
   Example:
     >>> found = rates(np.array([1., 1, 0, 0]), np.array([1., 0, 0, 0]),

@@ -96,14 +96,7 @@ class Predictions:
 
 
 def read(workdir: pathlib.Path) -> Predictions:
-  """Reads the tables of a workdir.
-
-  Args:
-    workdir: of the job `mil` or `mil_predict`.
-
-  Raises:
-    ValueError: there are no predictions, or a table is none.
-  """
+  """Reads the tables of a workdir."""
   path = workdir / "predictions_slide.csv"
   if not path.is_file():
     raise ValueError(

@@ -141,22 +141,7 @@ def draw(
   data: Data,
   settings: Report,
 ) -> SlideFigures:
-  """Draws a slide's maps and tiles, and writes all files but the page.
-
-  Args:
-    folder: of the slide's page; exists.
-    source: the slide's files.
-    title: a line for the pictures.
-    limit: of the contributions, from `heatmaps.cohort_range`.
-    data: `config.data`.
-    settings: `config.report`.
-
-  Returns:
-    What the page shows.
-
-  Raises:
-    OSError: files cannot be written.
-  """
+  """Draws a slide's maps and tiles, and writes all files but the page."""
   drawn = SlideFigures()
   tile_map = None
   if source.map_problem:

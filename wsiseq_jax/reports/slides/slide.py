@@ -75,14 +75,7 @@ class Context:
 def write_page(
   path: pathlib.Path, row: SlideRow, drawn: SlideFigures, context: Context
 ) -> None:
-  """Writes the page of a slide, one file with its pictures.
-
-  Args:
-    path: the page.
-    row: what was predicted.
-    drawn: what was made of the slide.
-    context: what all slides share.
-  """
+  """Writes the page of a slide, one file with its pictures."""
   left, top = drawn.bounds_xy or (0, 0)
   page.write(
     path,

@@ -29,17 +29,7 @@ def write(
   size_px: tuple[int, int] = (640, 512),
   tile_um: float = 48.0,
 ) -> pathlib.Path:
-  """Draws slides and writes what the job `mil` would have left behind.
-
-  Args:
-    workdir: where to; the slides go to its folder `slides`.
-    slides: how many.
-    size_px: of a slide.
-    tile_um: side of a tile.
-
-  Returns:
-    The table of the slides, a CSV.
-  """
+  """Draws slides and writes what the job `mil` would have left behind."""
   table = synthetic.make_cohort(
     workdir / "slides", slides=slides, size_px=size_px, region_um=200.0
   )
@@ -54,15 +44,7 @@ def predict(
   failures: Sequence[str] = (),
   seeds: int = 3,
 ) -> None:
-  """Makes up predictions of slides whose truth lies beside them.
-
-  Args:
-    workdir: where to.
-    table: of a synthetic cohort: slide_id, filename, patient_id, label.
-    tile_um: side of a tile.
-    failures: slides to be without tissue.
-    seeds: how many models.
-  """
+  """Makes up predictions of slides whose truth lies beside them."""
   with table.open(newline="") as file:
     rows = sorted(csv.DictReader(file), key=lambda row: row["slide_id"])
   positive = np.array([row["label"] not in NORMAL for row in rows])
