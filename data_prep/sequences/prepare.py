@@ -132,7 +132,12 @@ class _Run:
   def errors(self) -> list[SlideError]:
     """Everything that could not be used, by slide."""
     failed = [o.error for o in self.outcomes.values() if o.error is not None]
-    return sorted([*self.found_errors, *failed], key=lambda e: e.slide)
+    notes = [
+      SlideError(*state)
+      for outcome in self.outcomes.values()
+      for state in outcome.info.get("notes", ())
+    ]
+    return sorted([*self.found_errors, *failed, *notes], key=lambda e: e.slide)
 
   def work(self) -> None:
     """Does all slides that are not finished."""

@@ -64,7 +64,8 @@ class SlideOutcome:
   Attributes:
     slide_id: the slide.
     status: 'done', 'no_tissue', 'no_region' or 'failed'.
-    info: the facts in `slide.json`; empty if it failed.
+    info: the facts in `slide.json`, with `notes`, states of errors that cost
+      a part of the slide; empty if it failed.
     seconds: how long it took; None if it was finished before.
     error: what is wrong with it; None unless it failed.
   """
@@ -137,7 +138,10 @@ def _process(job: SlideJob, stage: _Stage) -> dict[str, Any]:
     )
     _check_size(slide, geometry)
     stage.name = "thumbnail"
-    thumbnail, downsample = slide.thumbnail(config["tissue"]["thumbnail_px"])
+    notes: list[SlideError] = []
+    thumbnail, downsample = slide.thumbnail(
+      config["tissue"]["thumbnail_px"], notes
+    )
     stage.name = "tissue"
     mask = _mask(entry, config, thumbnail, slide.mpp * downsample)
     stage.name = "centres"
@@ -155,7 +159,7 @@ def _process(job: SlideJob, stage: _Stage) -> dict[str, Any]:
     )
     status, reason = DONE, ""
     if not mask.any():
-      status, reason = NO_TISSUE, "the tissue mask is empty"
+      status, reason = NO_TISSUE, tissue.why_empty(thumbnail)
     elif not centres:
       status, reason = (
         NO_REGION,
@@ -207,6 +211,8 @@ def _process(job: SlideJob, stage: _Stage) -> dict[str, Any]:
       "sequences": count,
       "num_bytes": num_bytes,
     }
+    if notes:
+      info["notes"] = [note.state() for note in notes]
     job.done.write(info, [folder / SHARD] if count else [])
   return info
 
@@ -230,7 +236,8 @@ def _mask(
   mpp: float,
 ) -> np.ndarray:
   if entry.mask_path:
-    return tissue.load_mask(entry.mask_path, thumbnail.shape[:2])
+    values = entry.tissue.get("mask_values", "")
+    return tissue.load_mask(entry.mask_path, thumbnail.shape[:2], values)
   params = {"method": config["tissue"]["method"], **entry.tissue}
   return tissue.tissue_mask(thumbnail, mpp=mpp, **params)
 

@@ -30,6 +30,11 @@ _TAGS = (
 _ITEM = b"\xfe\xff\x00\xe0"  # tag (FFFE,E000), which begins each frame
 
 
+_FRAME_HEAD = 4096  # bytes that hold the main header of a frame
+_J2K = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 code stream
+_COD = 0xFF52  # the marker of how it is coded
+
+
 @dataclasses.dataclass(frozen=True)
 class DicomSeries:
   """One slide stored as DICOM.
@@ -113,11 +118,13 @@ def group(
 
 
 def is_mislabelled_ycbcr(path: str | os.PathLike) -> bool:
-  """Says whether a file claims RGB while its JPEG frames are YCbCr.
+  """Says whether OpenSlide takes YCbCr frames of a file for RGB.
 
   Some converters (Bio-Formats' among them) compress the pixels anew and keep
-  the old PhotometricInterpretation. OpenSlide believes it and shows green
-  tissue on pink glass. A JFIF marker in the frame decides: JFIF is YCbCr.
+  the old PhotometricInterpretation. OpenSlide believes it and shows green or
+  salmon glass. The first frame decides: a JPEG with a JFIF marker is YCbCr
+  whatever is said, and JPEG 2000 called YBR_ICT is it too unless its header
+  says that the decoder turns it into RGB.
 
   Args:
     path: a DICOM file.
@@ -129,7 +136,8 @@ def is_mislabelled_ycbcr(path: str | os.PathLike) -> bool:
     header = pydicom.dcmread(
       file, stop_before_pixels=True, specific_tags=["PhotometricInterpretation"]
     )
-    if header.get("PhotometricInterpretation") != "RGB":
+    said = header.get("PhotometricInterpretation")
+    if said not in ("RGB", "YBR_ICT"):
       return False
     # The pixel element: tag, VR, length; an offset table; then the frames.
     file.seek(12, os.SEEK_CUR)
@@ -137,8 +145,24 @@ def is_mislabelled_ycbcr(path: str | os.PathLike) -> bool:
     if table[:4] != _ITEM:
       return False  # not compressed
     file.seek(struct.unpack("<I", table[4:])[0], os.SEEK_CUR)
-    start = file.read(8 + 11)[8:]
-  return start[:4] == b"\xff\xd8\xff\xe0" and start[6:] == b"JFIF\0"
+    start = file.read(8 + _FRAME_HEAD)[8:]
+  if start[:4] == b"\xff\xd8\xff\xe0" and start[6:11] == b"JFIF\0":
+    return True
+  return said == "YBR_ICT" and _j2k_transform(start) == 0
+
+
+def _j2k_transform(start: bytes) -> int | None:
+  """The colour transform a JPEG 2000 decoder inverts; 0 = none."""
+  at = start.find(_J2K)  # behind boxes, in a JP2
+  if at < 0:
+    return None
+  at += 2
+  while at + 4 <= len(start):
+    marker, length = struct.unpack_from(">HH", start, at)
+    if marker == _COD and at + 9 <= len(start):
+      return start[at + 8]
+    at += 2 + length
+  return None
 
 
 def _error(path: pathlib.Path, error: str, message: str) -> SlideError:

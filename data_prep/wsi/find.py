@@ -502,7 +502,7 @@ def _tissue(table: tables.Table, row: tables.Row) -> dict[str, str | float]:
         f"column {column}: no such tissue parameter; choose "
         f"{['method', *sorted(tissue.PARAMETERS)]}"
       )
-    is_name = name == "method"
+    is_name = name in ("method", "mask_values")
     found[name] = row.cells[column] if is_name else table.number(row, column)
   if found.get("method", "guarded") not in tissue.METHODS:
     raise ValueError(

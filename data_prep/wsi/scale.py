@@ -6,6 +6,7 @@ believable mpp is refused with the remedy in the message.
 """
 
 import math
+import xml.etree.ElementTree as ElementTree
 
 from data_prep.files.errors import SlideError
 
@@ -22,21 +23,50 @@ def _number(properties: dict[str, str], key: str) -> float | None:
   return value if math.isfinite(value) and value > 0 else None
 
 
+# Of the lengths in OME-XML; 'pixel' and 'reference frame' are none.
+_OME_UM = {
+  **{"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4},
+  **{"m": 1e6, "pm": 1e-6, "Å": 1e-4, "in": 25_400.0},
+}
+
+
+def _ome_mpp(description: str) -> tuple[float, float] | None:
+  """Returns mpp in x and y of the first image that OME-XML gives a size."""
+  if "<OME" not in description and ":OME" not in description:
+    return None
+  try:
+    root = ElementTree.fromstring(description.strip("\0 \r\n"))
+  except (ElementTree.ParseError, ValueError):
+    return None
+  for element in root.iter():
+    if element.tag.rpartition("}")[2] != "Pixels":
+      continue
+    values = {}
+    for axis in "XY":
+      size = _number(element.attrib, f"PhysicalSize{axis}")
+      unit = element.get(f"PhysicalSize{axis}Unit", "µm")
+      if size and unit in _OME_UM:
+        values[axis] = size * _OME_UM[unit]
+    if len(values) == 2:
+      return values["X"], values["Y"]
+  return None
+
+
 def stored_mpp(
   properties: dict[str, str], vendor: str
 ) -> tuple[float, float, str] | None:
   """Returns mpp in x and y as the file states it, and who says so.
 
-  Order: the scanner vendor's own key, then the TIFF resolution. For generic
-  TIFF OpenSlide computes its `openslide.mpp-x` from the resolution tags, which
-  is no vendor's word, so it counts as `tiff`.
+  Order: the scanner vendor's own key, OME-XML, then the TIFF resolution. For
+  generic TIFF OpenSlide computes its `openslide.mpp-x` from the resolution
+  tags, which is no vendor's word, so it counts as `tiff`.
 
   Args:
     properties: OpenSlide's properties of the slide.
     vendor: OpenSlide's name of the format.
 
   Returns:
-    (mpp_x, mpp_y, 'vendor' or 'tiff'); None where the file says nothing.
+    (mpp_x, mpp_y, 'vendor', 'ome' or 'tiff'); None where the file says nothing.
 
   Example:
     >>> stored_mpp({'aperio.MPP': '0.499'}, 'aperio')
@@ -53,6 +83,9 @@ def stored_mpp(
     both = _number(properties, "aperio.MPP")
     if both:
       return both, both, "vendor"
+  ome = _ome_mpp(properties.get("tiff.ImageDescription", ""))
+  if ome:
+    return *ome, "ome"
   unit = _UNITS_UM.get(properties.get("tiff.ResolutionUnit", ""))
   x = _number(properties, "tiff.XResolution")
   y = _number(properties, "tiff.YResolution")
@@ -81,7 +114,7 @@ def choose_mpp(
   default: float | int | None = None,
   slide: str = "",
 ) -> tuple[float | int, str]:
-  """Decides the scale of a slide: override > vendor > TIFF > default.
+  """Decides the scale of a slide: override > vendor > OME > TIFF > default.
 
   Nothing is guessed. An absurd or lopsided stored value is refused rather than
   replaced by the default, because the default is for slides that say nothing.
@@ -94,7 +127,8 @@ def choose_mpp(
     slide: slide id, for messages.
 
   Returns:
-    um/px at level 0, and its origin: 'override', 'vendor', 'tiff', 'default'.
+    um/px at level 0, and its origin: 'override', 'vendor', 'ome', 'tiff',
+    'default'.
 
   Raises:
     SlideError: no mpp, or one that cannot be true.
@@ -122,7 +156,8 @@ def choose_mpp(
   if default is not None:
     return _check_range(default, "default", slide), "default"
   raise SlideError(
-    "the file states no mpp (neither a scanner's key nor a TIFF resolution): "
+    "the file states no mpp (neither a scanner's key, OME-XML, nor a TIFF "
+    "resolution): "
     "give it in the CSV column mpp, or a default for all such slides",
     stage="mpp",
     error="no_mpp",

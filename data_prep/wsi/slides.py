@@ -20,6 +20,7 @@ import dataclasses
 import math
 import os
 import pathlib
+import threading
 from collections.abc import Sequence
 
 import cv2
@@ -33,6 +34,7 @@ from data_prep.wsi import dicom_series, resample, tiled
 from data_prep.wsi.scale import MPP_RANGE, MPP_TOLERANCE, choose_mpp
 
 Number = int | float | np.integer | np.floating
+_BLOCK_PX = 256  # side of what a damaged tile costs, where it is not stated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,33 +52,77 @@ class Level:
 
 def level_downsample(
   level0: tuple[int, int], level: tuple[int, int], reported: float
-) -> float:
+) -> float | None:
   """Returns how many level-0 pixels a pixel of a level really covers.
 
-  Pyramids are made by averaging 2x2 or 4x4 pixels and dropping (or padding) the
-  last incomplete ones, so the true factor is an integer; the ratio of the sizes
-  is not, and on a large slide its error moves the far corner by several pixels.
+  Pyramids are made by averaging whole blocks of pixels and dropping (or
+  padding) the last incomplete ones, so the true factor is an integer, mostly a
+  power of two, that explains both sides. The ratio of the sizes is not: it is
+  off by percents where a side of the level is a few pixels.
 
   Args:
     level0: width, height of level 0.
     level: width, height of the level.
-    reported: the ratio of the sizes, used where no integer explains them.
+    reported: OpenSlide's factor. It is the mean of both ratios, which says
+      nothing, unless the format states it.
 
   Returns:
-    The factor.
+    The factor; None where no factor explains both sides.
 
   Example:
-    >>> level_downsample((14486, 16783), (3621, 4195), 4.00063)
-    4.0
+    >>> level_downsample((120_000, 2100), (1875, 32), 64.8125)
+    64.0
     >>> level_downsample((1000, 1000), (400, 400), 2.5)
     2.5
   """
-  whole = round(reported)
-  explained = all(
-    small in (big // whole, -(-big // whole))
-    for big, small in zip(level0, level, strict=True)
-  )
-  return float(whole) if explained else float(reported)
+  ratios = [big / small for big, small in zip(level0, level, strict=True)]
+  if abs(reported * 2 / sum(ratios) - 1) > 1e-4:
+    return float(reported)
+  best = ratios[0] if level0[0] > level0[1] else ratios[1]
+  for slack in (1, 2):
+    sides = list(zip(level0, level, strict=True))
+    low = max(big / (small + slack) for big, small in sides)
+    high = min(
+      big / (small - slack) if small > slack else math.inf
+      for big, small in sides
+    )
+    if low >= high:
+      continue
+    # The side of many pixels leaves room for few integers.
+    near = range(max(1, math.floor(best) - 2), math.ceil(best) + 3)
+    whole = [n for n in (*near, 2 ** round(math.log2(best))) if low < n < high]
+    if whole:
+      return float(min(whole, key=lambda n: (n & (n - 1) > 0, abs(n - best))))
+    return best
+  return None
+
+
+_CONVERT = "vips copy IN.tif 'OUT.tif[tile,pyramid,compression=jpeg,Q=90]'"
+_TO_RGB = (
+  "vips colourspace IN.tif 'OUT.tif[tile,pyramid,compression=jpeg,Q=90]' srgb"
+)
+
+
+def _cause(path: pathlib.Path) -> str:
+  """Says what a TIFF is that is no slide, and how to make one of it."""
+  try:
+    with tifffile.TiffFile(path) as tiff:
+      page = tiff.pages[0]
+      samples, tiled_ = page.samplesperpixel, page.is_tiled
+      bits = page.bitspersample
+  except Exception:  # no TIFF, or a damaged one
+    return ""
+  causes = []
+  if not tiled_:
+    causes.append("it is stored in strips, not in tiles")
+  if samples < 3:
+    causes.append("it is grey or has a palette, and stains need colours")
+  if bits != 8:
+    causes.append(f"it has {bits} bits a sample, not 8")
+  if not causes:
+    return ""
+  remedy = _CONVERT if samples >= 3 and bits == 8 else _TO_RGB
+  return f": {'; '.join(causes)}. Convert it: {remedy}"
 
 
 class Slide:
@@ -87,7 +133,7 @@ class Slide:
     name: slide id used in messages.
     level0_px: width, height at full resolution.
     mpp: um per level-0 pixel.
-    mpp_origin: 'override', 'vendor', 'tiff' or 'default'.
+    mpp_origin: 'override', 'vendor', 'ome', 'tiff' or 'default'.
     vendor: OpenSlide's name of the format.
     bounds: x, y, width, height of the scanned part in level-0 pixels.
     levels: the pyramid.
@@ -110,18 +156,12 @@ class Slide:
     self.name = name or self.path.name
     self._handle = self._open_handle()
     self._pyramid = None
+    self._rescue_lock = threading.Lock()  # threads share a tiled slide
     try:
       properties = dict(self._handle.properties)
       self.vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
       self.level0_px = tuple(self._handle.dimensions)
-      self.levels = tuple(
-        Level(tuple(size), level_downsample(self.level0_px, size, downsample))
-        for size, downsample in zip(
-          self._handle.level_dimensions,
-          self._handle.level_downsamples,
-          strict=True,
-        )
-      )
+      self._find_levels()
       self.bounds = self._find_bounds(properties)
       self.colours_fixed = (
         self.vendor == "dicom" and dicom_series.is_mislabelled_ycbcr(self.path)
@@ -131,10 +171,7 @@ class Slide:
       )
       self.reader, self.reader_reason = "openslide", "asked for"
       if reader == "auto":
-        levels, self.reader_reason = self._tiled_levels()
-        if levels:
-          self._pyramid = tiled.TiledPyramid(self.path, levels)
-          self.reader = "tiled"
+        self._choose_reader()
     except BaseException:
       self.close()
       raise
@@ -195,7 +232,7 @@ class Slide:
       return openslide.OpenSlide(self.path)
     except openslide.OpenSlideUnsupportedFormatError as error:
       raise SlideError(
-        f"no slide format known to OpenSlide: {self.path}",
+        f"no slide format known to OpenSlide: {self.path}" + _cause(self.path),
         error="unsupported_format",
         slide=self.name,
       ) from error
@@ -206,10 +243,38 @@ class Slide:
         slide=self.name,
       ) from error
 
-  def _tiled_levels(self) -> tuple[tuple[tiled.TiledLevel, ...], str]:
+  def _find_levels(self) -> None:
+    factors = [
+      level_downsample(self.level0_px, size, reported)
+      for size, reported in zip(
+        self._handle.level_dimensions,
+        self._handle.level_downsamples,
+        strict=True,
+      )
+    ]
+    # A level that is padded or squeezed would put everything elsewhere.
+    self._numbers = [i for i, factor in enumerate(factors) if factor]
+    self.levels = tuple(
+      Level(tuple(self._handle.level_dimensions[i]), factors[i])
+      for i in self._numbers
+    )
+
+  def _choose_reader(self) -> None:
+    """Decodes the tiles ourselves where we can."""
     try:
-      return tiled.pyramid_levels(
-        self.path, self.vendor, [level.size_px for level in self.levels]
+      hidden = []
+      if self.vendor == "generic-tiff" and len(self.levels) == 1:
+        hidden = tiled.hidden_sizes(self.path)
+      more = [
+        Level(size, factor)
+        for size in hidden
+        if (factor := self._factor_of_hidden(size))
+      ]
+      levels, self.reader_reason = tiled.pyramid_levels(
+        self.path,
+        self.vendor,
+        [level.size_px for level in (*self.levels, *more)],
+        any_compression=bool(more),
       )
     except (tifffile.TiffFileError, ValueError) as error:
       raise SlideError(
@@ -217,6 +282,28 @@ class Slide:
         "reader='openslide' may still read it",
         slide=self.name,
       ) from error
+    if levels:
+      self.levels += tuple(more)
+      self._pyramid = tiled.TiledPyramid(self.path, levels, self._rescue)
+      self.reader = "tiled"
+
+  def _factor_of_hidden(self, size: tuple[int, int]) -> float | None:
+    ratios = [a / b for a, b in zip(self.level0_px, size, strict=True)]
+    return level_downsample(self.level0_px, size, sum(ratios) / 2)
+
+  def _rescue(
+    self, level: int, corner: tuple[int, int], size_px: tuple[int, int]
+  ) -> UInt8[np.ndarray, "h w 3"] | None:
+    """Reads a tile that our decoder refuses; None if OpenSlide does too."""
+    if level >= len(self._numbers):
+      return None
+    out = np.empty((size_px[1], size_px[0], 3), np.uint8)
+    with self._rescue_lock:
+      try:
+        self._read_openslide(level, corner, out)
+      except SlideError:
+        return None
+    return out
 
   def _find_bounds(
     self, properties: dict[str, str]
@@ -286,6 +373,7 @@ class Slide:
     corner: tuple[int, int],
     size_px: tuple[int, int],
     out: UInt8[np.ndarray, "h w 3"] | None = None,
+    lost: list[SlideError] | None = None,
   ) -> UInt8[np.ndarray, "h w 3"]:
     """Reads pixels of one pyramid level as they are stored.
 
@@ -294,6 +382,7 @@ class Slide:
       corner: x, y of the top-left pixel, in pixels of that level.
       size_px: width, height.
       out: array to fill instead of a new one.
+      lost: takes an error for each damaged tile, which is then left white.
 
     Returns:
       RGB pixels; white outside the slide and where it is transparent.
@@ -305,12 +394,47 @@ class Slide:
       out = np.empty((size_px[1], size_px[0], 3), np.uint8)
     if self._pyramid is not None:
       try:
-        self._pyramid.read(level, corner, out)
+        bad = None if lost is None else []
+        self._pyramid.read(level, corner, out, bad)
       except tiled.TileError as error:
         raise self._damaged(level, error.corner, error.reason) from error
-    else:
+      for error in bad or ():
+        lost.append(self._damaged(level, error.corner, error.reason))
+      return out
+    try:
       self._read_openslide(level, corner, out)
+    except SlideError:
+      if lost is None:
+        raise
+      self._read_blocks(level, corner, out, lost)
     return out
+
+  def _read_blocks(
+    self,
+    level: int,
+    corner: tuple[int, int],
+    out: UInt8[np.ndarray, "h w 3"],
+    lost: list[SlideError],
+  ) -> None:
+    """Reads a damaged region through OpenSlide, tile by tile."""
+    key = f"openslide.level[{self._numbers[level]}].tile-"
+    side_x, side_y = (
+      int(self._handle.properties.get(key + word, _BLOCK_PX))
+      for word in ("width", "height")
+    )
+    (x, y), (height, width) = corner, out.shape[:2]
+    for top in range(y - y % side_y, y + height, side_y):
+      for left in range(x - x % side_x, x + width, side_x):
+        x0, y0 = max(left, x), max(top, y)
+        block = out[
+          y0 - y : top + side_y - y,
+          x0 - x : left + side_x - x,
+        ]
+        try:
+          self._read_openslide(level, (x0, y0), block)
+        except SlideError as error:
+          block[:] = 255
+          lost.append(error)
 
   def _damaged(
     self, level: int, corner: tuple[int, int], reason: str
@@ -333,10 +457,11 @@ class Slide:
     # OpenSlide takes the corner in whole level-0 pixels and divides it by its
     # own downsample, so that is the factor to multiply by. Where that is no
     # integer it interpolates, up to half a level-0 pixel off.
-    factor = self._handle.level_downsamples[level]
+    number = self._numbers[level]
+    factor = self._handle.level_downsamples[number]
     location = tuple(round(v * factor) for v in corner)
     try:
-      image = self._handle.read_region(location, level, out.shape[1::-1])
+      image = self._handle.read_region(location, number, out.shape[1::-1])
     except openslide.OpenSlideError as error:
       # Every later read of this handle would fail: take a new one.
       self._handle.close()
@@ -400,39 +525,64 @@ class Slide:
     )
 
   def thumbnail(
-    self, max_px: int = 1024
+    self, max_px: int = 1024, lost: list[SlideError] | None = None
   ) -> tuple[UInt8[np.ndarray, "h w 3"], float]:
     """Returns a small picture of the whole slide, from level-0 (0, 0) on.
 
-    Made by area averaging from the smallest level that is large enough, in
-    bands, so that a slide without a pyramid needs little memory.
+    Made by area averaging from the smallest level that is large enough; where
+    that is damaged, from the next one, and where all are, from the one that
+    lost least, with its damaged tiles white.
 
     Args:
       max_px: longest side at most; a smaller slide is not enlarged.
+      lost: takes an error for each damaged tile that was met.
 
     Returns:
       RGB pixels, and level-0 pixels per thumbnail pixel.
 
     Raises:
-      SlideError: a tile of the level used is damaged.
+      SlideError: nothing of the slide can be read.
     """
     downsample = max(1.0, max(self.level0_px) / max_px)
+    numbers = [
+      i for i, v in enumerate(self.levels) if v.downsample <= downsample
+    ]
+    numbers.sort(key=lambda i: -self.levels[i].downsample)
+    best, least, damage = None, math.inf, []
+    for number in numbers:
+      bad: list[SlideError] = []
+      picture = self._thumbnail(number, downsample, bad)
+      damage += bad
+      area = len(bad) * self.levels[number].downsample ** 2
+      if area < least:
+        best, least = picture, area
+      if not bad:
+        break
+    for error in damage:
+      error.stage = "thumbnail"
+    if least and (best == 255).all():
+      raise damage[0]
+    if lost is not None:
+      lost += damage
+    return best, downsample
+
+  def _thumbnail(
+    self, number: int, downsample: float, lost: list[SlideError]
+  ) -> UInt8[np.ndarray, "h w 3"]:
     width, height = (
       max(1, round(side / downsample)) for side in self.level0_px
     )
-    number = max(
-      (i for i, v in enumerate(self.levels) if v.downsample <= downsample),
-      key=lambda i: self.levels[i].downsample,
-      default=0,
-    )
     level = self.levels[number]
-    # Whole-number averaging band by band, then one resize of the small rest.
+    # Whole-number averaging band by band, which needs little memory where there
+    # is no pyramid, then one resize of the small rest.
     whole = max(1, int(downsample / level.downsample))
     rows = whole * max(1, 512 // whole)
-    bands = []
+    bands, bad = [], {}
     for y in range(0, level.size_px[1], rows):
       size = -(-level.size_px[0] // whole) * whole, rows
-      band = self.read_level(number, (0, y), size)
+      met: list[SlideError] = []
+      band = self.read_level(number, (0, y), size, lost=met)
+      bad |= {error.tile: error for error in met}  # a tile lies in two bands
       if whole > 1:
         band = cv2.resize(
           band,
@@ -440,6 +590,7 @@ class Slide:
           interpolation=cv2.INTER_AREA,
         )
       bands.append(band)
+    lost += bad.values()
     picture = np.concatenate(bands)
     factor = downsample / (level.downsample * whole)
     # White below and to the right, so that the rest divides.
@@ -457,5 +608,4 @@ class Slide:
         fy=1 / factor,
         interpolation=cv2.INTER_AREA,
       )
-    picture = picture[:height, :width]
-    return np.ascontiguousarray(picture), downsample
+    return np.ascontiguousarray(picture[:height, :width])

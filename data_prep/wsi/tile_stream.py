@@ -175,7 +175,8 @@ def events(
           _close(future.result())
 
 
-Plan = tuple[Slide, tiles.TileGrid, dict[str, Any]]
+# With what is damaged and cost nothing but a part of the thumbnail.
+Plan = tuple[Slide, tiles.TileGrid, dict[str, Any], list[SlideError]]
 
 
 def _close(plan: Plan | SlideError) -> None:
@@ -193,7 +194,7 @@ def _slide_events(
   if isinstance(plan, SlideError):
     yield Failed(entry, plan)
     return
-  slide, grid, info = plan
+  slide, grid, info, notes = plan
   with slide:
     yield Begin(entry, grid, info)
     bad: list[SlideError] = []
@@ -213,7 +214,7 @@ def _slide_events(
       )
       return
     # Several tiles lie on one damaged native tile: one row for each of these.
-    places = {error.tile: error for error in reversed(bad)}
+    places = {error.tile: error for error in reversed([*notes, *bad])}
     yield End(tuple(reversed(places.values())), len(bad))
 
 
@@ -235,10 +236,17 @@ def _plan(
       wanted["mpp"], wanted["mpp_tolerance"], wanted["allow_upsampling"]
     )
     stage = "thumbnail"
-    thumbnail, downsample = slide.thumbnail(settings.tissue["thumbnail_px"])
+    notes: list[SlideError] = []
+    thumbnail, downsample = slide.thumbnail(
+      settings.tissue["thumbnail_px"], notes
+    )
     stage = "tissue"
     if entry.mask_path:
-      mask = tissue.load_mask(entry.mask_path, thumbnail.shape[:2])
+      mask = tissue.load_mask(
+        entry.mask_path,
+        thumbnail.shape[:2],
+        entry.tissue.get("mask_values", ""),
+      )
     else:
       mask = tissue.tissue_mask(
         thumbnail,
@@ -260,7 +268,7 @@ def _plan(
     _draw(entry.slide_id, slide, thumbnail, mask, downsample, grid, out)
     status, reason = OK, ""
     if not mask.any():
-      status, reason = NO_TISSUE, "the tissue mask is empty"
+      status, reason = NO_TISSUE, tissue.why_empty(thumbnail)
     elif not len(grid):
       status, reason = (
         NO_TISSUE,
@@ -282,7 +290,7 @@ def _plan(
     if slide is not None:
       slide.close()
     return as_slide_error(error, entry.slide_id, stage, "config.workdir")
-  return slide, grid, json.loads(json.dumps(info))
+  return slide, grid, json.loads(json.dumps(info)), notes
 
 
 def _draw(

@@ -25,7 +25,7 @@ import dataclasses
 import os
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import simplejpeg
@@ -69,6 +69,7 @@ class TiledLevel:
     lengths: byte length of each tile; 0 marks a tile that was not stored.
     header: what a stored tile needs in front of it to be a JPEG file.
     rgb: the JPEG stores RGB, not YCbCr.
+    decode: tifffile's decoder of what is not JPEG, and its arguments.
   """
 
   size_px: tuple[int, int]
@@ -77,13 +78,14 @@ class TiledLevel:
   lengths: tuple[int, ...]
   header: bytes
   rgb: bool
+  decode: Callable[..., tuple] | None = None
 
 
-def _why_not(page: tifffile.TiffPage) -> str:
+def _why_not(page: tifffile.TiffPage, any_compression: bool) -> str:
   """Says why a TIFF page is not a level this module decodes ('' = it is)."""
   if not page.is_tiled:
     return "not tiled"
-  if page.compression != _JPEG:
+  if page.compression != _JPEG and not any_compression:
     return f"compression is {page.compression.name}, not JPEG"
   if page.photometric not in (_RGB, _YCBCR):
     return f"photometric is {page.photometric.name}"
@@ -104,14 +106,27 @@ def _header(tables: bytes | None, rgb: bool) -> bytes:
   adobe = struct.pack(
     ">HH5sHHHB", 0xFFEE, 14, b"Adobe", 100, 0, 0, 0 if rgb else 1
   )
-  shared = b"" if not tables else tables[2:-2]  # less its SOI and EOI
+  # Less its SOI, its EOI, and what may pad it.
+  shared = b"" if not tables else tables[2 : tables.rindex(b"\xff\xd9")]
   return b"\xff\xd8" + adobe + shared
+
+
+def hidden_sizes(path: str | os.PathLike) -> list[tuple[int, int]]:
+  """Returns width, height of the levels in SubIFDs, which OpenSlide omits."""
+  with tifffile.TiffFile(path) as tiff:
+    return [(p.imagewidth, p.imagelength) for p in _hidden(tiff)]
+
+
+def _hidden(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
+  first = tiff.pages[0]
+  return [page.aspage() for page in first.pages] if first.subifds else []
 
 
 def pyramid_levels(
   path: str | os.PathLike,
   vendor: str,
   level_sizes: Sequence[tuple[int, int]],
+  any_compression: bool = False,
 ) -> tuple[tuple[TiledLevel, ...], str]:
   """Returns the tiled levels of a slide, or why it must be read by OpenSlide.
 
@@ -123,7 +138,8 @@ def pyramid_levels(
   Args:
     path: the slide.
     vendor: OpenSlide's name of the format.
-    level_sizes: width, height of each level as OpenSlide sees it.
+    level_sizes: width, height of each level.
+    any_compression: decode also what is not JPEG, which OpenSlide cannot see.
 
   Returns:
     The levels and ''; or () and the reason, a sentence for a log.
@@ -132,20 +148,24 @@ def pyramid_levels(
     return (), f"format {vendor} is read by OpenSlide"
   levels = []
   with tifffile.TiffFile(path) as tiff:
-    pages = list(tiff.pages)
+    pages = [*tiff.pages, *_hidden(tiff)]
     for number, size in enumerate(level_sizes):
       same = [p for p in pages if (p.imagewidth, p.imagelength) == tuple(size)]
       same = [p for p in same if p.is_tiled] or same
       if not same:
         return (), f"no TIFF page of the size of level {number}"
       page = same[0]
-      reason = _why_not(page)
+      reason = _why_not(page, any_compression)
       if reason:
         return (), f"level {number}: {reason}"
       columns = -(-page.imagewidth // page.tilewidth)
       rows = -(-page.imagelength // page.tilelength)
-      if len(page.dataoffsets) != columns * rows:
-        return (), f"level {number}: {len(page.dataoffsets)} tiles listed"
+      listed = min(len(page.dataoffsets), len(page.databytecounts))
+      if listed != columns * rows:
+        return (), f"level {number}: {listed} of {columns * rows} tiles listed"
+      if vendor == "aperio" and 0 in page.databytecounts:
+        # Drawn from the level above, by a rule of Aperio's.
+        return (), f"level {number}: tiles are missing"
       rgb = page.photometric == _RGB
       levels.append(
         TiledLevel(
@@ -155,6 +175,7 @@ def pyramid_levels(
           lengths=tuple(page.databytecounts),
           header=_header(page.jpegtables, rgb),
           rgb=rgb,
+          decode=None if page.compression == _JPEG else page.decode,
         )
       )
   return tuple(levels), ""
@@ -180,6 +201,8 @@ class TiledPyramid:
   Args:
     path: the slide.
     levels: from `pyramid_levels`.
+    rescue: reads a tile (level, corner, size) that is refused here; None where
+      it cannot be read at all.
     cache_bytes: how much to keep of what was decoded.
   """
 
@@ -187,9 +210,12 @@ class TiledPyramid:
     self,
     path: str | os.PathLike,
     levels: Sequence[TiledLevel],
+    rescue: Callable[..., np.ndarray | None] = lambda *unused: None,
     cache_bytes: int = CACHE_BYTES,
   ):
     self.levels = tuple(levels)
+    self._rescue = rescue
+    self._refused: dict[tuple[int, int], TileError] = {}
     self.decoded = 0  # tiles decoded so far; tests and benchmarks read it
     self._file = os.open(path, os.O_RDONLY)
     self._cache = collections.OrderedDict()
@@ -239,21 +265,17 @@ class TiledPyramid:
       if key in self._cache:
         self._cache.move_to_end(key)
         return self._cache[key]
+      if key in self._refused:
+        raise self._refused[key]
     corner = column * at.tile_px[0], row * at.tile_px[1]
-    raw = os.pread(self._file, length, at.offsets[index])
-    if len(raw) != length:
-      raise TileError(level, corner, "its bytes lie beyond the end of the file")
-    if raw[:2] != b"\xff\xd8":
-      raise TileError(level, corner, "not a JPEG")
     try:
-      pixels = simplejpeg.decode_jpeg(
-        at.header + _body(raw, at.rgb), strict=True
-      )
-    except ValueError as error:
-      raise TileError(level, corner, str(error)) from error
-    if pixels.shape[:2] != (at.tile_px[1], at.tile_px[0]):
-      found = f"{pixels.shape[1]}x{pixels.shape[0]}"
-      raise TileError(level, corner, f"a JPEG of another size, {found} px")
+      pixels = self._decode(level, index, corner)
+    except TileError as error:
+      pixels = self._rescue(level, corner, at.tile_px)
+      if pixels is None:
+        with self._lock:
+          self._refused[key] = error
+        raise
     pixels.flags.writeable = False
     with self._lock:
       self.decoded += 1
@@ -264,11 +286,37 @@ class TiledPyramid:
         self._cached -= self._cache.popitem(last=False)[1].nbytes
     return pixels
 
+  def _decode(
+    self, level: int, index: int, corner: tuple[int, int]
+  ) -> UInt8[np.ndarray, "h w 3"]:
+    at = self.levels[level]
+    length = at.lengths[index]
+    raw = os.pread(self._file, length, at.offsets[index])
+    if len(raw) != length:
+      raise TileError(level, corner, "its bytes lie beyond the end of the file")
+    try:
+      if at.decode is not None:
+        pixels = at.decode(raw, index)[0]
+        pixels = np.ascontiguousarray(pixels).reshape(*at.tile_px[::-1], 3)
+      elif raw[:2] != b"\xff\xd8":
+        raise ValueError("not a JPEG")
+      else:
+        pixels = simplejpeg.decode_jpeg(
+          at.header + _body(raw, at.rgb), strict=True
+        )
+    except Exception as error:  # decoders raise whatever they like
+      raise TileError(level, corner, str(error)) from error
+    if pixels.shape[:2] != (at.tile_px[1], at.tile_px[0]):
+      found = f"{pixels.shape[1]}x{pixels.shape[0]}"
+      raise TileError(level, corner, f"a JPEG of another size, {found} px")
+    return pixels
+
   def read(
     self,
     level: int,
     corner: tuple[int, int],
     out: UInt8[np.ndarray, "h w 3"],
+    lost: list[TileError] | None = None,
   ) -> None:
     """Fills `out` with a region of a level, decoding each tile once.
 
@@ -277,6 +325,7 @@ class TiledPyramid:
       corner: x, y of the region's top-left pixel, in pixels of that level; may
         lie outside.
       out: array to fill, [h, w, 3]; white where there is no slide.
+      lost: takes an error for each damaged tile, which is then left white.
 
     Raises:
       TileError: a tile of the region is damaged.
@@ -296,7 +345,13 @@ class TiledPyramid:
       for column in range(left // tile_w, (right - 1) // tile_w + 1):
         x0, x1 = max(left, column * tile_w), min(right, (column + 1) * tile_w)
         target = out[y0 - y : y1 - y, x0 - x : x1 - x]
-        pixels = self.tile(level, column, row)
+        try:
+          pixels = self.tile(level, column, row)
+        except TileError as error:
+          if lost is None:
+            raise
+          lost.append(error)
+          pixels = None
         if pixels is None:
           target[:] = _WHITE
           continue

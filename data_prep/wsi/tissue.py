@@ -6,8 +6,8 @@ the same mask whatever the size of the slide or of its thumbnail:
 - `guarded` (default): colourfulness against the glass, one Otsu threshold kept
   between two bounds. The lower bound keeps blank glass out when there is no
   tissue to split off; the upper bound keeps tissue in when there is no glass.
-  Black ink, bubble rims, dried-out patches and blue or green pen are taken
-  out.
+  Black ink, bubble rims, dried-out patches and blue, green or red pen are
+  taken out.
 - `hsd`: the hue-saturation-density clean-up of Yottixel, as used by the
   image-sequence encoder this project started from.
 - `hsv_otsu`: two Otsu passes, first on saturation, then on brightness.
@@ -38,6 +38,7 @@ __all__ = [
   "qc_picture",
   "tissue_mask",
   "tissue_mm2",
+  "why_empty",
 ]
 
 Picture = UInt8[np.ndarray, "h w 3"]
@@ -63,6 +64,9 @@ _DEFAULTS = {
     "dark_chroma": 0.16,  # HSD chroma of that grey; haematoxylin has 0.2 to 0.5
     "min_dark_um2": 5_000.0,  # smaller grey spots are pigment, left in
     "max_green": 18.0,  # grey levels of green over red; pen, not H&E
+    "max_red": 90.0,  # grey levels of red over green and blue; blood is below
+    "red_cx": -0.75,  # HSD c_x of red pen; blood absorbs more red
+    "min_red_um2": 20_000.0,  # smaller red spots are blood, left in
   },
   "hsd": {
     **_COMMON,
@@ -84,7 +88,10 @@ _DEFAULTS = {
   },
 }
 METHODS = tuple(_DEFAULTS)
-PARAMETERS = frozenset(name for each in _DEFAULTS.values() for name in each)
+# `mask_values` belongs to a mask from a file, see `load_mask`.
+PARAMETERS = frozenset(
+  ["mask_values", *(name for each in _DEFAULTS.values() for name in each)]
+)
 
 
 def tissue_mask(
@@ -134,6 +141,17 @@ def tissue_mask(
     distance = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     mask = distance[1:-1, 1:-1] * mpp > params["erode_um"]
   return mask
+
+
+def why_empty(thumbnail: Picture) -> str:
+  """Says why a mask of this thumbnail may be empty."""
+  spread = thumbnail.max(-1).astype(int) - thumbnail.min(-1)
+  if np.percentile(spread, 99) > 2:
+    return "the tissue mask is empty"
+  return (
+    "the tissue mask is empty: the slide is grey, and tissue is found by its "
+    "colour; give a mask in the table's column mask"
+  )
 
 
 def otsu_threshold(values: UInt8[np.ndarray, " m"]) -> float:
@@ -212,6 +230,23 @@ def _hsd_chroma(
   return mean, np.hypot(c_x, c_y)
 
 
+def _red_pen(
+  picture: Float[np.ndarray, "h w 3"], mpp: float, params: dict
+) -> Mask:
+  """Red ink lets red light through; eosin is paler, blood darker in red."""
+  red = picture[..., 0] - picture[..., 1:].max(-1) > params["max_red"]
+  if not red.any():
+    return red
+  density = -np.log(np.maximum(picture, 1.0) / 255)
+  mean = np.maximum(density.mean(-1), 1e-6)
+  red &= density[..., 0] / mean - 1 < params["red_cx"]
+  red = _morph(red, cv2.MORPH_OPEN, _disc(params["smooth_um"] / mpp))
+  red = keep_large(red, params["min_red_um2"] / mpp**2)
+  # The rim of a stroke is blended with the glass.
+  rim = _disc(params["close_um"] / mpp)
+  return cv2.dilate(red.astype(np.uint8), rim) > 0
+
+
 def _guarded(thumbnail: Picture, mpp: float, params: dict) -> Mask:
   picture = thumbnail.astype(np.float32)
   sigma = params["smooth_um"] / mpp / 2
@@ -229,6 +264,7 @@ def _guarded(thumbnail: Picture, mpp: float, params: dict) -> Mask:
   density, grey = _hsd_chroma(picture)
   foreign = (density > params["dark_density"]) & (grey < params["dark_chroma"])
   foreign |= picture[..., 1] - picture[..., 0] > params["max_green"]
+  foreign |= _red_pen(picture, mpp, params)
   # Chroma, not saturation: saturation divides by brightness and is noise in
   # black ink; chroma is near zero there.
   chroma = picture.max(-1) - picture.min(-1)

@@ -4,28 +4,37 @@ import os
 
 import cv2
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Shaped
 
 from data_prep.files.errors import SlideError, as_slide_error
 from data_prep.wsi import pictures
 
 Mask = Bool[np.ndarray, "h w"]
+_SOFT_PX = 9  # a soft border is thinner than this
 Number = int | float | np.integer | np.floating
 
 
-def load_mask(path: str | os.PathLike, shape: tuple[int, int]) -> Mask:
+def load_mask(
+  path: str | os.PathLike,
+  shape: tuple[int, int],
+  values: str | Number = "",
+) -> Mask:
   """Reads a tissue mask drawn by a person or another program.
 
   Args:
-    path: a picture of the whole slide; above half of its brightest value is
-      tissue (0/1, 0/255 and JPEG masks all work).
+    path: a picture of the whole slide of two values, of which 0 is no tissue.
+      Their border may be soft (JPEG, made smaller): then tissue is what is
+      above half of the brighter one.
     shape: height, width of the thumbnail it has to fit.
+    values: the values that are tissue in a mask of several classes, such as
+      "1" or "1 2"; empty for a mask of two values.
 
   Returns:
     True where there is tissue.
 
   Raises:
-    SlideError: no readable picture, or not the shape of the slide.
+    SlideError: no readable picture, not the shape of the slide, or values that
+      do not say what is tissue.
   """
   try:
     picture = pictures.grey(pictures.read(path, background=0.0))
@@ -34,22 +43,71 @@ def load_mask(path: str | os.PathLike, shape: tuple[int, int]) -> Mask:
     problem.error = "unreadable_mask"
     problem.message = f"cannot read the tissue mask {path}: {problem.message}"
     raise problem from error
-  height, width = picture.shape
-  # Compare where the far corner would land: rounding moves it by a pixel.
-  slack = 1 + 0.01 * max(shape)
-  if abs(width * shape[0] / height - shape[1]) > slack:
-    raise SlideError(
-      f"the tissue mask {path} is {width}x{height} px, which is not the shape "
-      f"of the slide ({shape[1]}x{shape[0]} as a thumbnail)",
-      stage="tissue",
-      error="mask_shape",
-    )
-  if not picture.any():
-    return np.zeros(shape, bool)
-  tissue = (picture > picture.max() / 2).astype(np.float32)
-  shrink = width >= shape[1]
-  kernel = cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
-  return cv2.resize(tissue, shape[::-1], interpolation=kernel) >= 0.5
+  sides = picture.shape
+  # One factor for both sides; the shorter may be rounded by a pixel of either.
+  longer = int(np.argmax(shape))
+  factor = sides[longer] / shape[longer]
+  for have, want in zip(sides, shape, strict=True):
+    if abs(have - want * factor) > 1 + factor / 2 + 0.01 * have:
+      raise SlideError(
+        f"the tissue mask {path} is {sides[1]}x{sides[0]} px, which is not the "
+        f"shape of the slide ({shape[1]}x{shape[0]} as a thumbnail)",
+        stage="tissue",
+        error="mask_shape",
+      )
+  tissue = _tissue_of(picture, str(values), path).astype(np.float32)
+  size = [max(1, round(side / factor)) for side in sides[::-1]]
+  kernel = cv2.INTER_AREA if factor >= 1 else cv2.INTER_LINEAR
+  mask = cv2.resize(tissue, size, interpolation=kernel) >= 0.5
+  more = [(0, max(0, a - b)) for a, b in zip(shape, mask.shape, strict=True)]
+  return np.pad(mask, more, mode="edge")[: shape[0], : shape[1]]
+
+
+def _tissue_of(
+  picture: Shaped[np.ndarray, "h w"], values: str, path: str | os.PathLike
+) -> Mask:
+  """Says which pixels of a mask are tissue, or refuses it."""
+  found = np.unique(picture)
+  if values:
+    try:
+      wanted = [float(word) for word in values.replace(";", " ").split()]
+    except ValueError:
+      wanted = []
+    if not wanted:
+      raise _bad_values(path, found, f"tissue_mask_values={values!r}")
+    return np.isin(picture, wanted)
+  if len(found) == 1 and found[0] in (0, 1, _top(picture)):
+    return picture > 0
+  if len(found) == 2 and found[0] == 0:
+    return picture > 0
+  # Soft borders: what is neither dark nor bright is thin.
+  top = _top(picture)
+  if len(found) > 2 and found[0] < 0.1 * top and found[-1] > 0.9 * top:
+    between = (picture > 0.1 * top) & (picture < 0.9 * top)
+    kernel = np.ones((_SOFT_PX, _SOFT_PX), np.uint8)
+    if not cv2.erode(between.astype(np.uint8), kernel).any():
+      return picture > top / 2
+  raise _bad_values(path, found, "nothing says which are tissue")
+
+
+def _top(picture: Shaped[np.ndarray, "h w"]) -> Number:
+  if picture.dtype.kind in "ui":
+    return np.iinfo(picture.dtype).max
+  return 1
+
+
+def _bad_values(
+  path: str | os.PathLike, found: np.ndarray, problem: str
+) -> SlideError:
+  some = ", ".join(f"{value:g}" for value in found[:8].astype(float))
+  more = f", ... ({len(found)} values)" if len(found) > 8 else ""
+  return SlideError(
+    f"the tissue mask {path} has the values {some}{more}, and {problem}: name "
+    "those that are tissue in the table's column tissue_mask_values, such as "
+    "'1' or '1 2', or give a mask of 0 and 255",
+    stage="tissue",
+    error="mask_values",
+  )
 
 
 def tissue_mm2(mask: Mask, mpp: Number) -> float:

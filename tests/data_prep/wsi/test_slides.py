@@ -3,9 +3,15 @@
 import math
 import pickle
 
+import cv2
+import imagecodecs
 import numpy as np
+import pydicom
 import pytest
+import tifffile
 from PIL import Image
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.uid import generate_uid
 
 from data_prep.wsi import resample, scale
 from data_prep.wsi.slides import Level, Slide, SlideError, level_downsample
@@ -100,7 +106,75 @@ def test_downsample_is_the_integer_the_level_was_made_with():
   assert level_downsample((4483, 3092), (1120, 773), 4.00134) == 4.0
   assert level_downsample((4483, 3092), (1121, 773), 3.9995) == 4.0
   # No integer explains these sizes: the ratio stands.
-  assert level_downsample((1000, 1000), (405, 405), 2.469) == 2.469
+  ratio = 1000 / 405
+  assert level_downsample((1000, 1000), (405, 405), ratio) == ratio
+
+
+@pytest.mark.parametrize("part", ["floor", "ceil", "round"])
+@pytest.mark.parametrize(
+  ("sides", "smallest"), [((20, 60), 1024), ((5, 20), 1024), ((1, 60), 200)]
+)
+def test_downsample_of_long_narrow_slides(part, sides, smallest):
+  rng = np.random.default_rng(0)
+  shrink = getattr(np, part)
+  for _ in range(500):
+    long = int(rng.integers(20_000, 200_000))
+    size = [long, max(1, round(long / rng.uniform(*sides)))]
+    size = size if rng.random() < 0.5 else size[::-1]
+    for step in (2, 4):
+      level, factor = size, 1
+      while max(level) > smallest:
+        level = [max(1, int(shrink(side / step))) for side in level]
+        factor *= step
+        mean = (size[0] / level[0] + size[1] / level[1]) / 2
+        assert level_downsample(tuple(size), tuple(level), mean) == factor
+
+
+def test_downsample_that_the_format_states_is_taken():
+  # Levels of Philips are padded to whole tiles; the factor is in their XML.
+  assert level_downsample((5000, 4000), (1536, 1024), 4.0) == 4.0
+
+
+def test_level_that_no_factor_explains_is_not_used(tmp_path):
+  pixels = tiny_slides.picture(800, 400)
+  path = tmp_path / "padded.tiff"
+  options = {"tile": (128, 128), "compression": "jpeg", "photometric": "rgb"}
+  with tifffile.TiffWriter(path) as file:
+    file.write(pixels, resolution=(2e4, 2e4), resolutionunit=3, **options)
+    padded = np.pad(pixels[::2, ::2], ((0, 56), (0, 0), (0, 0)))
+    file.write(padded, subfiletype=1, **options)
+    file.write(pixels[::4, ::4], subfiletype=1, **options)
+  for reader in ("auto", "openslide"):
+    with Slide.open(path, reader=reader) as slide:
+      assert [level.downsample for level in slide.levels] == [1.0, 4.0]
+      difference = slide.read_level(1, (0, 0), (200, 100)) - pixels[
+        ::4, ::4
+      ].astype(int)
+      assert np.abs(difference).mean() < 6
+
+
+def test_narrow_slide_is_read_where_its_tissue_is(tmp_path):
+  """12,000 x 210 px with a level of 1/64: 187 x 3 px, a mean factor of 67."""
+  pixels = np.full((210, 12_000, 3), 230, np.uint8)
+  pixels[:, 9_600:10_240] = 60, 40, 90
+  path = tmp_path / "narrow.tiff"
+  options = {"tile": (128, 128), "compression": "deflate", "photometric": "rgb"}
+  with tifffile.TiffWriter(path) as file:
+    file.write(pixels, resolution=(2e4, 2e4), resolutionunit=3, **options)
+    small = pixels[:192, :11_968].reshape(3, 64, 187, 64, 3).mean((1, 3))
+    file.write(small.astype(np.uint8), subfiletype=1, **options)
+  with Slide.open(path) as slide:
+    assert slide.levels[1].downsample == 64.0
+    region = slide.read_region((9_920, 96), (12, 3), 32.0)
+    thumb, downsample = slide.thumbnail(150)
+  dark = (region[..., 0] < 145).all(0)
+  assert dark.tolist() == [False] + 10 * [True] + [False]
+  dark = np.flatnonzero(thumb[0, :, 0] < 145)
+  np.testing.assert_allclose(
+    [dark[0], dark[-1] + 1],
+    [9_600 / downsample, 10_240 / downsample],
+    atol=0.75,
+  )
 
 
 # Regions.
@@ -317,11 +391,11 @@ def test_errors_travel_between_processes_and_make_rows():
     again.row()
     == error.row()
     == {
-      "slide": "S1",
+      "slide_id": "S1",
       "stage": "read",
-      "error": "damaged_tile",
+      "code": "damaged_tile",
       "message": "msg",
-      "tile": "0 128 256",
+      "place": "0 128 256",
     }
   )
   assert str(again) == "msg"
@@ -392,7 +466,131 @@ def test_damage_in_a_real_svs(real_data, tmp_path):
     slide.read_region((100, 100), (64, 64), 0.499)
 
 
+@pytest.mark.parametrize("reader", ["auto", "openslide"])
+def test_damage_in_the_level_of_the_thumbnail(tmp_path, reader):
+  """The next level is taken; where all are damaged, a tile is white."""
+  pixels = tiny_slides.picture(1200, 1000)
+  path = tiny_slides.write(tmp_path / "s.tiff", pixels, levels=2)
+  with Slide.open(path) as slide:
+    intact, _ = slide.thumbnail(250)
+  tiny_slides.damage(path, "zeroed", level=1)
+  with Slide.open(path, reader=reader, name="S") as slide:
+    lost = []
+    thumb, _ = slide.thumbnail(250, lost)
+  assert np.abs(thumb.astype(int) - intact).mean() < 3
+  assert [(e.stage, e.error, e.slide) for e in lost] == [
+    ("thumbnail", "damaged_tile", "S")
+  ]
+  assert lost[0].tile == (1, 512, 512)
+  tiny_slides.damage(path, "zeroed", level=0)
+  with Slide.open(path, reader=reader) as slide:
+    lost = []
+    thumb, downsample = slide.thumbnail(250, lost)
+    x, y = round(192 / downsample), round(192 / downsample)
+    assert (thumb[y, x] == 255).all() and len(lost) == 2
+    white = (thumb == 255).all(-1)
+    side = 128 / downsample
+    assert white.sum() == pytest.approx(side**2, rel=0.2)
+    assert np.abs(thumb[~white].astype(int) - intact[~white]).mean() < 4
+    # And the slide goes on.
+    slide.read_region((600, 600), (64, 64), 0.5)
+
+
+def test_slide_of_damaged_tiles_alone_has_no_thumbnail(tmp_path):
+  path = tiny_slides.write(
+    tmp_path / "s.tiff", tiny_slides.picture(128, 128), levels=1
+  )
+  tiny_slides.damage(path, "zeroed", column=0, row=0)
+  with Slide.open(path) as slide, pytest.raises(SlideError) as caught:
+    slide.thumbnail(64)
+  assert caught.value.error == "damaged_tile"
+
+
 # Formats.
+
+
+@pytest.mark.parametrize("compression", ["jpeg", "lzw"])
+def test_ome_tiff(tmp_path, compression):
+  pixels = tiny_slides.picture()
+  path = tiny_slides.write_ome(tmp_path / "s.ome.tif", pixels, compression)
+  with Slide.open(path) as slide:
+    assert (slide.mpp, slide.mpp_origin) == (0.5, "ome")
+    assert [level.downsample for level in slide.levels] == [1.0, 2.0, 4.0]
+    assert slide.level_for(2.0) == 2
+    for number, (factor, level) in enumerate(
+      zip((1, 2, 4), slide.levels, strict=True)
+    ):
+      height, width = (side // factor for side in pixels.shape[:2])
+      expected = cv2.resize(
+        pixels[: height * factor, : width * factor],
+        (width, height),
+        interpolation=cv2.INTER_AREA,
+      )
+      found = slide.read_level(number, (0, 0), level.size_px)
+      bound = 5 if compression == "jpeg" else 0
+      assert np.abs(found.astype(int) - expected).mean() <= bound
+  if compression == "lzw":
+    offset, _ = tiny_slides.tile_at(path, 0, 1, 1)
+    tiny_slides.overwrite(path, offset, b"\xff" * 40)
+    with Slide.open(path) as slide, pytest.raises(SlideError):
+      slide.read_region((192, 192), (20, 20), 0.5)
+
+
+@pytest.mark.parametrize(
+  ("options", "words"),
+  [
+    ({"rowsperstrip": 64, "photometric": "rgb"}, ("strips", "vips", "tile")),
+    ({"photometric": "minisblack"}, ("strips", "grey", "srgb")),
+  ],
+)
+def test_tiff_that_is_no_slide_says_why_and_what_to_do(
+  tmp_path, options, words
+):
+  pixels = tiny_slides.picture()
+  pixels = pixels if options["photometric"] == "rgb" else pixels[..., 0]
+  tifffile.imwrite(tmp_path / "s.tif", pixels, **options)
+  error = _error(tmp_path / "s.tif")
+  assert error.error == "unsupported_format"
+  for word in words:
+    assert word in error.message
+
+
+@pytest.mark.parametrize("transform", [False, True])
+def test_jpeg_2000_frames_of_ycbcr_that_say_ybr_ict(
+  real_data, tmp_path, transform
+):
+  """With `transform` the decoder makes RGB of them, as the name says."""
+  source = real_data / "dicom/level-3-frames-0-1.dcm"
+  dataset = pydicom.dcmread(source)
+  frames = []
+  for frame in generate_frames(
+    dataset.PixelData, number_of_frames=int(dataset.NumberOfFrames)
+  ):
+    rgb = imagecodecs.jpeg8_decode(frame)
+    stored = rgb
+    if not transform:
+      stored = cv2.cvtColor(rgb, cv2.COLOR_RGB2YCrCb)[..., [0, 2, 1]]
+    frames.append(
+      imagecodecs.jpeg2k_encode(
+        np.ascontiguousarray(stored),
+        level=45,
+        reversible=False,
+        codecformat="j2k",
+        mct=transform,
+      )
+    )
+  dataset.PixelData = encapsulate(frames)
+  dataset["PixelData"].is_undefined_length = True
+  dataset.PhotometricInterpretation = "YBR_ICT"
+  dataset.SeriesInstanceUID = generate_uid()
+  dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.91"
+  dataset.save_as(tmp_path / "s.dcm")
+  with Slide.open(tmp_path / "s.dcm") as slide:
+    assert slide.colours_fixed is not transform
+    found = slide.read_level(0, (0, 0), slide.level0_px)
+  height, width = found.shape[:2]
+  expected = rgb[:height, :width].astype(int)
+  assert np.abs(found - expected).mean() < 3
 
 
 def test_real_formats(real_data):

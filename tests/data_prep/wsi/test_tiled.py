@@ -166,6 +166,76 @@ def test_tile_that_was_not_stored_is_white(path):
     np.testing.assert_array_equal(after, ref.read_level(0, (0, 0), (700, 500)))
 
 
+@pytest.mark.parametrize("level", [0, 1])
+def test_missing_tiles_of_aperio_are_drawn_as_openslide_does(tmp_path, level):
+  path = tiny_slides.write_svs(
+    tmp_path / "s.svs", tiny_slides.picture(1024, 1024)
+  )
+  with tifffile.TiffFile(path) as file:
+    page = [p for p in file.pages if p.is_tiled][level]
+    tag = page.tags["TileByteCounts"]
+  size = {3: 2, 4: 4, 16: 8}[tag.dtype]
+  tiny_slides.overwrite(path, tag.valueoffset + size, bytes(size))
+  with Slide.open(path) as ours, Slide.open(path, reader="openslide") as ref:
+    assert ours.vendor == "aperio" and "missing" in ours.reader_reason
+    size = ours.levels[level].size_px
+    found = ours.read_level(level, (0, 0), size)
+    np.testing.assert_array_equal(found, ref.read_level(level, (0, 0), size))
+  is_white = (found[:128, 128:256] == 255).all()
+  assert is_white == (level == 0)
+
+
+def test_padded_tables_are_read(real_data, tmp_path):
+  """Bytes after the end of the shared JPEG tables say nothing."""
+  source = real_data / "native/CMU-1-Small-Region.svs"
+  path = tmp_path / "padded.svs"
+  data = source.read_bytes()
+  with tifffile.TiffFile(source) as file:
+    tag = file.pages[0].tags["JPEGTables"]
+    entry = file.pages[0].offset + 2
+  at = data.index(bytes.fromhex("5b01"), entry)  # the tag 347, type, count
+  count, where = tag.count + 2, len(data)
+  new = count.to_bytes(4, "little") + where.to_bytes(4, "little")
+  data = data[: at + 4] + new + data[at + 12 :] + tag.value + b"\0\0"
+  path.write_bytes(data)
+  with Slide.open(path) as ours, Slide.open(source) as whole:
+    assert ours.reader == "tiled"
+    np.testing.assert_array_equal(
+      *(s.read_level(0, (500, 500), (300, 300)) for s in (ours, whole))
+    )
+
+
+def test_tile_that_openslide_reads_is_rescued(path):
+  """And what it cannot read is asked of it once."""
+  tiny_slides.damage(path, "zeroed")
+  asked = []
+
+  def rescue(level, corner, size):
+    asked.append((level, corner, size))
+    return np.full((*size[::-1], 3), 7, np.uint8)
+
+  levels = _open(path).levels
+  pyramid = tiled.TiledPyramid(path, levels, rescue)
+  for _ in range(2):
+    assert (_read(pyramid, (140, 140), (20, 20)) == 7).all()
+  assert asked == [(0, (128, 128), (128, 128))]
+  pyramid = tiled.TiledPyramid(path, levels, lambda *a: asked.append(a))
+  for _ in range(2):
+    with pytest.raises(tiled.TileError):
+      _read(pyramid, (140, 140), (20, 20))
+  assert len(asked) == 2
+
+
+def test_lost_tiles_are_white_and_listed(path):
+  whole = _read(_open(path), (0, 0), (700, 500))
+  tiny_slides.damage(path, "half zeroed")
+  out, lost = np.zeros((500, 700, 3), np.uint8), []
+  _open(path).read(0, (0, 0), out, lost)
+  assert [error.corner for error in lost] == [(128, 128)]
+  whole[128:256, 128:256] = 255
+  np.testing.assert_array_equal(out, whole)
+
+
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_damaged_tile_raises_and_others_stay_readable(path, kind):
   intact = _read(_open(path), (256, 0), (128, 128))

@@ -79,6 +79,62 @@ def test_ink_and_bubbles_are_not_tissue(colour):
   assert mask.any()
 
 
+@pytest.mark.parametrize(
+  "colour", [(190, 30, 40), (220, 60, 70), (225, 110, 115), (210, 20, 20)]
+)
+def test_red_pen_is_not_tissue(colour):
+  picture = _slide()
+  tissue_where = _paint(picture, (120, 150), 70, PINK)
+  pen = _paint(picture, (320, 150), 40, colour)
+  picture = cv2.GaussianBlur(picture, (5, 5), 0)
+  mask = tissue.tissue_mask(picture, mpp=8.0)
+  assert mask[pen].mean() < 0.02
+  assert _iou(mask, tissue_where) > 0.95
+
+
+@pytest.mark.parametrize(
+  "colour",
+  [
+    (226, 115, 160),  # the brightest eosin of the real slides
+    (224, 101, 164),
+    (176, 83, 94),  # blood of the real slides
+    (166, 79, 88),
+    (190, 60, 80),  # fresh blood
+    (180, 50, 70),
+    (150, 30, 45),
+  ],
+)
+def test_eosin_and_blood_are_tissue(colour):
+  picture = _slide()
+  where = _paint(picture, (200, 150), 80, colour, texture=3.0)
+  assert _iou(tissue.tissue_mask(picture, mpp=8.0), where) > 0.95
+
+
+def test_red_pen_costs_no_tissue_of_real_slides(real_data):
+  """The share of tissue taken for pen, over all slides, is at most 0.5 %."""
+  with_rule = without = 0
+  for path in sorted((real_data / "slides").glob("*.tiff")):
+    with Slide.open(path, default_mpp=1.0) as slide:
+      thumb, downsample = slide.thumbnail(1024)
+      mpp = slide.mpp * downsample
+    for big in (1e9, None):
+      more = {} if big is None else {"max_red": big}
+      mm2 = tissue.tissue_mm2(tissue.tissue_mask(thumb, mpp=mpp, **more), mpp)
+      with_rule, without = (
+        (with_rule + mm2, without)
+        if big is None
+        else (with_rule, without + mm2)
+      )
+  assert without > 100 and with_rule >= 0.995 * without
+
+
+def test_empty_mask_of_a_grey_slide_says_why():
+  assert tissue.why_empty(_slide(noise=5.0)) == "the tissue mask is empty"
+  grey = np.repeat(_slide()[..., :1], 3, axis=2)
+  assert "grey" in tissue.why_empty(grey)
+  assert "mask" in tissue.why_empty(grey)
+
+
 def test_unscanned_white_is_not_taken_for_glass():
   """Most of a MIRAX canvas is white filler, around tinted glass."""
   picture = np.full((300, 400, 3), 255, np.uint8)
@@ -216,6 +272,76 @@ def test_mask_file_errors(tmp_path):
     tissue.load_mask(path, (100, 150))
   assert caught.value.error == "mask_shape"
   assert not tissue.load_mask(path, (50, 50)).any()
+
+
+def _saved(path, values):
+  cv2.imwrite(str(path), values)
+  return path
+
+
+def _classes(dtype=np.uint8, scale=1):
+  """Classes of a quality tool: 7 is glass, 1 tissue, 4 a fold."""
+  classes = np.full((120, 160), 7, dtype)
+  classes[20:80, 30:100] = 1
+  classes[30:50, 40:60] = 4
+  return classes * dtype(scale)
+
+
+@pytest.mark.parametrize(
+  "values",
+  [
+    _classes(),
+    _classes(np.uint16),
+    _classes(np.uint8, 36),
+    np.where(_classes() == 7, 7, 1).astype(np.uint8),  # which of the two?
+    np.full((120, 160), 7, np.uint8),
+    cv2.applyColorMap(_classes(np.uint8, 36), cv2.COLORMAP_JET),
+    np.tile(np.arange(160, dtype=np.uint8), (120, 1)),  # a probability
+  ],
+)
+def test_mask_that_does_not_say_what_is_tissue_is_refused(tmp_path, values):
+  path = _saved(tmp_path / "mask.png", values)
+  with pytest.raises(SlideError) as caught:
+    tissue.load_mask(path, (60, 80))
+  assert caught.value.error == "mask_values"
+  assert "tissue_mask_values" in caught.value.message
+
+
+def test_mask_values_are_named(tmp_path):
+  path = _saved(tmp_path / "mask.png", _classes())
+  with pytest.raises(SlideError, match="values 1, 4, 7"):
+    tissue.load_mask(path, (120, 160))
+  np.testing.assert_array_equal(
+    tissue.load_mask(path, (120, 160), "1"), _classes() == 1
+  )
+  np.testing.assert_array_equal(
+    tissue.load_mask(path, (120, 160), "1; 4"), _classes() < 7
+  )
+  with pytest.raises(SlideError, match="'one'"):
+    tissue.load_mask(path, (120, 160), "one")
+
+
+def test_soft_borders_are_no_classes(tmp_path):
+  drawn = np.zeros((200, 300), np.uint8)
+  cv2.circle(drawn, (150, 100), 60, 255, -1)
+  expected = drawn > 0
+  soft = cv2.GaussianBlur(drawn, (0, 0), 1.5)
+  for name in ("a.png", "a.jpg"):
+    mask = tissue.load_mask(_saved(tmp_path / name, soft), (200, 300))
+    assert _iou(mask, expected) > 0.98
+  rgba = np.dstack([drawn * 0, drawn, drawn * 0, drawn])
+  mask = tissue.load_mask(_saved(tmp_path / "b.png", rgba), (200, 300))
+  np.testing.assert_array_equal(mask, expected)
+
+
+def test_mask_of_a_long_narrow_slide(tmp_path):
+  """512 x 8 px of a slide of 120,000 x 2,100: 8.96 px, cut to 8."""
+  drawn = np.zeros((8, 512), np.uint8)
+  drawn[:, 400:440] = 255
+  mask = tissue.load_mask(_saved(tmp_path / "m.png", drawn), (18, 1024))
+  expected = np.zeros((18, 1024), bool)
+  expected[:, 800:880] = True
+  np.testing.assert_array_equal(mask, expected)
 
 
 def test_real_mask_file(real_data):

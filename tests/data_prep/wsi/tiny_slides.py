@@ -107,3 +107,47 @@ def unlist_tile(path, level: int, column: int, row: int) -> None:
       places.append((tag.valueoffset + index * size, size))
   for offset, size in places:
     overwrite(path, offset, bytes(size))
+
+
+def write_svs(path: pathlib.Path, pixels: np.ndarray) -> pathlib.Path:
+  """Writes an Aperio slide: level 0, a thumbnail in strips, a level of 1/4."""
+  head = "Aperio Image Library v11.2.1 \r\n"
+  height, width = pixels.shape[:2]
+  small = cv2.resize(
+    pixels, (width // 4, height // 4), interpolation=cv2.INTER_AREA
+  )
+  options = {"photometric": "rgb", "metadata": None}
+  tiled = {"tile": (TILE, TILE), "compression": "jpeg", **options}
+  what = f"{head}{width}x{height} (128x128) JPEG/RGB|AppMag = 20|MPP = 0.5"
+  with tifffile.TiffWriter(path) as file:
+    file.write(pixels, description=what, **tiled)
+    file.write(small[::4, ::4], description=head, rowsperstrip=16, **options)
+    file.write(small, description=head, **tiled)
+  return path
+
+
+def write_ome(
+  path: pathlib.Path, pixels: np.ndarray, compression: str, mpp: float = 0.5
+) -> pathlib.Path:
+  """Writes OME-TIFF: the scale in XML, levels of 1/2 and 1/4 in SubIFDs."""
+  options = {
+    "tile": (TILE, TILE),
+    "photometric": "rgb",
+    "compression": compression,
+  }
+  sizes = {
+    f"PhysicalSize{axis}{end}": value
+    for axis in "XY"
+    for end, value in (("", mpp * 1000), ("Unit", "nm"))
+  }
+  with tifffile.TiffWriter(path, ome=True) as file:
+    file.write(pixels, subifds=2, metadata={"axes": "YXS", **sizes}, **options)
+    for factor in (2, 4):
+      height, width = (side // factor for side in pixels.shape[:2])
+      small = cv2.resize(
+        pixels[: height * factor, : width * factor],
+        (width, height),
+        interpolation=cv2.INTER_AREA,
+      )
+      file.write(small, subfiletype=1, **options)
+  return path

@@ -280,7 +280,8 @@ def _tissue_mask(
   small = figures.fit(thumbnail, min(_TISSUE_PX, max(1, int(um / _TISSUE_UM))))
   try:
     if entry.mask_path:
-      return tissue.load_mask(entry.mask_path, small.shape[:2]), ()
+      values = entry.tissue.get("mask_values", "")
+      return tissue.load_mask(entry.mask_path, small.shape[:2], values), ()
     wanted = {"method": settings.tissue, **entry.tissue}
     scale = um / max(small.shape[:2])
     return tissue.tissue_mask(small, mpp=scale, **wanted), ()
