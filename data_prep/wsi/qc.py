@@ -102,7 +102,7 @@ def qc_picture(
     downsample: level-0 pixels per thumbnail pixel.
     mpp: um per level-0 pixel.
     title: slide id.
-    mpp_origin: 'override', 'vendor', 'tiff' or 'default'.
+    mpp_origin: 'override', 'vendor', 'ome', 'tiff' or 'default'.
     centres_level0: x, y of region centres, level-0 pixels.
     region_px: side of a region in level-0 pixels; drawn as a square if given.
 

@@ -146,7 +146,8 @@ def tissue_mask(
 def why_empty(thumbnail: Picture) -> str:
   """Says why a mask of this thumbnail may be empty."""
   spread = thumbnail.max(-1).astype(int) - thumbnail.min(-1)
-  if np.percentile(spread, 99) > 2:
+  is_blank = np.percentile(thumbnail, 1) > 200
+  if is_blank or np.percentile(spread, 99) > 2:
     return "the tissue mask is empty"
   return (
     "the tissue mask is empty: the slide is grey, and tissue is found by its "

@@ -4,6 +4,7 @@ import concurrent.futures
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_prep.files.errors import SlideError
 from data_prep.wsi import find, tile_stream, tiles
@@ -318,6 +319,37 @@ def test_slides_are_streamed_one_after_the_other(tmp_path):
   for folder in ("qc", "thumbnails"):
     pictures = sorted(p.name for p in (tmp_path / "out" / folder).iterdir())
     assert pictures == ["blank.jpg", "damaged.jpg", "good.jpg"]
+
+
+def test_damage_in_the_thumbnail_is_a_note(tmp_path):
+  path = tiny_slides.write(tmp_path / "s.tiff", _tissue_picture())
+  tiny_slides.damage(path, "zeroed", level=1, column=0, row=0)
+  begin, *batches, end = _stream(tmp_path, [SlideEntry("s", str(path), "p")])
+  assert begin.info["status"] == "ok" and begin.info["tiles"] == 32
+  assert sum(len(batch.index) for batch in batches) == 32
+  assert end.bad_tiles == 0
+  assert [(e.stage, e.error, e.slide, e.tile) for e in end.bad] == [
+    ("thumbnail", "damaged_tile", "s", (1, 0, 0))
+  ]
+
+
+def test_values_of_a_mask_are_those_of_the_table(tmp_path):
+  path = tiny_slides.write(tmp_path / "s.tiff", _tissue_picture())
+  classes = np.full((200, 280), 7, np.uint8)
+  classes[:, :140] = 1
+  Image.fromarray(classes).save(tmp_path / "mask.png")
+  entry = SlideEntry("s", str(path), "p", mask_path=f"{tmp_path}/mask.png")
+  (failed,) = _stream(tmp_path, [entry])
+  assert failed.error.error == "mask_values"
+  assert "1, 7" in failed.error.message
+  table = tmp_path / "t.csv"
+  table.write_text(
+    "slide_id,filename,mask,tissue_mask_values\ns,s.tiff,mask.png,1\n"
+  )
+  (entry,), errors = find.find_slides(table)
+  assert not errors
+  begin, *_ = _stream(tmp_path, [entry])
+  assert begin.info["tiles"] and begin.grid.xy[:, 0].max() < 350
 
 
 def test_slides_that_are_refused(tmp_path):

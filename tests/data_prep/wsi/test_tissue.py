@@ -129,10 +129,14 @@ def test_red_pen_costs_no_tissue_of_real_slides(real_data):
 
 
 def test_empty_mask_of_a_grey_slide_says_why():
-  assert tissue.why_empty(_slide(noise=5.0)) == "the tissue mask is empty"
-  grey = np.repeat(_slide()[..., :1], 3, axis=2)
-  assert "grey" in tissue.why_empty(grey)
-  assert "mask" in tissue.why_empty(grey)
+  picture = _slide()
+  _paint(picture, (120, 150), 70, PINK)
+  assert tissue.why_empty(picture) == "the tissue mask is empty"
+  grey = np.repeat(picture[..., 1:2], 3, axis=2)
+  assert not tissue.tissue_mask(grey, mpp=8.0).any()
+  assert "grey" in tissue.why_empty(grey) and "mask" in tissue.why_empty(grey)
+  blank = np.full((50, 50, 3), 255, np.uint8)
+  assert tissue.why_empty(blank) == "the tissue mask is empty"
 
 
 def test_unscanned_white_is_not_taken_for_glass():
