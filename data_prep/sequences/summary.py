@@ -13,6 +13,7 @@ from data_prep.sequences.slide_job import (
   NO_TISSUE,
   SlideOutcome,
 )
+from data_prep.splits import NAMES
 from data_prep.wsi.find import SlideEntry
 
 
@@ -85,7 +86,7 @@ def closing_text(
   ]
   patients = {entry.slide_id: entry.patient_id for entry in entries}
   table = [("split", "slides", "patients", "sequences")]
-  for split in splits.NAMES:
+  for split in NAMES:
     inside = [o for o in done if splits.get(patients[o.slide_id]) == split]
     if inside:
       table.append(

@@ -15,7 +15,8 @@ slide is opened; everything else goes through OpenSlide.
 Damage: a tile counts as damaged when its bytes lie outside the file, when it
 is not a JPEG of the tile's size, or when the decoder reports *anything*,
 warnings included (`strict`). That finds zeroed, cut and half-overwritten
-tiles, which a lenient decoder turns into a plausible picture. It cannot find a
+tiles, which a lenient decoder turns into a plausible picture. What OpenSlide
+still reads is read by it, unless the tile ends in zeros. None of it can find a
 few changed bytes after which the Huffman code falls back into step; no reader
 can without a checksum, OpenSlide included.
 """
@@ -39,6 +40,7 @@ CACHE_BYTES = 64 << 20
 _JPEG = 7  # the TIFF compression tag of (new-style) JPEG
 _RGB, _YCBCR = 2, 6  # TIFF photometric interpretations
 _WHITE = 255
+_MAX_ZEROS = 16  # at the end of a tile, as padding; more are lost data
 
 
 class TileError(Exception):
@@ -268,10 +270,19 @@ class TiledPyramid:
       if key in self._refused:
         raise self._refused[key]
     corner = column * at.tile_px[0], row * at.tile_px[1]
+    raw = os.pread(self._file, length, at.offsets[index])
     try:
-      pixels = self._decode(level, index, corner)
+      if len(raw) != length:
+        raise TileError(
+          level, corner, "its bytes lie beyond the end of the file"
+        )
+      pixels = self._decode(level, index, corner, raw)
     except TileError as error:
-      pixels = self._rescue(level, corner, at.tile_px)
+      # Zeros decode as a plausible grey, and OpenSlide seeks no end marker.
+      is_zeroed = raw.endswith(bytes(_MAX_ZEROS + 1))
+      pixels = None
+      if not is_zeroed:
+        pixels = self._rescue(level, corner, at.tile_px)
       if pixels is None:
         with self._lock:
           self._refused[key] = error
@@ -287,13 +298,9 @@ class TiledPyramid:
     return pixels
 
   def _decode(
-    self, level: int, index: int, corner: tuple[int, int]
+    self, level: int, index: int, corner: tuple[int, int], raw: bytes
   ) -> UInt8[np.ndarray, "h w 3"]:
     at = self.levels[level]
-    length = at.lengths[index]
-    raw = os.pread(self._file, length, at.offsets[index])
-    if len(raw) != length:
-      raise TileError(level, corner, "its bytes lie beyond the end of the file")
     try:
       if at.decode is not None:
         pixels = at.decode(raw, index)[0]

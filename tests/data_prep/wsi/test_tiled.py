@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from data_prep.files.errors import SlideError
 from data_prep.wsi import tiled
 from data_prep.wsi.slides import Slide
 from tests.data_prep.wsi import tiny_slides
@@ -207,7 +208,7 @@ def test_padded_tables_are_read(real_data, tmp_path):
 
 def test_tile_that_openslide_reads_is_rescued(path):
   """And what it cannot read is asked of it once."""
-  tiny_slides.damage(path, "zeroed")
+  tiny_slides.damage(path, "half random")
   asked = []
 
   def rescue(level, corner, size):
@@ -224,6 +225,19 @@ def test_tile_that_openslide_reads_is_rescued(path):
     with pytest.raises(tiled.TileError):
       _read(pyramid, (140, 140), (20, 20))
   assert len(asked) == 2
+
+
+def test_tile_that_ends_in_zeros_is_damaged_whatever_openslide_says(tmp_path):
+  """Of a detailed tile, zeros enough are left to decode a whole picture."""
+  pixels = np.random.default_rng(0).integers(0, 256, (384, 384, 3), np.uint8)
+  path = tiny_slides.write(tmp_path / "s.tiff", pixels, levels=1)
+  offset, length = tiny_slides.tile_at(path, 0, 1, 1)
+  third = length // 3
+  tiny_slides.overwrite(path, offset + third, bytes(length - third))
+  with Slide.open(path, reader="openslide") as lenient:
+    lenient.read_level(0, (128, 128), (128, 128))  # raises nothing
+  with Slide.open(path) as slide, pytest.raises(SlideError):
+    slide.read_level(0, (128, 128), (128, 128))
 
 
 def test_lost_tiles_are_white_and_listed(path):
