@@ -105,6 +105,19 @@ def tree_differences(expected: Any, found: Any) -> list[str]:
   return lines
 
 
+def is_run(path: str | os.PathLike) -> bool:
+  """Whether a path is a run of ours, its checkpoints, or one of them."""
+  folder = epath.Path(path)
+  if not folder.is_dir():
+    return False
+  return any(
+    (folder / name).is_dir() for name in ("checkpoints", "meta")
+  ) or any(
+    child.name.isdigit() and (child / "meta").is_dir()
+    for child in folder.iterdir()
+  )
+
+
 class Checkpoints:
   """The checkpoints of one run.
 

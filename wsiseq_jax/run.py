@@ -12,9 +12,10 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
+from wsiseq_jax import checkpoint, launch, optim, parallel, tasks
 from wsiseq_jax import config as configs
-from wsiseq_jax import launch, optim, parallel, tasks
 from wsiseq_jax import state as states
+from wsiseq_jax.data import loader
 from wsiseq_jax.data import source as sources
 from wsiseq_jax.state import TrainState
 from wsiseq_jax.tasks import base
@@ -125,7 +126,9 @@ def describe_run(run: Run) -> dict[str, Any]:
   return {
     "config": configs.to_dict(run.config),
     "fingerprint": run.source.spec.fingerprint,
+    "identity": run.source.identity,
     "records": len(run.source),
+    "order": loader.ORDER_VERSION,
     "total_steps": run.total_steps,
     "revision": launch.git_revision(),
     "jax": jax.__version__,
@@ -148,8 +151,9 @@ def check_resume(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
       tasks.get(new["config"]["task"]).Config, old["config"], new["config"]
     )
   ]
-  for key in ("fingerprint", "records"):
-    if old[key] != new[key]:
+  for key in ("fingerprint", "records", "identity"):
+    # Older checkpoints do not know the identity of their data.
+    if key in old and old[key] != new[key]:
       lines.append(
         f"config.data.path: {key} of the shards was {old[key]!r}, now "
         f"{new[key]!r}"
@@ -159,6 +163,12 @@ def check_resume(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
       "this is not the run in the checkpoint:\n  "
       + "\n  ".join(lines)
       + "\nUse another config.workdir, or the old settings."
+    )
+  if old.get("order", 1) != new["order"]:
+    launch.log(
+      f"note: the checkpoint was made with order {old.get('order', 1)} of the "
+      f"data, from here on it is order {new['order']}: some records of this "
+      "epoch come twice, and some not at all"
     )
 
 
@@ -172,11 +182,24 @@ def first_state(run: Run) -> TrainState:
     run.shardings,
     run.task.init_extra,
   )
+  if not run.config.model.init_from:
+    return state
+  params = _initial_params(run)
+  launch.log(f"weights from {run.config.model.init_from}")
+  return states.replace_params(
+    state, params, run.shardings, run.task.init_extra
+  )
+
+
+def _initial_params(run: Run) -> Any:
+  """Parameters of a run of ours, or of a file of weights of others."""
   path = run.config.model.init_from
-  if path:
-    params = run.task.load_params(path)
-    launch.log(f"weights from {path}")
-    state = states.replace_params(
-      state, params, run.shardings, run.task.init_extra
+  if checkpoint.is_run(path):
+    with checkpoint.Checkpoints(path, read_only=True) as found:
+      return found.restore_parts({"params": run.abstract.params})["params"]
+  if run.task.load_params is None:
+    raise ValueError(
+      f"config.model.init_from = {path!r}: must be the folder of a run; task "
+      f"{run.config.task!r} reads no weights of others"
     )
-  return state
+  return run.task.load_params(path)

@@ -1,5 +1,6 @@
 """One attention function, which picks its kernel by platform."""
 
+import functools
 import math
 
 import jax
@@ -14,6 +15,8 @@ KERNELS = ("auto", "xla", "cudnn", "tpu", "chunked")
 # Queries handled at once by the chunked kernel. On a CPU 64 to 400 measured
 # alike for 1568 tokens; all at once is half as fast.
 _QUERY_CHUNK = 256
+# cuDNN's fused kernel needs an Ampere GPU or a later one.
+_CUDNN_CAPABILITY = 8.0
 
 
 def attend(
@@ -36,32 +39,48 @@ def attend(
       for TPU (`attention_tpu`); neither writes the n x m matrix. 'xla' holds
       the whole n x m matrix; 'chunked' holds it for 256 queries at a time and
       recomputes it in the backward pass (three times faster than 'xla' on a
-      CPU at 1568 tokens, forward and backward). 'auto' decides by the default
-      backend at trace time: CPU 'chunked', TPU 'tpu', GPU 'cudnn' for 16-bit
-      inputs, else 'xla'. Name a kernel when compiling for another platform
-      than the host's.
+      CPU at 1568 tokens, forward and backward). 'auto' is decided by the
+      platform compiled for: CPU 'chunked', TPU 'tpu', GPU 'cudnn' where inputs
+      and GPU allow it, else 'xla'.
 
   Returns:
     Weighted values, in the dtype of `query`.
 
   Raises:
-    ValueError: If `kernel` is unknown.
+    ValueError: `kernel` is unknown.
   """
-  if kernel == "auto":
-    backend = jax.default_backend()
-    is_16_bit = jnp.dtype(query.dtype).itemsize == 2
-    kernel = {"cpu": "chunked", "tpu": "tpu"}.get(backend, "xla")
-    if backend == "gpu" and is_16_bit:
-      kernel = "cudnn"
-  if kernel == "tpu":
-    return attend_tpu(query, key, value)
-  if kernel == "chunked":
-    return _attend_chunked(query, key, value)
-  if kernel not in ("xla", "cudnn"):
+  if kernel not in KERNELS:
     raise ValueError(
-      f"model.attention_kernel={kernel!r} is not one of {KERNELS}"
+      f"config.model.attention_kernel = {kernel!r}: must be one of {KERNELS}"
     )
-  return jax.nn.dot_product_attention(query, key, value, implementation=kernel)
+  by_name = {
+    "tpu": attend_tpu,
+    "chunked": _attend_chunked,
+    **{
+      name: functools.partial(jax.nn.dot_product_attention, implementation=name)
+      for name in ("xla", "cudnn")
+    },
+  }
+  if kernel != "auto":
+    return by_name[kernel](query, key, value)
+  gpu = "cudnn" if _has_cudnn_kernel(query.dtype) else "xla"
+  return lax.platform_dependent(
+    query,
+    key,
+    value,
+    cpu=by_name["chunked"],
+    tpu=by_name["tpu"],
+    default=by_name[gpu],
+  )
+
+
+def _has_cudnn_kernel(dtype: jnp.dtype) -> bool:
+  """Whether the GPUs of this machine attend to inputs of a type with cuDNN."""
+  if jax.default_backend() != "gpu" or jnp.dtype(dtype).itemsize != 2:
+    return False
+  # AMD's say gfx90a and the like.
+  found = [str(d.compute_capability) for d in jax.local_devices()]
+  return all(c[0].isdigit() and float(c) >= _CUDNN_CAPABILITY for c in found)
 
 
 def _attend_chunked(query: Array, key: Array, value: Array) -> Array:

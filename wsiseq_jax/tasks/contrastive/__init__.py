@@ -44,7 +44,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 from ml_collections import ConfigDict
 
-from wsiseq_jax import checkpoint
 from wsiseq_jax.data import clip_sampling, views
 from wsiseq_jax.data import source as sources
 from wsiseq_jax.models import clip_encoder, flops, time_embedding
@@ -314,15 +313,6 @@ def resolve(config: ConfigDict) -> ConfigDict:
   return resolved.lock()
 
 
-def _load_params(setup: Setup, path: str) -> Any:
-  """Parameters of the newest checkpoint of a run with the same network."""
-  abstract = jax.eval_shape(
-    functools.partial(clip_encoder.init_params, setup.model), jax.random.key(0)
-  )
-  with checkpoint.Checkpoints(path, read_only=True) as checkpoints:
-    return checkpoints.restore_parts({"params": abstract})["params"]
-
-
 def _evaluations(setup: Setup, config: ConfigDict) -> base.Evaluations:
   """One measure; the batch is part of what it means."""
   return base.Evaluations(
@@ -358,7 +348,6 @@ def make_task(config: ConfigDict, spec: sources.DataSpec) -> base.Task:
     embed=functools.partial(_embed, setup),
     encode=functools.partial(_encode, setup),
     pool=functools.partial(_pool, setup),
-    load_params=functools.partial(_load_params, setup),
     evaluations=functools.partial(_evaluations, setup),
     clips_per_record=2,
     flops=flops.contrastive_step_flops(setup.model),

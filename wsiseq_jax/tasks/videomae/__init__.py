@@ -21,9 +21,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
+from wsiseq_jax import checkpoint
+from wsiseq_jax import config as configs
 from wsiseq_jax.data import augment
 from wsiseq_jax.data.source import DataSpec
 from wsiseq_jax.models import flops, masking, tokens
+from wsiseq_jax.models.videomae import VideoMAEConfig
 from wsiseq_jax.tasks import base
 from wsiseq_jax.tasks.videomae.losses import (
   fixed_masks,
@@ -144,11 +147,15 @@ def resolve(config: ConfigDict) -> ConfigDict:
 
   Weights come with the grid their positions belong to and with their own
   epsilons. With these in the config, a checkpoint describes its model without
-  the file that training started from.
+  what training started from.
   """
-  if not config.model.init_from:
+  path = config.model.init_from
+  if not path:
     return config
-  found = hf_videomae.settle(config.model.init_from, model_config(config))
+  if checkpoint.is_run(path):
+    found = _settle(path, model_config(config))
+  else:
+    found = hf_videomae.settle(path, model_config(config))
   resolved = ConfigDict(config.to_dict())
   resolved.model.update(
     {
@@ -158,6 +165,25 @@ def resolve(config: ConfigDict) -> ConfigDict:
     }
   )
   return resolved.lock()
+
+
+def _settle(path: str, model: VideoMAEConfig) -> VideoMAEConfig:
+  """The model to train from the parameters of a run."""
+  with checkpoint.Checkpoints(path, read_only=True) as found:
+    saved = configs.from_dict(found.meta()["config"])
+  if saved.task != "videomae":
+    raise ValueError(
+      f"config.model.init_from = {path!r} is a run of task {saved.task!r}; "
+      "must be one of 'videomae'"
+    )
+  trained = model_config(saved)
+  grid = trained.trained_grid or trained.grid
+  return dataclasses.replace(
+    model,
+    trained_grid=None if grid == model.grid else grid,
+    norm_eps=trained.norm_eps,
+    decoder_norm_eps=trained.decoder_norm_eps,
+  )
 
 
 def _load_params(setup: Setup, path: str) -> Any:
