@@ -38,7 +38,7 @@ def _train_smoke_encoder(config) -> str:
   encoder = contrastive.get_config("smoke")
   encoder.workdir = str(pathlib.Path(config.workdir, "encoder"))
   encoder.data.path = config.data.path
-  train.train(encoder)
+  train.run(encoder)
   return encoder.workdir
 
 
@@ -55,7 +55,7 @@ def main(_: list[str]) -> None:
   with launch.ending_together():
     try:
       jobs.check(config)
-      if config.job not in jobs.OWN_CONFIGS:
+      if not jobs.JOBS[config.job].config:
         configs.validate(config, tasks.get(config.task).Config)
       if config.data.get("path") == "synthetic":
         kind = "smoke_labels" if config.job == "probe" else "smoke_data"

@@ -54,7 +54,7 @@ def test_train_evaluate_embed(repo_root, tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_ends_with_exit_code_0(repo_root, tmp_path):
+def test_sigterm_saves_and_ends_with_its_own_exit_code(repo_root, tmp_path):
   process = subprocess.Popen(
     command(
       repo_root,
@@ -74,7 +74,7 @@ def test_sigterm_ends_with_exit_code_0(repo_root, tmp_path):
     time.sleep(0.1)
   process.send_signal(signal.SIGTERM)
   _, text = process.communicate(timeout=100)
-  assert process.returncode == 0, text
+  assert process.returncode == launch.Stopped.CODE, text
   assert "SIGTERM: saving, then stopping" in text and "stopped at step" in text
   assert [p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
 

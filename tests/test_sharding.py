@@ -368,13 +368,16 @@ def test_a_run_moves_from_eight_devices_to_four_to_one(
     with monkeypatch.context() as patch:
       devices = jax.devices()[:devices]
       patch.setattr(jax, "devices", lambda *_: devices)
-      if stop:
-        patch.setattr(train.launch, "Preemption", lambda: StopAt(stop))
-      return train.train(config)
+      if not stop:
+        return train.run(config)
+      patch.setattr(train.launch, "Preemption", lambda: StopAt(stop))
+      with pytest.raises(train.launch.Stopped):
+        train.run(config)
 
   moved = tmp_path / "moved"
-  assert int(run(moved, 8, fsdp=4, stop=2).step) == 2
-  assert int(run(moved, 4, fsdp=4, stop=2).step) == 4
+  run(moved, 8, fsdp=4, stop=2)
+  run(moved, 4, fsdp=4, stop=2)
+  assert (moved / "checkpoints" / "4").is_dir()
   state, wanted = run(moved, 1, 1), run(tmp_path / "still", 1, 1)
   assert int(state.step) == int(wanted.step) == 6
   # Six Adam steps of 1e-3 on gradients that differ in the last digits.

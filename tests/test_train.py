@@ -2,6 +2,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import threading
 import time
@@ -10,8 +11,9 @@ import jax
 import numpy as np
 import pytest
 
+from data_prep.synthetic import smoke_data
 from tests import small_run
-from wsiseq_jax import evaluate, launch, parallel, train, writers
+from wsiseq_jax import embed, evaluate, launch, parallel, train, writers
 from wsiseq_jax import run as train_setup
 from wsiseq_jax.data import loader
 from wsiseq_jax.data import source as sources
@@ -64,7 +66,7 @@ def undisturbed(data, tmp_path_factory):
   config.checkpoint.every_steps = 3
   with pytest.MonkeyPatch.context() as monkeypatch:
     small_run.use_devices(monkeypatch, 1)
-    state = train.train(config)
+    state = train.run(config)
   return params_of(state), rows_without_clock(workdir), workdir
 
 
@@ -108,10 +110,11 @@ def test_resume_is_bit_for_bit(
   ticks = at + 2 * (1 + at // 3)
   with monkeypatch.context() as stopping:
     stop_after(stopping, ticks)
-    stopped = train.train(config)
-  assert int(stopped.step) == at
+    with pytest.raises(launch.Stopped):
+      train.run(config)
+  assert (tmp_path / "checkpoints" / str(at)).is_dir()
   config.data.threads = threads
-  resumed = train.train(config)
+  resumed = train.run(config)
   assert int(resumed.step) == 6
   same(params_of(resumed), params)
   assert rows_without_clock(tmp_path) == rows
@@ -126,9 +129,10 @@ def test_resume_with_worker_processes_is_bit_for_bit(
   config.data.worker_processes = 1
   with monkeypatch.context() as stopping:
     stop_after(stopping, 3)
-    train.train(config)
+    with pytest.raises(launch.Stopped):
+      train.run(config)
   config.data.worker_processes = 2
-  same(params_of(train.train(config)), undisturbed[0])
+  same(params_of(train.run(config)), undisturbed[0])
 
 
 def test_a_complete_run_is_left_alone(undisturbed, data, monkeypatch, capsys):
@@ -137,7 +141,7 @@ def test_a_complete_run_is_left_alone(undisturbed, data, monkeypatch, capsys):
   config = small_run.small_config(workdir, data)
   config.checkpoint.every_steps = 3
   config.eval_every_steps = 3
-  same(params_of(train.train(config)), params)
+  same(params_of(train.run(config)), params)
   assert "training is complete: step 6" in capsys.readouterr().err
   assert rows_without_clock(workdir) == rows
 
@@ -158,7 +162,7 @@ def test_eight_devices_agree_with_one(
   monkeypatch.setattr(parallel, "FSDP_MIN_ELEMENTS", 256)
   config = small_run.small_config(tmp_path, data)
   config.mesh.fsdp = fsdp
-  state = train.train(config)
+  state = train.run(config)
   head = state.params["decoder"]["head"]["kernel"]
   assert head.sharding.mesh.shape["fsdp"] == fsdp
   assert head.sharding.is_fully_replicated == (fsdp == 1)
@@ -189,9 +193,10 @@ def test_one_compilation_in_six_steps(data, tmp_path, monkeypatch):
   small_run.use_devices(monkeypatch, 2)
   with monkeypatch.context() as stopping:
     stop_after(stopping, 3)
-    train.train(config)
+    with pytest.raises(launch.Stopped):
+      train.run(config)
   assert len(traces) == 1
-  train.train(config)  # and one more in the resumed run
+  train.run(config)  # and one more in the resumed run
   assert len(traces) == 2
 
 
@@ -202,7 +207,7 @@ def test_loss_that_is_no_number_names_step_and_records(
   config = small_run.small_config(tmp_path, data)
   config.optim.lr_per_256 = 1e25
   with pytest.raises(FloatingPointError) as caught:
-    train.train(config)
+    train.run(config)
   text = str(caught.value)
   # Step 0 has learning rate 0; the first update that can go wrong is the
   # second, and the loss shows it in the third.
@@ -225,20 +230,47 @@ def test_another_experiment_is_refused(undisturbed, data, monkeypatch):
   config.mask.ratio = 0.5
   config.data.threads = 1
   with pytest.raises(ValueError) as caught:
-    train.train(config)
+    train.run(config)
   text = str(caught.value)
   assert "config.optim.weight_decay: 0.05 in the checkpoint, now 0.5" in text
   assert "config.mask.ratio" in text and "threads" not in text
 
 
 def test_other_shards_are_refused(undisturbed, tmp_path, monkeypatch):
-  from data_prep.synthetic import smoke_data
-
   small_run.use_devices(monkeypatch, 1)
   other = smoke_data.make_shards(tmp_path, sequences=8)
   config = small_run.small_config(undisturbed[2], other)
   with pytest.raises(ValueError, match="fingerprint of the shards was"):
-    train.train(config)
+    train.run(config)
+
+
+def test_other_data_of_equal_settings_and_count_are_refused(
+  undisturbed, data, tmp_path, monkeypatch
+):
+  small_run.use_devices(monkeypatch, 1)
+  # The same data elsewhere, and other slides of the same settings.
+  moved = pathlib.Path(shutil.copytree(data, tmp_path / "moved"))
+  config = small_run.small_config(undisturbed[2], moved)
+  config.checkpoint.every_steps = config.eval_every_steps = 3
+  train.run(config)
+  monkeypatch.setattr(
+    smoke_data, "SPLITS", {"slide_d": "train", "slide_e": "train", "f": "val"}
+  )
+  config.data.path = str(smoke_data.make_shards(tmp_path / "other"))
+  with pytest.raises(ValueError, match="config.data.path: identity"):
+    train.run(config)
+
+
+def test_checkpoints_without_identity_and_order_are_resumed(capsys):
+  new = {
+    "config": small_run.small_config("", "").to_dict(),
+    **{"fingerprint": "a", "identity": "b", "records": 3, "order": 2},
+  }
+  old = {k: new[k] for k in ("config", "fingerprint", "records")}
+  train_setup.check_resume(old, new)
+  assert "order 1 of the data" in capsys.readouterr().err
+  train_setup.check_resume(new, new)
+  assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -281,11 +313,13 @@ def test_sigterm_saves_and_ends(data, tmp_path, monkeypatch):
 
   killer = threading.Thread(target=kill_when_running)
   killer.start()
-  state = train.train(config)
+  with pytest.raises(launch.Stopped) as stopped:
+    train.run(config)
   killer.join()
-  step = int(state.step)
-  assert 0 < step < 100_000
-  assert (tmp_path / "checkpoints" / str(step)).is_dir()
+  # `make` and scripts do not go on to evaluate.
+  assert stopped.value.code == 75
+  (step,) = [p.name for p in (tmp_path / "checkpoints").iterdir()]
+  assert 0 < int(step) < 100_000
   assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -300,7 +334,7 @@ def test_evaluation_does_not_depend_on_the_batch(
     config.data.batch_size = size
     config.workdir = str(tmp_path / str(size))
     config.checkpoint.path = str(undisturbed[2])
-    losses.append(evaluate.run_evaluate(config)["loss"])
+    losses.append(evaluate.run(config)["loss"])
   assert set(losses[0]) == {"0.5", "0.75"}
   for other in losses[1:]:
     for ratio, loss in losses[0].items():
@@ -327,7 +361,7 @@ def test_embeddings(undisturbed, data, tmp_path, monkeypatch):
   small_run.use_devices(monkeypatch, 1)
   config = small_run.small_config(tmp_path, data)
   config.checkpoint.path = str(undisturbed[2])
-  paths = evaluate.run_embed(config)
+  paths = embed.run(config)
   assert [p.name for p in paths] == ["train.npz", "val.npz"]
   with np.load(paths[1]) as file:
     arrays = dict(file)
@@ -353,12 +387,12 @@ def test_jobs_that_are_done_say_so(
   small_run.use_devices(monkeypatch, 1)
   config = small_run.small_config(tmp_path, data)
   config.checkpoint.path = str(undisturbed[2])
-  first = evaluate.run_evaluate(config)
-  paths = evaluate.run_embed(config)
+  first = evaluate.run(config)
+  paths = embed.run(config)
   times = [p.stat().st_mtime_ns for p in paths]
   capsys.readouterr()
-  assert evaluate.run_evaluate(config) == first
-  evaluate.run_embed(config)
+  assert evaluate.run(config) == first
+  embed.run(config)
   text = capsys.readouterr().err
   assert "evaluation of step 6 is done" in text
   assert "val: embeddings of step 6 are done" in text

@@ -175,6 +175,6 @@ def test_a_training_sends_its_lines(tmp_path, runs):
   config.data.path = str(data)
   config.optim.update({"total_steps": 2, "warmup_steps": 0})
   config.log_every_steps = 1
-  train.train(config)
+  train.run(config)
   steps = [step for step, values in runs[0].logged if "train/loss" in values]
   assert steps == [1, 2] and runs[0].is_finished

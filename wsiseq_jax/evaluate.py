@@ -1,30 +1,23 @@
-"""Jobs that start from a checkpoint: `evaluate` and `embed`.
+"""A trained model from its checkpoint (`load`), and the job `evaluate`.
 
-Both need a folder of checkpoints and a data set, nothing else: the model is
-rebuilt by the training code from the config inside the checkpoint. From the
-command line's config they take only where things are and how to run
-(`config.RUNTIME`), so a config that has changed since cannot spoil them.
-
-`evaluate_split` is also what the training loop calls: there is no second
-evaluation.
+The model is rebuilt by the training code from the config inside the checkpoint.
+From the command line's config it takes only where things are and how to run
+(`config.RUNTIME`), so a config that has changed since cannot spoil it.
 """
 
 import dataclasses
-import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_prep.files import atomic, tables
-from data_prep.files.done import Done
+from data_prep.files import done
 from wsiseq_jax import checkpoint, launch, parallel, tasks
 from wsiseq_jax import config as configs
 from wsiseq_jax import state as states
@@ -175,7 +168,7 @@ def evaluate_split(
   return base.mean_metrics(jax.device_get(totals), prefix)
 
 
-def run_evaluate(config: ConfigDict) -> dict[str, Any]:
+def run(config: ConfigDict) -> dict[str, Any]:
   """The job `evaluate`: what the task measures, on the evaluation split.
 
   Writes `<workdir>/evaluation.json`: checkpoint, step, split, records, what the
@@ -186,139 +179,45 @@ def run_evaluate(config: ConfigDict) -> dict[str, Any]:
   Returns:
     What was written.
   """
-  run = load(config)
+  loaded = load(config)
   source = sources.RecordSource(
     config.data.path, config.data.eval_split, "data.eval_split"
   )
-  plan = run.task.evaluations(run.config)
-  result = {
+  plan = loaded.task.evaluations(loaded.config)
+  facts = {
     "checkpoint": os.fspath(checkpoint_folder(config)),
-    "identity": run.identity,
-    "step": run.step,
-    "data": run.spec.fingerprint,
+    "identity": loaded.identity,
+    "step": loaded.step,
+    "data": loaded.spec.fingerprint,
     "split": source.split,
     "records": len(source),
     **plan.facts,
   }
   path = pathlib.Path(config.workdir) / "evaluation.json"
-  stage = Done(path, [result, source.identity, list(plan.functions)])
-  done = stage.read()
-  # The main process writes, so it knows; the others may see another disk.
-  if launch.agree(done is not None):
-    launch.log(f"evaluation of step {run.step} is done: {path}")
-    return done or {}
-  launch.log(f"checkpoint of step {run.step}, {len(source)} records")
+  stage = done.Done(path, {**facts, "data": source.identity})
+  found = stage.read()
+  if launch.agree(found is not None):
+    launch.log(f"evaluation of step {loaded.step} is done: {path}")
+    return found or {}
+  launch.log(f"checkpoint of step {loaded.step}, {len(source)} records")
+  measures: dict[str, dict[str, float]] = {}
   for name, function in plan.functions.items():
-    step = make_eval_step(function, run.mesh)
+    step = make_eval_step(function, loaded.mesh)
     means = evaluate_split(
-      step, run.params, run.extra, source, run.config, run.mesh, ""
+      step,
+      loaded.params,
+      loaded.extra,
+      source,
+      loaded.config,
+      loaded.mesh,
+      "",
     )
     for metric, value in means.items():
-      result.setdefault(metric, {})[name] = value
+      measures.setdefault(metric, {})[name] = value
     text = ", ".join(f"{metric} {value:.4f}" for metric, value in means.items())
     launch.log(f"  {name}: {text}")
+  result = {**facts, **measures}
   if launch.is_main():
     stage.write(result)
     launch.log(f"wrote {path}")
   return result
-
-
-@functools.lru_cache(maxsize=4)
-def _compile_embed(embed, mesh: Mesh):
-  """Compiles `Task.embed`, once for all splits."""
-  return jax.jit(
-    parallel.within(mesh, embed), out_shardings=parallel.batch_sharding(mesh)
-  )
-
-
-def embed_split(
-  run: Loaded, source: sources.Records, tokens: bool = False
-) -> dict[str, Any]:
-  """Features of all records of a split, in their order.
-
-  Args:
-    run: the model.
-    source: the split.
-    tokens: also what the features were averaged from: tokens f32 [N, n, d],
-      token_mask and token_time f32 [N, n].
-
-  Returns:
-    Arrays with a leading axis of records: features f32 [N, d]; sequence_id,
-    slide_id, patient_id; frame_level0_xy f32 [N, t, 2], time f32 [N, t] and
-    frames int32 [N, t] of the frames that were looked at; level0_xy f32 [N, 2],
-    their mean; mpp, heading_deg, targets, index. Without an axis:
-    checkpoint_step, checkpoint (its identity) and data (its fingerprint).
-  """
-  embed = _compile_embed(run.task.embed, run.mesh)
-  batches = loader.eval_batches(
-    source,
-    batch_size=run.config.data.batch_size,
-    rows=parallel.local_rows(run.mesh, run.config.data.batch_size),
-    threads=run.config.data.threads,
-    worker_processes=run.config.data.worker_processes,
-  )
-  kept = ("mpp", "heading_deg", "targets", "index")
-  parts = []
-  with loader.closing(batches):
-    for batch in parallel.prefetch(batches, run.mesh):
-      out = embed(run.params, batch) | {name: batch[name] for name in kept}
-      if not tokens:
-        out = {k: v for k, v in out.items() if not k.startswith("token")}
-      is_real = parallel.fetch(batch["mask"]) > 0
-      out = parallel.fetch(out)
-      parts.append({name: array[is_real] for name, array in out.items()})
-  arrays = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-  ids = [source.record(int(index)) for index in arrays["index"]]
-  for name in ("sequence_id", "slide_id", "patient_id"):
-    arrays[name] = np.array([getattr(record, name) for record in ids])
-  arrays["level0_xy"] = arrays["frame_level0_xy"].mean(axis=1)
-  arrays["checkpoint_step"] = np.int64(run.step)
-  arrays["checkpoint"] = np.array(run.identity)
-  arrays["data"] = np.array(run.spec.fingerprint)
-  return arrays
-
-
-def run_embed(config: ConfigDict) -> list[pathlib.Path]:
-  """The job `embed`: features of every split, in `<workdir>/embeddings/`.
-
-  Writes `<split>.npz` (see `embed_split`) and `<split>.csv`, the same without
-  the features, for other programs. `config.embed.tokens` adds the tokens that
-  features were averaged from, many times their size.
-
-  Returns:
-    The npz files.
-  """
-  run = load(config)
-  folder = pathlib.Path(config.workdir) / "embeddings"
-  written = []
-  for split in sources.split_names(config.data.path):
-    source = sources.RecordSource(config.data.path, split)
-    path = folder / f"{split}.npz"
-    written.append(path)
-    table = path.with_suffix(".csv")
-    made_from = [run.identity, source.identity, bool(config.embed.tokens)]
-    stage = Done(path.with_suffix(".json"), made_from)
-    if launch.agree(stage.read() is not None):
-      launch.log(f"{split}: embeddings of step {run.step} are done: {path}")
-      continue
-    arrays = embed_split(run, source, config.embed.tokens)
-    if launch.is_main():
-      folder.mkdir(parents=True, exist_ok=True)
-      stage.clear()
-      with atomic.replacing(path) as draft, draft.open("wb") as file:
-        np.savez(file, **arrays)
-      _write_table(table, arrays)
-      stage.write({}, [path, table])
-    width = arrays["features"].shape[1]
-    launch.log(f"{split}: {len(source)} records × {width} → {path}")
-  return written
-
-
-def _write_table(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-  names = ("sequence_id", "slide_id", "patient_id", "mpp", "heading_deg")
-  columns = {name: arrays[name].tolist() for name in names}
-  for name, values in zip("xy", arrays["level0_xy"].T, strict=True):
-    columns[f"level0_{name}"] = [f"{value:.10g}" for value in values]
-  rows = zip(*columns.values(), strict=True)
-  named = (dict(zip(columns, row, strict=True)) for row in rows)
-  tables.write(path, list(columns), named)

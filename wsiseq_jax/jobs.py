@@ -2,34 +2,42 @@
 
 import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from data_prep.files.schema import did_you_mean
 
-# Where each job is; imported when it is needed.
-JOBS: Mapping[str, tuple[str, str]] = {
-  "train": ("wsiseq_jax.train", "train"),
-  "evaluate": ("wsiseq_jax.evaluate", "run_evaluate"),
-  "embed": ("wsiseq_jax.evaluate", "run_embed"),
-  "report": ("wsiseq_jax.reports.sequences.job", "run"),
-  "probe": ("wsiseq_jax.probe.job", "run"),
-  "aot": ("wsiseq_jax.tpu.aot", "aot"),
-  "embed_tiles": ("wsiseq_jax.encoders.embed_tiles", "run"),
-  "mil": ("wsiseq_jax.mil.job", "run"),
-  "mil_predict": ("wsiseq_jax.mil.predict", "run"),
-  "mil_report": ("wsiseq_jax.reports.slides.job", "run"),
-}
 
-# Jobs that are no part of a pretraining experiment have configs of their own:
-# the file, and a block that tells it from the others.
-OWN_CONFIGS: Mapping[str, tuple[str, str]] = {
-  "probe": ("configs/probe.py", "probe"),
-  "embed_tiles": ("configs/embed_tiles.py", "tiles"),
-  "mil": ("configs/mil.py", "folds"),
-  "mil_predict": ("configs/mil.py", "folds"),
-  "mil_report": ("configs/mil_report.py", "report"),
+class Job(NamedTuple):
+  """A job.
+
+  Attributes:
+    module: has `run(config)`; imported when it is needed.
+    config: the job's own config file; '' is that of a pretraining experiment.
+    block: a block of that config that others do not have.
+  """
+
+  module: str
+  config: str = ""
+  block: str = "task"
+
+
+JOBS: Mapping[str, Job] = {
+  "train": Job("wsiseq_jax.train"),
+  "evaluate": Job("wsiseq_jax.evaluate"),
+  "embed": Job("wsiseq_jax.embed"),
+  "report": Job("wsiseq_jax.reports.sequences.job"),
+  "aot": Job("wsiseq_jax.tpu.aot"),
+  "probe": Job("wsiseq_jax.probe.job", "configs/probe.py", "probe"),
+  "embed_tiles": Job(
+    "wsiseq_jax.encoders.embed_tiles", "configs/embed_tiles.py", "tiles"
+  ),
+  "mil": Job("wsiseq_jax.mil.job", "configs/mil.py", "folds"),
+  "mil_predict": Job("wsiseq_jax.mil.predict", "configs/mil.py", "folds"),
+  "mil_report": Job(
+    "wsiseq_jax.reports.slides.job", "configs/mil_report.py", "report"
+  ),
 }
 
 
@@ -48,9 +56,8 @@ def check(config: ConfigDict, job: str = "") -> None:
     known = ", ".join(map(repr, JOBS))
     hint = did_you_mean(job, JOBS)
     raise ValueError(f"config.job = {job!r}: must be one of {known}{hint}")
-  file, block = OWN_CONFIGS.get(job, ("", "task"))
-  is_pretraining = "task" in config
-  if block in config and is_pretraining == (job not in OWN_CONFIGS):
+  _, file, block = JOBS[job]
+  if block in config and ("task" in config) != bool(file):
     return
   if file:
     raise ValueError(
@@ -64,5 +71,4 @@ def check(config: ConfigDict, job: str = "") -> None:
 
 def run(config: ConfigDict) -> Any:
   """Does the job of a checked config; returns what the job returns."""
-  module, function = JOBS[config.job]
-  return getattr(importlib.import_module(module), function)(config)
+  return importlib.import_module(JOBS[config.job].module).run(config)

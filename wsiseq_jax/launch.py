@@ -198,9 +198,11 @@ class Stopped(SystemExit):
   The exit status is EX_TEMPFAIL of sysexits.h: the same command goes on.
   """
 
+  CODE = 75
+
   def __init__(self, message: str):
     log(message)
-    super().__init__(75)
+    super().__init__(self.CODE)
 
 
 class Preemption:

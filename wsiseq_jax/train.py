@@ -102,16 +102,17 @@ class _Pending:
     self.first_step, self.fetched = step, []
 
 
-def train(config: ConfigDict) -> TrainState:
+def run(config: ConfigDict) -> TrainState:
   """The job `train`: trains from wherever the workdir stands to the end.
 
   Args:
     config: the experiment.
 
   Returns:
-    The state at the end, or where it was told to stop.
+    The state at the end.
 
   Raises:
+    launch.Stopped: it saved and stopped before the end, as it was told to.
     ValueError: bad config, or a workdir that holds another experiment.
     FloatingPointError: the loss is no longer a number.
   """
@@ -223,8 +224,10 @@ def _loop(run, state, pending, checkpoints, preemption, log, meta):
           log.training(step, base.mean_metrics(rows, "train/"))
         pending.clear(step)
   checkpoints.wait()
-  word = "finished" if step == run.total_steps else "stopped"
-  launch.log(f"{word} at step {step}; checkpoint in {checkpoints.folder}")
+  where = f"at step {step}; checkpoint in {checkpoints.folder}"
+  if not is_last:
+    raise launch.Stopped(f"stopped {where}")
+  launch.log(f"finished {where}")
   return state
 
 

@@ -1,3 +1,5 @@
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +34,45 @@ def test_attention_kernels_equal_numpy(kernel, tokens):
   np.testing.assert_allclose(
     got, softmax_attention(query, key, value), atol=2e-5
   )
+
+
+@pytest.mark.parametrize(
+  ("capabilities", "dtype", "wanted"),
+  [
+    (["9.0", "8.0"], jnp.bfloat16, "cudnn"),
+    (["9.0"], jnp.float32, "xla"),
+    (["8.0", "7.0"], jnp.bfloat16, "xla"),  # V100
+    (["gfx90a"], jnp.bfloat16, "xla"),
+  ],
+)
+def test_cudnn_only_where_the_gpu_can(monkeypatch, capabilities, dtype, wanted):
+  asked = []
+
+  def attention(query, key, value, implementation):
+    asked.append(implementation)
+    return query
+
+  gpus = [types.SimpleNamespace(compute_capability=c) for c in capabilities]
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  monkeypatch.setattr(jax, "local_devices", lambda: gpus)
+  monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
+  tokens = jnp.zeros((2, 5, 2, 8), dtype)
+  # A function of its own: traces are kept.
+  jax.jit(lambda *x: attend(*x)).trace(tokens, tokens, tokens)
+  assert asked == [wanted]
+
+
+def test_the_platform_compiled_for_decides():
+  tokens = jax.ShapeDtypeStruct((2, 300, 2, 64), jnp.bfloat16)
+  traced = jax.jit(attend).trace(tokens, tokens, tokens)
+  texts = {
+    platform: traced.lower(lowering_platforms=(platform,)).as_text()
+    for platform in ("cpu", "tpu", "cuda")
+  }
+  assert "tpu_custom_call" in texts["tpu"]
+  assert "tpu_custom_call" not in texts["cpu"] + texts["cuda"]
+  # Only the kernel of a CPU goes through the queries in a loop.
+  assert "while" in texts["cpu"] and "while" not in texts["cuda"]
 
 
 def test_attention_of_other_keys_than_queries():
@@ -75,5 +116,5 @@ def test_attention_survives_huge_scores_and_keeps_the_dtype(kernel):
 
 def test_unknown_kernel_is_refused():
   x = jnp.zeros((1, 2, 1, 4))
-  with pytest.raises(ValueError, match="attention_kernel='flash'"):
+  with pytest.raises(ValueError, match="attention_kernel = 'flash'"):
     attend(x, x, x, "flash")

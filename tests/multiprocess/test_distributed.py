@@ -20,7 +20,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from tests import small_run
-from wsiseq_jax import evaluate, writers
+from wsiseq_jax import embed, evaluate, launch, writers
 from wsiseq_jax.data import loader
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
@@ -197,7 +197,7 @@ def test_an_error_in_one_process_ends_both(story):
 
 def test_sigterm_to_one_saves_the_same_step_in_both(story):
   workdir, _, (codes, texts, reads), _ = story
-  assert codes == [0, 0], texts
+  assert codes == [launch.Stopped.CODE] * 2, texts
   # The evaluation of step 10 stands in the main process's metrics alone.
   assert "resuming at step 10" in texts[0]
   step = step_of(texts[0], "stopped at step ")
@@ -246,7 +246,7 @@ def test_evaluate(launcher, undisturbed, one_process_config, monkeypatch):
   assert codes == [0, 0], texts
   found = json.loads((workdir / "evaluation.json").read_text())
   small_run.use_devices(monkeypatch, 2)
-  wanted = evaluate.run_evaluate(one_process_config)
+  wanted = evaluate.run(one_process_config)
   assert found["step"] == STEPS and found["records"] == 16
   assert set(found["loss"]) == {"0.5", "0.75"}
   for ratio, loss in wanted["loss"].items():
@@ -263,7 +263,7 @@ def test_embed(launcher, undisturbed, one_process_config, monkeypatch):
   codes, texts, _ = launcher.run("embed", workdir, *options)
   assert codes == [0, 0], texts
   small_run.use_devices(monkeypatch, 2)
-  for path in evaluate.run_embed(one_process_config):
+  for path in embed.run(one_process_config):
     with (
       np.load(path) as wanted,
       np.load(workdir / "embeddings" / path.name) as found,

@@ -15,7 +15,7 @@ from configs import probe as probe_configs
 from data_prep import targets
 from data_prep.synthetic import smoke_labels
 from tests import small_run, tfds_sets
-from wsiseq_jax import evaluate, launch, train, writers
+from wsiseq_jax import embed, evaluate, launch, train, writers
 from wsiseq_jax.probe import fine_tune, knn, linear, settings
 from wsiseq_jax.probe import job as probe
 from wsiseq_jax.probe.samples import frozen_features
@@ -33,7 +33,7 @@ def checkpoint(tmp_path_factory, data):
   config = small_run.small_config(workdir, data)
   config.optim.update({"total_steps": 2, "warmup_steps": 0})
   config.data.batch_size = 8
-  train.train(config)
+  train.run(config)
   return workdir
 
 
@@ -64,13 +64,13 @@ def table(path):
 def test_rows_tables_and_resuming(tmp_path, data, checkpoint, monkeypatch):
   config = make(tmp_path, data, checkpoint, targets=("kind", "level", "rare"))
   calls = []
-  embed = evaluate.embed_split
+  compute = embed.embed_split
 
   def counted(*args):
     calls.append(args[1].split)
-    return embed(*args)
+    return compute(*args)
 
-  monkeypatch.setattr(evaluate, "embed_split", counted)
+  monkeypatch.setattr(embed, "embed_split", counted)
   summary = probe.run(config)
   # Brightness is in any encoder's features.
   of = {
@@ -194,9 +194,9 @@ def test_another_checkpoint_has_other_features(
   config.probe.fractions = (1.0,)
   probe.run(config)
   calls = []
-  embed = evaluate.embed_split
+  compute = embed.embed_split
   monkeypatch.setattr(
-    evaluate, "embed_split", lambda *a: calls.append(1) or embed(*a)
+    embed, "embed_split", lambda *a: calls.append(1) or compute(*a)
   )
   load = evaluate.load
 
@@ -235,7 +235,7 @@ def test_features_that_are_no_numbers_are_refused(
     "features": np.array([[0.0], [np.nan]]),
     "sequence_id": np.array(["good", "bad"]),
   }
-  monkeypatch.setattr(evaluate, "embed_split", lambda *_: broken)
+  monkeypatch.setattr(embed, "embed_split", lambda *_: broken)
   with pytest.raises(ValueError, match="of 1 of 2 sequences of 'val' .* bad"):
     frozen_features(job.run, job.splits["val"], tmp_path, tokens=False)
 

@@ -13,6 +13,7 @@ from configs import common
 from tests import small_run
 from tests.test_train import StopAt, params_of, same
 from wsiseq_jax import config as configs
+from wsiseq_jax import embed as embed_job
 from wsiseq_jax import encoders, evaluate, launch, parallel, tasks, train
 from wsiseq_jax import run as train_setup
 from wsiseq_jax.tasks import base
@@ -122,7 +123,7 @@ def toy_config(workdir, data, **optim):
 def test_a_task_with_state_of_its_own_trains_resumes_and_embeds(
   data, tmp_path, monkeypatch
 ):
-  whole = train.train(toy_config(tmp_path / "whole", data))
+  whole = train.run(toy_config(tmp_path / "whole", data))
   teacher = np.asarray(whole.extra["teacher"]["kernel"])
   assert np.abs(teacher - whole.params["kernel"]).max() > 1e-4
   assert np.abs(np.asarray(whole.extra["centre"])).max() > 1e-4
@@ -130,16 +131,17 @@ def test_a_task_with_state_of_its_own_trains_resumes_and_embeds(
   with monkeypatch.context() as stopping:
     # Evaluations at step 0 and 3 tick once a batch.
     stopping.setattr(launch, "Preemption", lambda: StopAt(4 + 2))
-    assert int(train.train(config).step) == 4
-  resumed = train.train(config)
+    with pytest.raises(launch.Stopped):
+      train.run(config)
+  resumed = train.run(config)
   same(params_of(resumed), params_of(whole))
   same(jax.device_get(resumed.extra), jax.device_get(whole.extra))
 
   run = evaluate.load(config)
   np.testing.assert_array_equal(run.params["kernel"], teacher)
-  result = evaluate.run_evaluate(config)
+  result = evaluate.run(config)
   assert np.isfinite(result["loss"]["toy"])
-  (_, path) = evaluate.run_embed(config)
+  (_, path) = embed_job.run(config)
   with np.load(path) as arrays:
     assert arrays["features"].shape == (16, 8)
   settings = {"name": "run", "checkpoint": config.workdir}
@@ -168,19 +170,20 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
   data, tmp_path, monkeypatch, parts
 ):
   small_run.use_devices(monkeypatch, 4)
-  whole = train.train(toy_config(tmp_path / "whole", data))
+  whole = train.run(toy_config(tmp_path / "whole", data))
   config = toy_config(tmp_path / "parts", data, accumulate_steps=parts)
   with monkeypatch.context() as stopping:
     stopping.setattr(launch, "Preemption", lambda: StopAt(2 + 2))
-    train.train(config)
-  found = train.train(config)
+    with pytest.raises(launch.Stopped):
+      train.run(config)
+  found = train.run(config)
   for a, b in zip(
     jax.tree.leaves((found.params, found.extra)),
     jax.tree.leaves((whole.params, whole.extra)),
     strict=True,
   ):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
-  undisturbed = train.train(
+  undisturbed = train.run(
     toy_config(tmp_path / "calm", data, accumulate_steps=parts)
   )
   same(params_of(found), params_of(undisturbed))
@@ -216,7 +219,7 @@ def test_ema_is_what_evaluation_and_embedding_use(data, tmp_path, monkeypatch):
     return dataclasses.replace(task, update_extra=outer)
 
   monkeypatch.setattr(base, "with_ema", watched)
-  state = train.train(config)
+  state = train.run(config)
   jax.effects_barrier()
   want = averages[0]
   for kernel, average in zip(kernels[1:], averages[1:], strict=True):

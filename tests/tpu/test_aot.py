@@ -156,7 +156,7 @@ def test_job_prints_and_writes(tmp_path, capsys):
   config = smoke_config(topology="v5e:2x4")
   config.workdir = str(tmp_path)
   configs.validate(config, tasks.get(config.task).Config)
-  (report,) = aot.aot(config)
+  (report,) = aot.run(config)
   printed = capsys.readouterr().out
   assert "v5e:2x4, 8 chips, mesh data 8 x fsdp 1" in printed
   (row,) = json.loads((tmp_path / "aot_v5e_2x4.json").read_text())

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from data_prep.files import atomic, done, tables
-from wsiseq_jax import evaluate, launch
+from wsiseq_jax import embed, evaluate, launch
 from wsiseq_jax.data import source as sources
 from wsiseq_jax.metrics import classification, regression
 
@@ -327,7 +327,7 @@ def frozen_features(
     launch.log(f"{source.split}: features of {len(arrays['index'])} are cached")
     return arrays
   launch.log(f"{source.split}: features of {len(source)} sequences ...")
-  arrays = evaluate.embed_split(run, source, tokens)
+  arrays = embed.embed_split(run, source, tokens)
   bad = ~np.isfinite(arrays["features"]).all(axis=1)
   if bad.any():
     raise ValueError(

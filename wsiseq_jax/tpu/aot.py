@@ -331,7 +331,7 @@ def make_run(config: ConfigDict, records_per_chip: int) -> train_setup.Run:
   return train_setup.build(config, source, None, devices)
 
 
-def aot(config: ConfigDict) -> list[StepReport]:
+def run(config: ConfigDict) -> list[Report]:
   """The job `aot`: compiles, prints the table, writes `aot_<slice>.json`.
 
   Args:

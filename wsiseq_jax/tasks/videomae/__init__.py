@@ -170,13 +170,13 @@ def resolve(config: ConfigDict) -> ConfigDict:
 def _settle(path: str, model: VideoMAEConfig) -> VideoMAEConfig:
   """The model to train from the parameters of a run."""
   with checkpoint.Checkpoints(path, read_only=True) as found:
-    saved = configs.from_dict(found.meta()["config"])
-  if saved.task != "videomae":
+    saved = found.meta()["config"]
+  if saved["task"] != "videomae":
     raise ValueError(
-      f"config.model.init_from = {path!r} is a run of task {saved.task!r}; "
+      f"config.model.init_from = {path!r} is a run of task {saved['task']!r}; "
       "must be one of 'videomae'"
     )
-  trained = model_config(saved)
+  trained = model_config(configs.complete(Config, saved))
   grid = trained.trained_grid or trained.grid
   return dataclasses.replace(
     model,
@@ -187,7 +187,7 @@ def _settle(path: str, model: VideoMAEConfig) -> VideoMAEConfig:
 
 
 def _load_params(setup: Setup, path: str) -> Any:
-  hf_videomae.settle(path, setup.model)
+  del setup  # `resolve` has made the model that fits
   return hf_videomae.load(path)[1]
 
 

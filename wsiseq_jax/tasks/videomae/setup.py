@@ -66,7 +66,9 @@ class Model:
   dtype: Literal[vit.DTYPES] = "bfloat16"
   remat: Literal[vit.REMAT] = "none"
   attention_kernel: Literal[attention.KERNELS] = "auto"
-  init_from: str = ""  # weights of Hugging Face: a file, or hf:owner/name
+  # What to start from: the folder of a run, or weights of Hugging Face (a file
+  # or hf:owner/name).
+  init_from: str = ""
   # Filled in by `init_from`: the weights' own grid and epsilons.
   trained_grid: Annotated[tuple[int, int, int], Range(0)] = (0, 0, 0)
   norm_eps: NotNegative = 1e-6
