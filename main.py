@@ -17,8 +17,6 @@ Many runs of this at once: `python -m wsiseq_jax.sweep --help`.
 Imports are made late: loader processes import this file, and need no JAX.
 """
 
-import importlib
-import pathlib
 import sys
 
 from absl import app, flags, logging
@@ -28,18 +26,6 @@ _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The experiment: a file of configs/, and a preset.",
   lock_config=True,
 )  # fmt: skip
-
-
-def _train_smoke_encoder(config) -> str:
-  """Trains what `configs/probe.py:smoke` probes; returns the run's folder."""
-  from configs import contrastive
-  from wsiseq_jax import train
-
-  encoder = contrastive.get_config("smoke")
-  encoder.workdir = str(pathlib.Path(config.workdir, "encoder"))
-  encoder.data.path = config.data.path
-  train.run(encoder)
-  return encoder.workdir
 
 
 def main(_: list[str]) -> None:
@@ -57,14 +43,6 @@ def main(_: list[str]) -> None:
       jobs.check(config)
       if not jobs.JOBS[config.job].config:
         configs.validate(config, tasks.get(config.task).Config)
-      if config.data.get("path") == "synthetic":
-        kind = "smoke_labels" if config.job == "probe" else "smoke_data"
-        maker = importlib.import_module(f"data_prep.synthetic.{kind}")
-        folder = pathlib.Path(config.workdir, "data")
-        with launch.main_first("synthetic data"):
-          config.data.path = str(maker.make_shards(folder))
-        if config.job == "probe" and not config.checkpoint.path:
-          config.checkpoint.path = _train_smoke_encoder(config)
       jobs.run(config)
     except (ValueError, FileNotFoundError) as error:
       # The message is for whoever wrote the config; --verbosity=1 shows where.

@@ -80,12 +80,12 @@ def main() -> None:
   parser.add_argument("--kills", type=int, default=5)
   parser.add_argument("--seed", type=int, default=0)
   options = parser.parse_args()
-  from data_prep.synthetic import smoke_data
+  from data_prep.synthetic import smoke
 
   rng = random.Random(options.seed)
   with tempfile.TemporaryDirectory() as scratch:
     scratch = pathlib.Path(scratch)
-    data = smoke_data.make_shards(scratch / "data")
+    data = smoke.make_shards(scratch / "data")
     calm, rough = scratch / "calm", scratch / "rough"
     started = time.monotonic()
     subprocess.run(command(calm, data, (2, 0)), check=True, cwd=harness.ROOT)

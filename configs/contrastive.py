@@ -31,8 +31,8 @@ Each comes in three sizes:
                CPU core: made for `configs/prep_series.py:demo`, series of 6 to
                12 visits at irregular times. A view is 4 visits. All but csimclr
                compare clips of different times there, see below.
-  ,smoke       Seconds. Its data.path is 'synthetic': main.py then makes shards
-               of noise. `smoke` alone is `tvrl,smoke`.
+  ,smoke       Seconds, on shards of noise (data.path = 'synthetic').
+               `smoke` alone is `tvrl,smoke`.
 
 so `--config=configs/contrastive.py:csimclr_te,demo`.
 

@@ -28,15 +28,18 @@ patients have labels, and where training starts; at 100 % of the labels
 resampling the patients of the test split.
 
 Presets: none; `quick` (linear and knn, 200 resamples); `reference` (the pooling
-probe, 1 and 100 %); `all` (every probe); `smoke` (a tiny encoder is trained on
-synthetic sequences first; no data needed, two minutes on two CPU cores).
+probe, 1 and 100 %); `all` (every probe); `smoke` (every probe of a tiny encoder
+on synthetic sequences, two minutes on two CPU cores), after
+
+    python main.py --config=configs/contrastive.py:smoke \
+        --config.data.path=synthetic:labelled --config.workdir=PROBE
 
 TFDS picture sets, prepared with `tfds build NAME --data_dir=DIR
 --file_format=array_record`:
 
-    ... --config.data.tfds=patch_camelyon --config.data.tfds_dir=DIR \
+    ... --config.data.path=tfds:DIR/patch_camelyon \
         --config.data.val_split=validation
-    ... --config.data.tfds=colorectal_histology --config.data.tfds_dir=DIR \
+    ... --config.data.path=tfds:DIR/colorectal_histology \
         --config.data.train_split='train[:70%]' \
         --config.data.val_split='train[70%:80%]' \
         --config.data.test_split='train[80%:]'
@@ -78,7 +81,9 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def _smoke(config: ConfigDict) -> None:
-  config.data.update({"path": "synthetic", "batch_size": 8, "threads": 2})
+  config.data.update(
+    {"path": "synthetic:labelled", "batch_size": 8, "threads": 2}
+  )
   config.probe.update(
     {
       "kinds": settings.KINDS,

@@ -14,8 +14,8 @@ checkpoint. Then, with the same workdir,
 Presets (after the colon; `base` if none is given):
 
   smoke   A few seconds of training on two CPU cores, about half a minute with
-          start-up. Its data.path is 'synthetic': main.py then makes shards of
-          noise in <workdir>/data. Shows that everything runs.
+          start-up, on shards of noise (data.path = 'synthetic'). Shows that
+          everything runs.
   demo    About four minutes on two CPU cores. 8 frames of 48 px, patches of
           6 px: needs 24 stored frames of 48 px, as
           `configs/prep_wsi.py:demo` makes them. Half of the tissue is hidden,

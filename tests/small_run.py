@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import videomae as videomae_config
-from data_prep.synthetic import smoke_data
+from data_prep.synthetic import smoke
 from wsiseq_jax import parallel
 from wsiseq_jax import run as train_setup
 from wsiseq_jax import state as states
@@ -31,7 +31,7 @@ def small_config(workdir: pathlib.Path, data: pathlib.Path) -> ConfigDict:
 
 def shards(folder: pathlib.Path) -> pathlib.Path:
   """The data of the runs: 32 training and 16 validation records."""
-  return smoke_data.make_shards(folder)
+  return smoke.make_shards(folder)
 
 
 def use_devices(monkeypatch, count: int) -> None:

@@ -82,9 +82,8 @@ def test_sigterm_saves_and_ends_with_its_own_exit_code(repo_root, tmp_path):
 def test_a_bad_value_is_one_readable_message(repo_root, tmp_path):
   result = run(repo_root, tmp_path, "--config.mask.ratio=2.0")
   assert result.returncode == 1
-  assert result.stderr.strip().endswith(
-    "config.mask.ratio = 2.0: must be a number from 0.01 to 0.99"
-  )
+  last = result.stderr.strip().splitlines()[-1]
+  assert "config.mask.ratio = 2.0" in last and "from 0.01 to 0.99" in last
   assert "Traceback" not in result.stderr
 
 

@@ -11,7 +11,7 @@ import pytest
 from configs import contrastive as contrastive_config
 from configs import probe as probe_config
 from configs import videomae as videomae_config
-from data_prep.synthetic import smoke_data, smoke_labels
+from data_prep.synthetic import smoke
 from wsiseq_jax import encoders, jobs
 from wsiseq_jax.data import loader
 
@@ -31,7 +31,7 @@ YOUNGER = (
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-  return smoke_data.make_shards(tmp_path_factory.mktemp("data"))
+  return smoke.make_shards(tmp_path_factory.mktemp("data"))
 
 
 def config_of(name, workdir, data):
@@ -116,7 +116,7 @@ def test_an_old_run_encodes_tiles(name, without, tmp_path):
 def test_an_old_run_is_probed(name, tmp_path):
   config = probe_config.get_config("quick")
   config.workdir = str(tmp_path / "probe")
-  config.data.path = str(smoke_labels.make_shards(tmp_path / "labels"))
+  config.data.path = str(smoke.make_labelled_shards(tmp_path / "labels"))
   config.data.update({"batch_size": 16, "threads": 2})
   config.checkpoint.path = str(run_of(tmp_path / "run", name, YOUNGER))
   config.probe.update(

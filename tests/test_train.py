@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from data_prep.synthetic import smoke_data
+from data_prep.synthetic import smoke
 from tests import small_run
 from wsiseq_jax import embed, evaluate, launch, parallel, train, writers
 from wsiseq_jax import run as train_setup
@@ -238,7 +238,7 @@ def test_another_experiment_is_refused(undisturbed, data, monkeypatch):
 
 def test_other_shards_are_refused(undisturbed, tmp_path, monkeypatch):
   small_run.use_devices(monkeypatch, 1)
-  other = smoke_data.make_shards(tmp_path, sequences=8)
+  other = smoke.make_shards(tmp_path, sequences=8)
   config = small_run.small_config(undisturbed[2], other)
   with pytest.raises(ValueError, match="fingerprint of the shards was"):
     train.run(config)
@@ -254,16 +254,16 @@ def test_other_data_of_equal_settings_and_count_are_refused(
   config.checkpoint.every_steps = config.eval_every_steps = 3
   train.run(config)
   monkeypatch.setattr(
-    smoke_data, "SPLITS", {"slide_d": "train", "slide_e": "train", "f": "val"}
+    smoke, "SPLITS", {"slide_d": "train", "slide_e": "train", "f": "val"}
   )
-  config.data.path = str(smoke_data.make_shards(tmp_path / "other"))
+  config.data.path = str(smoke.make_shards(tmp_path / "other"))
   with pytest.raises(ValueError, match="config.data.path: identity"):
     train.run(config)
 
 
 def test_checkpoints_without_identity_and_order_are_resumed(capsys):
   new = {
-    "config": small_run.small_config("", "").to_dict(),
+    "config": small_run.small_config("run", "data").to_dict(),
     **{"fingerprint": "a", "identity": "b", "records": 3, "order": 2},
   }
   old = {k: new[k] for k in ("config", "fingerprint", "records")}
@@ -401,7 +401,7 @@ def test_jobs_that_are_done_say_so(
   path = tmp_path / "evaluation.json"
   whole = path.read_text()
   path.write_text(whole[: len(whole) // 2])
-  assert evaluate.run_evaluate(config) == first
+  assert evaluate.run(config) == first
   assert path.read_text() == whole
 
 
@@ -416,15 +416,15 @@ def test_a_kill_between_a_result_and_its_table_loses_nothing(
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(evaluate.tables, "write", killed)
+    patch.setattr(embed.tables, "write", killed)
     with pytest.raises(KeyboardInterrupt):
-      evaluate.run_embed(config)
-  for path in evaluate.run_embed(config):
+      embed.run(config)
+  for path in embed.run(config):
     lines = path.with_suffix(".csv").read_text().splitlines()
     assert len(lines) == 1 + len(np.load(path)["index"])
   # Nor does a table that somebody deleted.
   path.with_suffix(".csv").unlink()
-  evaluate.run_embed(config)
+  embed.run(config)
   assert path.with_suffix(".csv").is_file()
 
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from data_prep.files import atomic, done, tables
 from wsiseq_jax import evaluate, launch, parallel
 from wsiseq_jax.data import loader
-from wsiseq_jax.data import source as sources
+from wsiseq_jax.data.source import Records
 from wsiseq_jax.evaluate import Loaded
 
 
@@ -26,7 +26,7 @@ def _compile_embed(embed, mesh: Mesh):
 
 
 def embed_split(
-  run: Loaded, source: sources.Records, tokens: bool = False
+  run: Loaded, source: Records, tokens: bool = False
 ) -> dict[str, Any]:
   """Features of all records of a split, in their order.
 
@@ -85,8 +85,9 @@ def run(config: ConfigDict) -> list[pathlib.Path]:
   loaded = evaluate.load(config)
   folder = pathlib.Path(config.workdir) / "embeddings"
   written = []
-  for split in sources.split_names(config.data.path):
-    source = sources.RecordSource(config.data.path, split)
+  data = evaluate.find_data(loaded.config)
+  for split in data.splits:
+    source = data.open(split, "data.path")
     path = folder / f"{split}.npz"
     written.append(path)
     inputs = [loaded.identity, source.identity, config.embed.tokens]

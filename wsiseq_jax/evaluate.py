@@ -8,7 +8,7 @@ From the command line's config it takes only where things are and how to run
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -21,8 +21,8 @@ from data_prep.files import done
 from wsiseq_jax import checkpoint, launch, parallel, tasks
 from wsiseq_jax import config as configs
 from wsiseq_jax import state as states
-from wsiseq_jax.data import loader
-from wsiseq_jax.data import source as sources
+from wsiseq_jax.data import loader, sources
+from wsiseq_jax.data.source import DataSpec, Records
 from wsiseq_jax.tasks import base
 
 
@@ -47,7 +47,7 @@ class Loaded:
   extra: Any
   step: int
   config: ConfigDict
-  spec: sources.DataSpec
+  spec: DataSpec
   mesh: Mesh
   meta: Mapping[str, Any]
   identity: str
@@ -63,14 +63,14 @@ def checkpoint_folder(config: ConfigDict) -> epath.Path:
 def load(
   config: ConfigDict,
   step: int | None = None,
-  read_spec: Callable[[ConfigDict], sources.DataSpec] | None = None,
+  spec: DataSpec | None = None,
 ) -> Loaded:
   """Rebuilds a trained model from its checkpoint.
 
   Args:
     config: the run's config; see `config.RUNTIME` for what is used of it.
     step: which checkpoint; the newest by default.
-    read_spec: config → description of the data, for data other than shards.
+    spec: what the records are like; that of `data.path` by default.
 
   Raises:
     FileNotFoundError: there is no complete checkpoint.
@@ -82,10 +82,8 @@ def load(
     merged = configs.complete(
       tasks.get(meta["config"]["task"]).Config, meta["config"], config
     )
-    if read_spec is None:
-      spec = sources.read_spec(config.data.path)
-    else:
-      spec = read_spec(merged)
+    if spec is None:
+      spec = find_data(merged).spec
     if spec.fingerprint != meta["fingerprint"]:
       launch.log(
         f"note: {config.data.path or 'the data'} was prepared otherwise than "
@@ -120,6 +118,12 @@ def load(
   )
 
 
+def find_data(config: ConfigDict) -> sources.DataSet:
+  """The data of a config, with records as long as its task needs them."""
+  frames = tasks.get(config.task).clip(config).stored
+  return sources.find(config.data.path, frames)
+
+
 def make_eval_step(evaluate, mesh: Mesh):
   """Compiles `Task.evaluate`; metrics come back replicated."""
   return jax.jit(
@@ -131,7 +135,7 @@ def evaluate_split(
   eval_step,
   params: Any,
   extra: Any,
-  source: sources.RecordSource,
+  source: Records,
   config: ConfigDict,
   mesh: Mesh,
   prefix: str,
@@ -180,8 +184,8 @@ def run(config: ConfigDict) -> dict[str, Any]:
     What was written.
   """
   loaded = load(config)
-  source = sources.RecordSource(
-    config.data.path, config.data.eval_split, "data.eval_split"
+  source = find_data(loaded.config).open(
+    config.data.eval_split, "data.eval_split"
   )
   plan = loaded.task.evaluations(loaded.config)
   facts = {

@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 from wsiseq_jax import checkpoint, launch, optim, parallel, tasks
 from wsiseq_jax import config as configs
 from wsiseq_jax import state as states
-from wsiseq_jax.data import loader
-from wsiseq_jax.data import source as sources
+from wsiseq_jax.data import loader, sources
+from wsiseq_jax.data.source import Records
 from wsiseq_jax.state import TrainState
 from wsiseq_jax.tasks import base
 
@@ -39,8 +39,8 @@ class Run:
   """
 
   config: ConfigDict
-  source: sources.RecordSource
-  eval_source: sources.RecordSource | None
+  source: Records
+  eval_source: Records | None
   task: base.Task
   mesh: jax.sharding.Mesh
   total_steps: int
@@ -60,19 +60,20 @@ def prepare(config: ConfigDict) -> Run:
   configs.validate(config, module.Config)
   config = module.resolve(config)
   data = config.data
-  source = sources.RecordSource(data.path, data.train_split)
+  frames = module.clip(config).stored
+  source = sources.open(data.path, data.train_split, frames=frames)
   eval_source = None
   if config.eval_every_steps:
-    eval_source = sources.RecordSource(
-      data.path, data.eval_split, "data.eval_split"
+    eval_source = sources.open(
+      data.path, data.eval_split, "data.eval_split", frames
     )
   return build(config, source, eval_source, jax.devices())
 
 
 def build(
   config: ConfigDict,
-  source: sources.RecordSource,
-  eval_source: sources.RecordSource | None,
+  source: Records,
+  eval_source: Records | None,
   devices: Sequence[jax.Device],
 ) -> Run:
   """The static parts for given data and devices; touches neither.

@@ -161,9 +161,9 @@ def test_a_damaged_panel_names_the_sequence(train, monkeypatch):
 
 
 def test_panels_of_another_size_name_the_sequence(train, monkeypatch):
-  from data_prep.synthetic import smoke_data
+  from data_prep.synthetic import smoke
 
-  record = smoke_data.drift_record("slide_a", 0, 12, 48, 4)
+  record = smoke.drift_record("slide_a", 0, 12, 48, 4)
   monkeypatch.setattr(train, "record", lambda index: record)
   with pytest.raises(ValueError, match=r"slide_a/0_.*does not decode"):
     loader.load(train, 0)

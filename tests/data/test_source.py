@@ -20,12 +20,12 @@ def folder(tmp_path_factory):
 
 
 def test_reads_what_was_written(folder):
-  from data_prep.synthetic import smoke_data
+  from data_prep.synthetic import smoke
 
   train = sources.RecordSource(folder, "train")
   assert len(train) == 32
   got = train.record(17)  # slide_b begins at 16
-  want = smoke_data.drift_record("slide_b", 1, 12, 40, 4)
+  want = smoke.drift_record("slide_b", 1, 12, 40, 4)
   assert got.sequence_id == want.sequence_id
   assert got.slide_id == "slide_b" and got.patient_id == want.patient_id
   assert got.panels == want.panels

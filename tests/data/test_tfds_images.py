@@ -70,7 +70,7 @@ def test_batches(folder):
   "name, split, words",
   [
     ("patch_camelyon", "val", r"val_split = 'val': .*validation \(16\)"),
-    ("cifar10", "train", "not prepared in .*tfds build cifar10"),
+    ("cifar10", "train", "cifar10': not prepared; .*tfds build cifar10"),
   ],
 )
 def test_what_is_not_there(folder, name, split, words):

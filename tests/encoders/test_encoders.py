@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 from safetensors import numpy as safetensors
 
-from data_prep.synthetic import smoke_data
+from data_prep.synthetic import smoke
 from tests import clip_run, small_run
 from wsiseq_jax import checkpoint, encoders, tasks
 from wsiseq_jax import config as configs
@@ -203,7 +203,7 @@ def write_run(folder, config):
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
   """Strips with a window of 32 px that drifts by 4 px a frame."""
-  return smoke_data.make_shards(tmp_path_factory.mktemp("shards"), window_px=32)
+  return smoke.make_shards(tmp_path_factory.mktemp("shards"), window_px=32)
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +291,7 @@ def test_runs_that_cannot_be(videomae_run, tmp_path):
     encoders.load(videomae_run.config(frames=3))
   with pytest.raises(ValueError, match="encoder.data = .*not there"):
     encoders.load(videomae_run.config(frames=8, data=str(tmp_path)))
-  other = smoke_data.make_shards(tmp_path / "other", window_px=36)
+  other = smoke.make_shards(tmp_path / "other", window_px=36)
   with pytest.raises(ValueError, match="other shards than those of the run"):
     encoders.load(videomae_run.config(frames=8, data=str(other)))
   with pytest.raises(ValueError, match="dtype = 'float32': is decided by the"):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from data_prep.synthetic import smoke_labels
+from data_prep.synthetic import smoke
 from tests import small_run
 from wsiseq_jax import train
 
@@ -36,11 +36,11 @@ def start(root, address, count, number, log, *flags):
 
 
 def test_two_processes_probe_as_one(repo_root, tmp_path):
-  data = smoke_labels.make_shards(tmp_path / "data")
+  data = smoke.make_labelled_shards(tmp_path / "data")
   config = small_run.small_config(tmp_path / "run", data)
   config.optim.update({"total_steps": 2, "warmup_steps": 0})
   config.data.batch_size = 8
-  train.train(config)
+  train.run(config)
   found = {}
   for count in (1, 2):
     workdir = tmp_path / f"probe{count}"

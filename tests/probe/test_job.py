@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from configs import probe as probe_configs
 from data_prep import targets
-from data_prep.synthetic import smoke_labels
+from data_prep.synthetic import smoke
 from tests import small_run, tfds_sets
 from wsiseq_jax import embed, evaluate, launch, train, writers
 from wsiseq_jax.probe import fine_tune, knn, linear, settings
@@ -23,7 +23,7 @@ from wsiseq_jax.probe.samples import frozen_features
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-  return smoke_labels.make_shards(tmp_path_factory.mktemp("labelled"))
+  return smoke.make_labelled_shards(tmp_path_factory.mktemp("labelled"))
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_a_corrected_label_is_seen_and_embeds_nothing(
   config.probe.fractions = (1.0,)
   probe.run(config)
   before = table(tmp_path / "p" / "probe.csv")
-  monkeypatch.setattr(evaluate, "embed_split", lambda *_: pytest.fail("again"))
+  monkeypatch.setattr(embed, "embed_split", lambda *_: pytest.fail("again"))
   file = folder / targets.FILE
   found = targets.TargetTable.from_json(file.read_text())
   # Every test patient has the next class.
@@ -245,8 +245,7 @@ def test_picture_sets_of_tfds(tmp_path, checkpoint):
   config = make(tmp_path, "", checkpoint, targets=(), kinds=("linear",))
   config.data.update(
     {
-      "tfds": "patch_camelyon",
-      "tfds_dir": str(folder),
+      "path": f"tfds:{folder}/patch_camelyon",
       "val_split": "validation",
     }
   )
@@ -298,7 +297,6 @@ def test_a_patient_in_two_splits_is_refused(tmp_path, data, checkpoint):
     ("probe.seeds", (1, 1), "probe.seeds = .*different"),
     ("probe.fractions", (0.0, 1.0), "probe.fractions"),
     ("head.lr_of", ("age",), "head.lr_of = .*'age'"),
-    ("data.tfds", "mnist", "name one of them"),
   ],
 )
 def test_bad_values_are_named(key, value, words):

@@ -119,18 +119,6 @@ def test_reference_records_are_those_of_the_recipe():
   assert batch["time"][1] - batch["time"][0] == 2
 
 
-def test_config_for_tpu():
-  config = smoke_config()
-  there = aot.for_tpu(config, records_per_chip=3, chips=8)
-  assert there.data.batch_size == 24
-  assert there.model.attention_kernel == "tpu"
-  assert config.model.attention_kernel == "auto"
-  config.model.attention_kernel = "xla"
-  there = aot.for_tpu(config, records_per_chip=0, chips=8)
-  assert there.data.batch_size == config.data.batch_size
-  assert there.model.attention_kernel == "xla"
-
-
 @needs_libtpu
 @pytest.mark.aot
 def test_slice_that_does_not_exist():

@@ -144,10 +144,12 @@ class Records(Protocol):
   Attributes:
     spec: what the data set says of itself.
     split: name of the split, for messages.
+    identity: tells these records from others that were prepared alike.
   """
 
   spec: DataSpec
   split: str
+  identity: str
 
   def __len__(self) -> int: ...
 

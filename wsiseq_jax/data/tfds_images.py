@@ -13,6 +13,7 @@ Such sets do not say which pictures are of one patient. Every picture counts as
 a patient of its own here, so that intervals are too narrow where they are not.
 """
 
+import dataclasses
 import functools
 import hashlib
 import os
@@ -39,13 +40,12 @@ def _builder(name: str, folder: str) -> Any:
     builder = read_only_builder.builder_from_files(name, data_dir=folder)
   except tfds.core.DatasetNotFoundError as error:
     raise ValueError(
-      f"config.data.tfds = {name!r}: not prepared in config.data.tfds_dir = "
-      f"{folder!r}; run `tfds build {name} --data_dir={folder} "
-      "--file_format=array_record`"
+      f"config.data.path = 'tfds:{folder}/{name}': not prepared; run `tfds "
+      f"build {name} --data_dir={folder} --file_format=array_record`"
     ) from error
   if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
     raise ValueError(
-      f"config.data.tfds = {name!r}: stored as "
+      f"config.data.path = 'tfds:{name}': stored as "
       f"{builder.info.file_format.value}, which needs TensorFlow; convert it "
       "with `tfds convert_format --out_file_format=array_record`"
     )
@@ -70,8 +70,8 @@ def read_spec(name: str, folder: str | os.PathLike, frames: int) -> DataSpec:
   shape = getattr(image, "shape", (None,))
   if None in shape or len(shape) != 3:
     raise ValueError(
-      f"config.data.tfds = {name!r}: needs a feature `image` of one size, it "
-      f"has {image!r}"
+      f"config.data.path = 'tfds:{name}': needs a feature `image` of one size, "
+      f"it has {image!r}"
     )
   targets = _targets(features)
   text = f"{builder.info.full_name} {shape} {sorted(targets.items())}"
@@ -99,6 +99,39 @@ def _targets(features: Any) -> dict[str, tuple[str, ...]]:
     elif type(feature) is tfds.features.Scalar:
       found[name] = ()
   return found
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureSet:
+  """A set as `sources.DataSet`.
+
+  Attributes:
+    place: `[FOLDER/]NAME`; the folder is TFDS's own by default.
+    frames: length of the records (T).
+  """
+
+  place: str
+  frames: int
+
+  @property
+  def _where(self) -> tuple[str, str]:
+    folder, name = os.path.split(self.place)
+    return name, folder or tfds.core.constants.DATA_DIR
+
+  @property
+  def spec(self) -> DataSpec:
+    """What the set says of itself."""
+    return read_spec(*self._where, self.frames)
+
+  @property
+  def splits(self) -> tuple[str, ...]:
+    """The splits that TFDS lists; slices of them exist besides."""
+    return tuple(_builder(*self._where).info.splits)
+
+  def open(self, split: str, key: str) -> "ImageSource":
+    """The pictures of a split."""
+    name, folder = self._where
+    return ImageSource(name, folder, split, self.frames, key)
 
 
 class ImageSource:

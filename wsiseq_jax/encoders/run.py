@@ -35,7 +35,8 @@ from ml_collections import ConfigDict
 
 from wsiseq_jax import checkpoint, evaluate, tasks
 from wsiseq_jax import config as configs
-from wsiseq_jax.data import source as sources
+from wsiseq_jax.data import sources
+from wsiseq_jax.data.source import DataSpec
 from wsiseq_jax.encoders import encoder as encoders
 from wsiseq_jax.models import tokens
 
@@ -53,7 +54,8 @@ def _read_drift(path: str, fingerprint: str, tile_px: int) -> _Drift:
   """The drift of the data that a run was trained on, from its first record."""
   key = "config.encoder.data"
   try:
-    source = sources.RecordSource(path, sources.split_names(path)[0])
+    data = sources.find(path)
+    source = data.open(data.splits[0], "encoder.data")
   except ValueError as error:
     raise ValueError(
       f"{key} = {path!r}: how far frames drift is read from the shards of the "
@@ -117,7 +119,7 @@ def load(config: encoders.Settings) -> encoders.Encoder:
   stored = clip.stored
   reach_px = math.ceil((clip.embedded - 1) * drift.px / 2 - 1e-3)
   window_px = tile_px + 2 * reach_px
-  spec = sources.DataSpec(
+  spec = DataSpec(
     fingerprint=meta["fingerprint"],
     geometry="drift",
     frames=stored,
@@ -139,7 +141,7 @@ def load(config: encoders.Settings) -> encoders.Encoder:
         "mesh": {"fsdp": 1},
       }
     ),
-    read_spec=lambda _: spec,
+    spec=spec,
   )
   box = np.full((stored, 4), tile_px, np.float32)
   place = np.arange(stored) - (stored - 1) / 2

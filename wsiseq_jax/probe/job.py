@@ -22,8 +22,7 @@ from ml_collections import ConfigDict
 
 from data_prep.files import atomic, done
 from wsiseq_jax import config as configs
-from wsiseq_jax import evaluate, fit, launch, tasks
-from wsiseq_jax.data import source as sources
+from wsiseq_jax import evaluate, fit, launch
 from wsiseq_jax.probe import (
   fine_tune,
   knn,
@@ -223,31 +222,15 @@ def prepare(config: ConfigDict) -> ProbeJob:
   """Checks the config, opens data and checkpoint, checks that they agree."""
   checked = settings.validate(config)
   data = checked.data
-  if data.tfds:
-    from wsiseq_jax.data import tfds_images
-
-    def read_spec(merged):
-      frames = tasks.get(merged.task).clip(merged).stored
-      frames = tasks.get(merged.task).clip(merged).stored
-      return tfds_images.read_spec(data.tfds, data.tfds_dir, frames)
-
-    run = evaluate.load(config, read_spec=read_spec)
-    source = functools.partial(
-      tfds_images.ImageSource,
-      data.tfds,
-      data.tfds_dir,
-      frames=run.spec.frames,
-    )
-  else:
-    run = evaluate.load(config)
-    source = functools.partial(sources.RecordSource, data.path)
+  run = evaluate.load(config)
+  found = evaluate.find_data(run.config)
   if "pooling" in checked.probe.kinds and run.task.pool is None:
     raise ValueError(
       f"config.probe.kinds = {checked.probe.kinds}: 'pooling' needs a temporal "
       f"encoder, task {run.config.task!r} does not have one; choose 'attentive'"
     )
   splits = {
-    role: source(split=getattr(data, f"{role}_split"), key=f"data.{role}_split")
+    role: found.open(getattr(data, f"{role}_split"), f"data.{role}_split")
     for role in SPLITS
   }
   labels = {role: samples.read_labels(split) for role, split in splits.items()}

@@ -46,11 +46,9 @@ _RATES = Rule(_are_rates, "such as 'target=5e-3'")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProbeData:
-  """Shards, or a picture set of TFDS."""
+  """Data with labels, see `data/sources.py`."""
 
-  path: str = ""  # shards, or the folder that preparation wrote
-  tfds: str = ""  # instead: a TFDS picture set ...
-  tfds_dir: str = ""  # ... and where TFDS keeps it
+  path: str = ""
   train_split: str = "train"
   val_split: str = "val"
   test_split: str = "test"
@@ -136,13 +134,7 @@ class ProbeConfig:
 def validate(config: ConfigDict) -> ProbeConfig:
   """Checks every key and value of a probe config."""
   jobs.check(config, "probe")
-  found = schema.build(ProbeConfig, config)
-  if bool(found.data.tfds) == bool(found.data.path):
-    raise ValueError(
-      f"config.data.path = {found.data.path!r}, config.data.tfds = "
-      f"{found.data.tfds!r}: name one of them"
-    )
-  return found
+  return schema.build(ProbeConfig, config)
 
 
 def defaults() -> dict[str, Any]:

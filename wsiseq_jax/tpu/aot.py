@@ -34,8 +34,8 @@ from data_prep import records
 from data_prep.files import atomic
 from wsiseq_jax import launch, parallel, tasks, train
 from wsiseq_jax import run as train_setup
-from wsiseq_jax.data import loader
-from wsiseq_jax.data import source as sources
+from wsiseq_jax.data import loader, sources
+from wsiseq_jax.data.source import DataSpec
 from wsiseq_jax.tpu import chips
 
 # libtpu would otherwise ask the network whether this is a TPU machine, warn
@@ -78,12 +78,12 @@ def make_topology(name: str) -> Sequence[jax.Device]:
     ) from error
 
 
-class ReferenceRecords(sources.RecordSource):
+class ReferenceRecords:
   """Stands in for data: blank records of the drift recipe."""
 
   def __init__(self):
-    self.split = "train"
-    self.spec = sources.DataSpec(
+    self.split, self.identity = "train", "reference"
+    self.spec = DataSpec(
       fingerprint="reference",
       geometry="drift",
       frames=96,
@@ -121,26 +121,6 @@ class ReferenceRecords(sources.RecordSource):
       heading_deg=0.0,
       targets=np.zeros(0, np.float32),
     )
-
-
-def for_tpu(config: ConfigDict, records_per_chip: int, chips: int):
-  """The experiment as it would run on the slice.
-
-  `auto` attention asks which machine it runs on, which here is the wrong one.
-  """
-
-  def choose(block):
-    for key, value in block.items():
-      if isinstance(value, dict):
-        choose(value)
-      elif key == "attention_kernel" and value == "auto":
-        block[key] = "tpu"
-
-  values = config.to_dict()
-  choose(values)
-  if records_per_chip:
-    values["data"]["batch_size"] = records_per_chip * chips
-  return ConfigDict(values)
 
 
 def compile_step(run: train_setup.Run) -> jax.stages.Compiled:
@@ -323,15 +303,17 @@ def find_largest(
 def make_run(config: ConfigDict, records_per_chip: int) -> train_setup.Run:
   """The run of a config on its slice, without data or devices."""
   devices = make_topology(config.aot.topology)
-  config = for_tpu(config, records_per_chip, len(devices))
+  if records_per_chip:
+    config = ConfigDict(config.to_dict())
+    config.data.batch_size = records_per_chip * len(devices)
   config = tasks.get(config.task).resolve(config)
   source = ReferenceRecords()
   if config.data.path:
-    source = sources.RecordSource(config.data.path, config.data.train_split)
+    source = sources.open(config.data.path, config.data.train_split)
   return train_setup.build(config, source, None, devices)
 
 
-def run(config: ConfigDict) -> list[Report]:
+def run(config: ConfigDict) -> list[StepReport]:
   """The job `aot`: compiles, prints the table, writes `aot_<slice>.json`.
 
   Args:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import contrastive as contrastive_config
-from data_prep.synthetic import smoke_data
+from data_prep.synthetic import smoke
 from tests import clip_run
 from wsiseq_jax import config as configs
 from wsiseq_jax.data import source as sources
@@ -23,7 +23,7 @@ RECORDS = 6
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-  return smoke_data.make_shards(tmp_path_factory.mktemp("contrastive"))
+  return smoke.make_shards(tmp_path_factory.mktemp("contrastive"))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import hlo
 from configs import contrastive as contrastive_config
-from data_prep.synthetic import smoke_data
+from data_prep.synthetic import smoke
 from tests import clip_run, small_run
 from wsiseq_jax import optim, parallel, train
 from wsiseq_jax import run as train_setup
@@ -30,7 +30,7 @@ BATCH, FSDP = 40, 4
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-  return smoke_data.make_shards(tmp_path_factory.mktemp("contrastive_sharding"))
+  return smoke.make_shards(tmp_path_factory.mktemp("contrastive_sharding"))
 
 
 def run_of(data, method, devices=8, fsdp=1):

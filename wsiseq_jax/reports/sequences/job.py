@@ -17,7 +17,7 @@ from data_prep.files import done
 from wsiseq_jax import config as configs
 from wsiseq_jax import evaluate, launch
 from wsiseq_jax.data import loader
-from wsiseq_jax.data import source as sources
+from wsiseq_jax.data.source import Records
 from wsiseq_jax.reports.sequences import sections, text
 from wsiseq_jax.tasks.videomae.reconstruction import Reconstruction
 
@@ -47,7 +47,7 @@ def run(config: ConfigDict) -> pathlib.Path:
     prep = prep.parent
   out = pathlib.Path(config.report.out or workdir / "report")
   page = out / "index.html"
-  arrays, opened = _embeddings(loaded, workdir, config.data.path)
+  arrays, opened = _embeddings(loaded, workdir)
   shown = [prep / name for name in _OF_PREP]
   shown += [workdir / name for name in _OF_RUN]
   shown += sorted((workdir / "embeddings").glob("*.npz"))
@@ -99,11 +99,12 @@ def run(config: ConfigDict) -> pathlib.Path:
 
 
 def _embeddings(
-  run: evaluate.Loaded, workdir: pathlib.Path, path: str
-) -> tuple[dict[str, np.ndarray], list[tuple[sources.RecordSource, int]]]:
+  run: evaluate.Loaded, workdir: pathlib.Path
+) -> tuple[dict[str, np.ndarray], list[tuple[Records, int]]]:
   """All splits' embeddings under one running index, and where records lie."""
   parts, opened = [], []
-  for split in sources.split_names(path):
+  data = evaluate.find_data(run.config)
+  for split in data.splits:
     file = workdir / "embeddings" / f"{split}.npz"
     if not file.is_file():
       raise ValueError(
@@ -117,7 +118,7 @@ def _embeddings(
         f"checkpoint of step {run.step}: run --config.job=embed again"
       )
     parts.append(part)
-    source = sources.RecordSource(path, split)
+    source = data.open(split, "data.path")
     opened += [(source, int(i)) for i in part["index"]]
   names = [name for name in parts[0] if parts[0][name].ndim]
   arrays = {name: np.concatenate([p[name] for p in parts]) for name in names}
@@ -126,7 +127,7 @@ def _embeddings(
 
 
 def _frames_of(
-  opened: list[tuple[sources.RecordSource, int]],
+  opened: list[tuple[Records, int]],
 ) -> Callable[[int, int], UInt8[np.ndarray, "n h w 3"]]:
   """(running index, n) -> n frames of the record, cut from its panels."""
 
@@ -147,7 +148,7 @@ def _frames_of(
 
 def _reconstructions(
   run: evaluate.Loaded,
-  opened: list[tuple[sources.RecordSource, int]],
+  opened: list[tuple[Records, int]],
   arrays: Mapping[str, np.ndarray],
 ) -> list[Reconstruction]:
   """The same sequences hidden at several ratios, and rebuilt.

@@ -44,8 +44,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 from ml_collections import ConfigDict
 
-from wsiseq_jax.data import clip_sampling, views
-from wsiseq_jax.data import source as sources
+from wsiseq_jax.data import clip_sampling, sources, views
+from wsiseq_jax.data.source import DataSpec
 from wsiseq_jax.models import clip_encoder, flops, time_embedding
 from wsiseq_jax.tasks import base
 from wsiseq_jax.tasks.contrastive import losses
@@ -304,7 +304,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
   """
   if not config.data.path:
     return config
-  unit = sources.read_spec(config.data.path).time_unit
+  unit = sources.find(config.data.path).spec.time_unit
   shortest, longest = time_embedding.periods(
     unit, config.model.time_shortest, config.model.time_longest
   )
@@ -338,7 +338,7 @@ def clip(config: ConfigDict) -> base.Clip:
   )
 
 
-def make_task(config: ConfigDict, spec: sources.DataSpec) -> base.Task:
+def make_task(config: ConfigDict, spec: DataSpec) -> base.Task:
   """The task that a config and a data set describe."""
   setup = make_setup(config, spec)
   return base.Task(

@@ -186,11 +186,6 @@ def _settle(path: str, model: VideoMAEConfig) -> VideoMAEConfig:
   )
 
 
-def _load_params(setup: Setup, path: str) -> Any:
-  del setup  # `resolve` has made the model that fits
-  return hf_videomae.load(path)[1]
-
-
 def _evaluations(setup: Setup, config: ConfigDict) -> base.Evaluations:
   """One measure for each ratio of `report.mask_ratios`, and that of training.
 
@@ -228,7 +223,7 @@ def make_task(config: ConfigDict, spec: DataSpec) -> base.Task:
     evaluate=functools.partial(evaluate, setup, setup.mask),
     embed=functools.partial(_embed, setup),
     encode=functools.partial(_encode, setup),
-    load_params=functools.partial(_load_params, setup),
+    load_params=lambda path: hf_videomae.load(path)[1],
     evaluations=functools.partial(_evaluations, setup),
     reconstruct=functools.partial(reconstruct, setup),
     clips_per_record=config.data.repeats,
