@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 from data_prep.files.schema import did_you_mean
 
 
-class Job(NamedTuple):
-  """A job.
+class JobEntry(NamedTuple):
+  """Where a job is.
 
   Attributes:
     module: has `run(config)`; imported when it is needed.
@@ -23,19 +23,19 @@ class Job(NamedTuple):
   block: str = "task"
 
 
-JOBS: Mapping[str, Job] = {
-  "train": Job("wsiseq_jax.train"),
-  "evaluate": Job("wsiseq_jax.evaluate"),
-  "embed": Job("wsiseq_jax.embed"),
-  "report": Job("wsiseq_jax.reports.sequences.job"),
-  "aot": Job("wsiseq_jax.tpu.aot"),
-  "probe": Job("wsiseq_jax.probe.job", "configs/probe.py", "probe"),
-  "embed_tiles": Job(
+JOBS: Mapping[str, JobEntry] = {
+  "train": JobEntry("wsiseq_jax.train"),
+  "evaluate": JobEntry("wsiseq_jax.evaluate"),
+  "embed": JobEntry("wsiseq_jax.embed"),
+  "report": JobEntry("wsiseq_jax.reports.sequences.job"),
+  "aot": JobEntry("wsiseq_jax.tpu.aot"),
+  "probe": JobEntry("wsiseq_jax.probe.job", "configs/probe.py", "probe"),
+  "embed_tiles": JobEntry(
     "wsiseq_jax.encoders.embed_tiles", "configs/embed_tiles.py", "tiles"
   ),
-  "mil": Job("wsiseq_jax.mil.job", "configs/mil.py", "folds"),
-  "mil_predict": Job("wsiseq_jax.mil.predict", "configs/mil.py", "folds"),
-  "mil_report": Job(
+  "mil": JobEntry("wsiseq_jax.mil.job", "configs/mil.py", "folds"),
+  "mil_predict": JobEntry("wsiseq_jax.mil.predict", "configs/mil.py", "folds"),
+  "mil_report": JobEntry(
     "wsiseq_jax.reports.slides.job", "configs/mil_report.py", "report"
   ),
 }
