@@ -18,7 +18,8 @@ COLUMNS = ("slide_id", "stage", "code", "message", "place")
 # Set by the tests: a mistake of this program is raised, not put into a row.
 STRICT = "WSISEQ_STRICT"
 _MISTAKES = (NameError, AttributeError, TypeError, AssertionError, ImportError)
-_OURS = pathlib.Path(__file__).resolve().parents[2]
+_ROOT = pathlib.Path(__file__).resolve().parents[2]
+_OURS = (_ROOT / "data_prep", _ROOT / "wsiseq_jax")
 
 
 class SlideError(Exception):
@@ -98,14 +99,17 @@ def as_slide_error(
       message += f": make room in {folder} and start again"
   else:
     last = traceback.extract_tb(error.__traceback__)[-1:]
-    file = pathlib.Path(last[0].filename) if last else None
-    is_ours = file is not None and file.is_relative_to(_OURS)
-    is_library = is_ours and ".venv" in file.parts
-    if os.environ.get(STRICT) and isinstance(error, _MISTAKES):
-      if is_ours and not is_library:
-        raise error
-    message += f" ({file.name}:{last[0].lineno})" if file else ""
-    trace = "".join(traceback.format_exception(error))
+    file = pathlib.Path(last[0].filename) if last else pathlib.Path()
+    is_ours = any(file.is_relative_to(folder) for folder in _OURS)
+    is_typing = type(error).__module__.startswith("jaxtyping")
+    is_mistake = is_typing or is_ours and isinstance(error, _MISTAKES)
+    if is_mistake and os.environ.get(STRICT):
+      raise error
+    if is_ours and isinstance(error, ValueError):
+      code = "unreadable"  # a reader of ours says what is wrong
+    else:
+      message += f" ({file.name}:{last[0].lineno})" if last else ""
+      trace = "".join(traceback.format_exception(error))
   return SlideError(message, stage, code, slide_id, None, trace)
 
 

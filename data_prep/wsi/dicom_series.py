@@ -12,10 +12,9 @@ import struct
 from collections.abc import Iterable
 
 import pydicom
-import pydicom.errors
 
 from data_prep.files import names
-from data_prep.files.errors import SlideError
+from data_prep.files.errors import SlideError, as_slide_error
 
 _WSI_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy
 _NOT_SLIDES = {"LABEL", "OVERVIEW", "THUMBNAIL"}
@@ -83,30 +82,19 @@ def group(
   errors = []
   for path in paths:
     try:
-      header = pydicom.dcmread(
-        path, stop_before_pixels=True, specific_tags=list(_TAGS)
-      )
-    except (OSError, pydicom.errors.InvalidDicomError) as error:
-      reason = "unreadable", f"cannot read {path} as DICOM: {error}"
+      found = _instance(path)
+    except Exception as error:  # pydicom raises whatever it likes
+      wrong = as_slide_error(error, names.stem(path), "find")
       if path.is_file() and path.stat().st_size == 0:
-        reason = "empty_file", f"the file is empty: {path}"
-      errors.append(_error(path, *reason))
+        wrong = _error(path, "empty_file", f"the file is empty: {path}")
+      elif wrong.error != "not_a_slide":
+        wrong.error = "unreadable"
+        wrong.message = f"cannot read {path} as DICOM: {wrong.message}"
+      errors.append(wrong)
       continue
-    if header.get("SOPClassUID") != _WSI_CLASS:
-      errors.append(
-        _error(path, "not_a_slide", f"{path}: DICOM, but no whole-slide image")
-      )
-      continue
-    if set(header.get("ImageType") or ()) & _NOT_SLIDES:
-      continue
-    size = int(header.get("TotalPixelMatrixColumns") or 0)
-    uid = str(header.get("SeriesInstanceUID") or path)
-    patient = str(header.get("PatientID") or "")
-    # Copies and anonymised studies share identifiers; a slide never leaves its
-    # folder, and has one container.
-    container = str(header.get("ContainerIdentifier") or "")
-    one = (uid, path.absolute().parent, patient, container)
-    series.setdefault(one, []).append((size, path, patient))
+    if found is not None:
+      key, size, patient = found
+      series.setdefault(key, []).append((size, path, patient))
   largest = [max(members, key=lambda m: m[0]) for members in series.values()]
   folders = [path.parent for _, path, _ in largest]
   found = []
@@ -115,6 +103,25 @@ def group(
     slide_id = path.absolute().parent.name if own_folder else names.stem(path)
     found.append(DicomSeries(path, slide_id, patient, [m[1] for m in members]))
   return found, errors
+
+
+def _instance(path: pathlib.Path) -> tuple[tuple, int, str] | None:
+  """What tells its slide from others, its width, its patient; None: a label."""
+  header = pydicom.dcmread(
+    path, stop_before_pixels=True, specific_tags=list(_TAGS)
+  )
+  if header.get("SOPClassUID") != _WSI_CLASS:
+    text = f"{path}: DICOM, but no whole-slide image"
+    raise _error(path, "not_a_slide", text)
+  if set(header.get("ImageType") or ()) & _NOT_SLIDES:
+    return None
+  size = int(header.get("TotalPixelMatrixColumns") or 0)
+  uid = str(header.get("SeriesInstanceUID") or path)
+  patient = str(header.get("PatientID") or "")
+  # Copies and anonymised studies share identifiers; a slide never leaves its
+  # folder, and has one container.
+  container = str(header.get("ContainerIdentifier") or "")
+  return (uid, path.absolute().parent, patient, container), size, patient
 
 
 def is_mislabelled_ycbcr(path: str | os.PathLike) -> bool:

@@ -29,6 +29,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from data_prep.files import names as slide_names
+from data_prep.files.errors import as_slide_error
 from wsiseq_jax import launch
 from wsiseq_jax.data import tile_features
 from wsiseq_jax.data.tile_features import TileFeatures
@@ -194,8 +195,8 @@ class Bags:
       return "it has no feature file"
     try:
       return tile_features.header(self._files[slide_id])
-    except ValueError as error:
-      return str(error)
+    except Exception as error:  # the one place where a header may fail
+      return as_slide_error(error, slide_id, "features").message
 
   def fail(self, slide_id: str, reason: str, status: str = ERROR) -> None:
     """Notes a slide as a failure."""
@@ -215,9 +216,10 @@ class Bags:
       return self._kept[slide_id]
     try:
       tiles = tile_features.read(self._files[slide_id], self._tile_size)
-    except ValueError as error:
-      self.fail(slide_id, str(error))
-      raise UnreadableBag(f"slide {slide_id!r}: {error}") from error
+    except Exception as error:  # the one place where a bag may fail
+      wrong = as_slide_error(error, slide_id, "features").message
+      self.fail(slide_id, wrong)
+      raise UnreadableBag(f"slide {slide_id!r}: {wrong}") from error
     size = tiles.features.nbytes + tiles.xy.nbytes
     with self._lock:
       if size <= self._room and slide_id not in self._kept:

@@ -279,7 +279,9 @@ def _opened(path: str | os.PathLike) -> Iterator[h5py.File]:
   try:
     with h5py.File(path, "r") as file:
       yield file
-  except (OSError, RuntimeError, KeyError) as error:
+  except ValueError:
+    raise
+  except Exception as error:  # HDF5 raises whatever it likes
     raise ValueError(f"cannot read the feature file {path}: {error}") from error
 
 

@@ -281,7 +281,7 @@ class _Run:
     }
     try:
       self._write(slide, info)
-    except (ValueError, OSError) as error:
+    except Exception as error:  # a slide that cannot be written is a row
       self._fail(
         entry, as_slide_error(error, entry.slide_id, "encode", "config.workdir")
       )

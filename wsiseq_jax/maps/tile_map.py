@@ -134,7 +134,7 @@ class TileMap:
         threshold=float(values["threshold"]),
         label=str(values["label"]) or None,
       )
-    except (KeyError, OSError, TypeError, ValueError) as error:
+    except Exception as error:  # NumPy and zipfile raise whatever they like
       raise ValueError(f"{path} is no map of tiles: {error!r}") from error
     lengths = {
       len(found.xy), len(found.attention), len(found.probability),
