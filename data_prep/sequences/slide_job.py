@@ -207,7 +207,7 @@ def _process(job: SlideJob, stage: _Stage) -> dict[str, Any]:
       "tissue_polygons_level0": tissue.mask_polygons(mask, downsample),
       "centres_level0": [list(c.xy) for c in centres],
       "thumbnail": THUMBNAIL,
-      "thumbnail_downsample": slide.level0_px[0] / small.shape[1],
+      "thumbnail_downsample": max(slide.level0_px) / max(small.shape[:2]),
       "sequences": count,
       "num_bytes": num_bytes,
     }

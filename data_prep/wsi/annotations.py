@@ -31,6 +31,8 @@ import numpy as np
 import tifffile
 from jaxtyping import Bool, Float, Shaped
 
+from data_prep.wsi import scale
+
 INCLUDE = ("_0", "_1", "Tumor", "tumor", "Tumour", "tumour", "metastases")
 EXCLUDE = ("_2", "Exclusion", "exclusion", "normal")
 Number = int | float | np.integer | np.floating
@@ -272,7 +274,11 @@ def read_mask(
       raise ValueError(f"{path}: a colour picture, not a mask of one channel")
     picture = picture[..., 0]
   height, width = picture.shape
-  ratios = list(map(_true_ratio, level0_size, (width, height)))
+  ratios = [a / b for a, b in zip(level0_size, (width, height), strict=True)]
+  both = scale.level_downsample(
+    tuple(level0_size), (width, height), sum(ratios) / 2
+  )
+  ratios = [both, both] if both else ratios
   if abs(ratios[0] / ratios[1] - 1) > 0.01 + 2 / min(width, height):
     raise ValueError(
       f"{path}: a mask of {width}x{height} px has not the shape of the slide "
@@ -287,14 +293,6 @@ def read_mask(
     for n, ratio, side in zip(shape, ratios[::-1], (height, width), strict=True)
   )
   return found[rows[:, None], columns]
-
-
-def _true_ratio(level0: int, level: int) -> float:
-  """Level-0 pixels per pixel: whole if a dropped or padded one explains it."""
-  ratio = level0 / level
-  whole = round(ratio)
-  fits = whole and level in (level0 // whole, -(-level0 // whole))
-  return float(whole) if fits else ratio
 
 
 def _tiff_level(path, level0_size, downsample) -> np.ndarray:

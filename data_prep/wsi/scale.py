@@ -1,4 +1,4 @@
-"""The scale of a slide: um per pixel, where it was found, when it is refused.
+"""Scales: um per pixel, where it was found; level-0 pixels per level pixel.
 
 A wrong scale is the commonest silent error with slides shared between
 laboratories, so nothing is rounded and nothing is guessed: a slide without a
@@ -163,3 +163,50 @@ def choose_mpp(
     error="no_mpp",
     slide=slide,
   )
+
+
+def level_downsample(
+  level0: tuple[int, int], level: tuple[int, int], reported: float
+) -> float | None:
+  """Returns how many level-0 pixels a pixel of a level really covers.
+
+  Pyramids are made by averaging whole blocks of pixels and dropping (or
+  padding) the last incomplete ones, so the true factor is an integer, mostly a
+  power of two, that explains both sides. The ratio of the sizes is not: it is
+  off by percents where a side of the level is a few pixels.
+
+  Args:
+    level0: width, height of level 0.
+    level: width, height of the level.
+    reported: OpenSlide's factor. It is the mean of both ratios, which says
+      nothing, unless the format states it.
+
+  Returns:
+    The factor; None where no factor explains both sides.
+
+  Example:
+    >>> level_downsample((120_000, 2100), (1875, 32), 64.8125)
+    64.0
+    >>> level_downsample((1000, 1000), (400, 400), 2.5)
+    2.5
+  """
+  ratios = [big / small for big, small in zip(level0, level, strict=True)]
+  if abs(reported * 2 / sum(ratios) - 1) > 1e-4:
+    return float(reported)
+  best = ratios[0] if level0[0] > level0[1] else ratios[1]
+  for slack in (1, 2):
+    sides = list(zip(level0, level, strict=True))
+    low = max(big / (small + slack) for big, small in sides)
+    high = min(
+      big / (small - slack) if small > slack else math.inf
+      for big, small in sides
+    )
+    if low >= high:
+      continue
+    # The side of many pixels leaves room for few integers.
+    near = range(max(1, math.floor(best) - 2), math.ceil(best) + 3)
+    whole = [n for n in (*near, 2 ** round(math.log2(best))) if low < n < high]
+    if whole:
+      return float(min(whole, key=lambda n: (n & (n - 1) > 0, abs(n - best))))
+    return best
+  return None

@@ -50,11 +50,7 @@ class Settings:
   tissue: Mapping[str, Any]
 
   def check(self) -> None:
-    """Checks what does not depend on a slide.
-
-    Raises:
-      ValueError: naming the value and what is allowed.
-    """
+    """Raises a ValueError for what does not depend on a slide."""
     try:
       tiles.check_settings(
         tile_px=self.tile_px,

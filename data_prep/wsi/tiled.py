@@ -99,12 +99,9 @@ def _why_not(page: tifffile.TiffPage, any_compression: bool) -> str:
 
 
 def _header(tables: bytes | None, rgb: bool) -> bytes:
-  """Returns the bytes that turn a stored tile (less its SOI) into a JPEG file.
-
-  Quantisation and Huffman tables may be shared by all tiles and live in a TIFF
-  tag. The colour space is in a TIFF tag too; without a marker the decoder
-  would guess it, so an Adobe marker says it.
-  """
+  """Returns the bytes that turn a stored tile (less its SOI) into a JPEG."""
+  # Tables may be shared by all tiles and live in a TIFF tag. So does the colour
+  # space; the decoder would guess it, so an Adobe marker says it.
   adobe = struct.pack(
     ">HH5sHHHB", 0xFFEE, 14, b"Adobe", 100, 0, 0, 0 if rgb else 1
   )
@@ -184,11 +181,8 @@ def pyramid_levels(
 
 
 def _body(raw: bytes, rgb: bool) -> bytes:
-  """Returns a stored tile less its start marker (and less JFIF where RGB).
-
-  A JFIF marker would overrule the Adobe marker and declare the RGB tile to be
-  YCbCr.
-  """
+  """Returns a stored tile less its start marker (and less JFIF where RGB)."""
+  # JFIF would overrule the Adobe marker and declare the RGB tile to be YCbCr.
   if rgb and raw[2:4] == b"\xff\xe0":
     return raw[4 + int.from_bytes(raw[4:6], "big") :]
   return raw[2:]

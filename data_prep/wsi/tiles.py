@@ -101,14 +101,7 @@ def check_settings(
   min_tissue: Number,
   anchor: str,
 ) -> None:
-  """Checks what does not depend on a slide.
-
-  Args:
-    tile_px: side of a tile.
-    window_px: side of the window that is read around a tile's middle.
-    overlap_px: overlap of neighbouring tiles.
-    min_tissue: smallest share of tissue in a tile.
-    anchor: where the grid begins, one of `ANCHORS`.
+  """Checks what does not depend on a slide; see `tile_grid`, `read_tiles`.
 
   Raises:
     ValueError: naming the value and what is allowed.
@@ -198,22 +191,13 @@ def _tissue_share(
   y: np.ndarray,
   side: float,
 ) -> np.ndarray:
-  """Returns the share of tissue in squares, by area, [y, x].
-
-  Between the points of a summed-area table the sum is bilinear, so squares
-  that begin at a fraction of a mask pixel are exact.
-
-  Args:
-    mask: tissue.
-    x: left edges of the squares, in mask pixels.
-    y: upper edges.
-    side: of the squares, in mask pixels.
-  """
+  """Returns the share of tissue in squares at x, y of the mask, [y, x]."""
+  # Between the points of a summed-area table the sum is bilinear, so squares
+  # that begin at a fraction of a mask pixel are exact.
   table = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
   table[1:, 1:] = mask.cumsum(axis=0, dtype=np.float64).cumsum(axis=1)
 
   def at(values: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Values between rows."""
     places = np.clip(places, 0, len(values) - 1)
     whole = np.minimum(places.astype(int), len(values) - 2)
     rest = (places - whole)[:, None]

@@ -198,13 +198,10 @@ def _morph(mask: Mask, operation: int, kernel: np.ndarray) -> Mask:
 def _glass(
   picture: Float[np.ndarray, "h w 3"], scanned: Mask
 ) -> Float[np.ndarray, "3"]:
-  """Returns the colour of empty glass; a usual one where none is seen.
-
-  Lamps and scanners tint the glass by up to 15 grey levels, as much as the
-  palest stain, so colour is measured against it. It is the brightest of what
-  is bright and nearly grey: the middle would be pale tissue where that covers
-  more of the slide than glass.
-  """
+  """Returns the colour of empty glass; a usual one where none is seen."""
+  # Lamps and scanners tint the glass by up to 15 grey levels, as much as the
+  # palest stain. It is the brightest of what is bright and nearly grey: the
+  # middle would be pale tissue where that covers more than glass.
   low, high = picture.min(-1), picture.max(-1)
   glass = scanned & (low > 200) & (high - low < 20)
   if glass.any():
@@ -215,32 +212,30 @@ def _glass(
   return np.median(picture[glass], axis=0).astype(np.float32)
 
 
-def _hsd_chroma(
+def _hsd_place(
   picture: Float[np.ndarray, "h w 3"],
-) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
-  """Returns mean optical density, and how far from grey the colour is.
+) -> tuple[Float[np.ndarray, "h w"], ...]:
+  """Returns mean optical density D, and HSD's c_x and c_y.
 
-  With densities `D_R, D_G, D_B` and their mean `D`, the HSD model places a
-  colour at `c_x = D_R / D - 1`, `c_y = (D_G - D_B) / (sqrt(3) D)`, whatever the
-  thickness of the section; grey is the origin.
+  `c_x = D_R / D - 1`, `c_y = (D_G - D_B) / (sqrt(3) D)`, whatever the thickness
+  of the section; grey is the origin.
   """
   density = -np.log(np.maximum(picture, 1.0) / 255)
   mean = np.maximum(density.mean(-1), 1e-6)
   c_x = density[..., 0] / mean - 1
   c_y = (density[..., 1] - density[..., 2]) / (np.sqrt(3) * mean)
-  return mean, np.hypot(c_x, c_y)
+  return mean, c_x, c_y
 
 
 def _red_pen(
-  picture: Float[np.ndarray, "h w 3"], mpp: float, params: dict
+  picture: Float[np.ndarray, "h w 3"],
+  c_x: Float[np.ndarray, "h w"],
+  mpp: float,
+  params: dict,
 ) -> Mask:
   """Red ink lets red light through; eosin is paler, blood darker in red."""
   red = picture[..., 0] - picture[..., 1:].max(-1) > params["max_red"]
-  if not red.any():
-    return red
-  density = -np.log(np.maximum(picture, 1.0) / 255)
-  mean = np.maximum(density.mean(-1), 1e-6)
-  red &= density[..., 0] / mean - 1 < params["red_cx"]
+  red &= c_x < params["red_cx"]
   red = _morph(red, cv2.MORPH_OPEN, _disc(params["smooth_um"] / mpp))
   red = keep_large(red, params["min_red_um2"] / mpp**2)
   # The rim of a stroke is blended with the glass.
@@ -262,10 +257,11 @@ def _guarded(thumbnail: Picture, mpp: float, params: dict) -> Mask:
   picture = np.minimum(picture * (_GLASS / glass), 255.0)
   # Foreign bodies: black ink, bubble rims, dried-out patches are dark and
   # grey; pens are green or blue.
-  density, grey = _hsd_chroma(picture)
-  foreign = (density > params["dark_density"]) & (grey < params["dark_chroma"])
+  density, c_x, c_y = _hsd_place(picture)
+  grey = np.hypot(c_x, c_y) < params["dark_chroma"]
+  foreign = grey & (density > params["dark_density"])
   foreign |= picture[..., 1] - picture[..., 0] > params["max_green"]
-  foreign |= _red_pen(picture, mpp, params)
+  foreign |= _red_pen(picture, c_x, mpp, params)
   # Chroma, not saturation: saturation divides by brightness and is noise in
   # black ink; chroma is near zero there.
   chroma = picture.max(-1) - picture.min(-1)
@@ -292,10 +288,7 @@ def _hsd(thumbnail: Picture, mpp: float, params: dict) -> Mask:
   picture = thumbnail.astype(np.float32)
   grey = picture.std(-1) < params["min_std"]
   picture[grey] = 255
-  # Optical density; one grey level keeps the logarithm finite.
-  density = -np.log(np.maximum(picture, 1.0) / 255)
-  mean = np.maximum(density.mean(-1), 1e-6)
-  c_y = (density[..., 1] - density[..., 2]) / (np.sqrt(3) * mean)
+  _, _, c_y = _hsd_place(picture)
   side = max(1, round(params["box_um"] / mpp))
   c_y = cv2.blur(c_y, (side, side), borderType=cv2.BORDER_REFLECT)
   return _fill(~grey & (c_y >= params["min_cy"]), params, mpp)

@@ -259,3 +259,13 @@ def test_pyramids_are_read_at_the_level_that_fits(tmp_path):
   path.write_bytes(b"II*\0 and no more")
   with pytest.raises(ValueError, match="not a TIFF"):
     annotations.read_mask(path, (96, 64), 4)
+
+
+def test_mask_of_a_long_narrow_slide_has_one_factor(tmp_path):
+  """120,000 x 2,100 px over 1875 x 32: 64 both ways, not 65.6 and 66 down."""
+  drawn = np.zeros((32, 1875), np.uint8)
+  drawn[:16, :100] = 255
+  path = tmp_path / "mask.png"
+  cv2.imwrite(str(path), drawn)
+  found = annotations.read_mask(path, (120_000, 2_100), 32.0)
+  assert found[:32, :200].all() and found.sum() == 32 * 200

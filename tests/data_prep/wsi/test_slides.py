@@ -14,7 +14,8 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import generate_uid
 
 from data_prep.wsi import resample, scale
-from data_prep.wsi.slides import Level, Slide, SlideError, level_downsample
+from data_prep.wsi.scale import level_downsample
+from data_prep.wsi.slides import Level, Slide, SlideError
 from tests.data_prep.wsi import tiny_slides
 
 
