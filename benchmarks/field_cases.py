@@ -64,7 +64,7 @@ def make_inputs(cases: pathlib.Path, out: pathlib.Path) -> dict[str, str]:
           sys.stdout = kept
     except (Exception, SystemExit) as error:
       # It looks for what its commands would have made.
-      stopped[path.stem] = f"{type(error).__name__}: {error}"[:120]
+      stopped[path.stem] = type(error).__name__
     finally:
       signal.alarm(0)
   return stopped

@@ -61,13 +61,16 @@ _TO_RGB = (
 )
 
 
-def _cause(path: pathlib.Path) -> str:
+_FOREIGN = (34712, 34892, 50001, 50002, 52546)  # JPEG 2000, WebP, JPEG XL, ...
+
+
+def _cause(path: pathlib.Path, is_intact: bool = True) -> str:
   """Says what a TIFF is that is no slide, and how to make one of it."""
   try:
     with tifffile.TiffFile(path) as tiff:
       page = tiff.pages[0]
       samples, tiled_ = page.samplesperpixel, page.is_tiled
-      bits = page.bitspersample
+      bits, how = page.bitspersample, page.compression
   except Exception:  # no TIFF, or a damaged one
     return ""
   causes = []
@@ -77,8 +80,11 @@ def _cause(path: pathlib.Path) -> str:
     causes.append("it is grey or has a palette, and stains need colours")
   if bits != 8:
     causes.append(f"it has {bits} bits a sample, not 8")
-  if not causes:
+  if how in _FOREIGN:
+    causes.append(f"its compression is {how.name}")
+  if not causes and not is_intact:  # it is cut, or damaged
     return ""
+  causes = causes or ["OpenSlide does not know this kind of TIFF"]
   remedy = _CONVERT if samples >= 3 and bits == 8 else _TO_RGB
   return f": {'; '.join(causes)}. Convert it: {remedy}"
 
@@ -196,7 +202,7 @@ class Slide:
       ) from error
     except (openslide.OpenSlideError, OSError) as error:
       raise SlideError(
-        f"cannot open {self.path}: {error}",
+        f"cannot open {self.path}: {error}{_cause(self.path, False)}",
         error="unreadable",
         slide=self.name,
       ) from error

@@ -556,6 +556,19 @@ def test_tiff_that_is_no_slide_says_why_and_what_to_do(
     assert word in error.message
 
 
+@pytest.mark.parametrize("compression", ["webp", "jpeg2000"])
+def test_compression_that_openslide_cannot_read_is_named(tmp_path, compression):
+  path = tiny_slides.write(
+    tmp_path / "s.tif",
+    tiny_slides.picture(),
+    levels=1,
+    compression=compression,
+  )
+  error = _error(path)
+  assert compression in error.message.lower().replace("_", "")
+  assert "vips" in error.message
+
+
 @pytest.mark.parametrize("transform", [False, True])
 def test_jpeg_2000_frames_of_ycbcr_that_say_ybr_ict(
   real_data, tmp_path, transform
