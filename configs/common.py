@@ -4,7 +4,10 @@
 may then be overridden on the command line: `--config.optim.lr_per_256=6e-4`.
 """
 
+import dataclasses
+import typing
 from collections.abc import Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -12,11 +15,7 @@ from data_prep.files.schema import did_you_mean
 
 
 def choose(arg: str, presets: Sequence[str]) -> str:
-  """The preset named after the colon.
-
-  Args:
-    arg: What stood after the colon; '' means the first preset.
-    presets: Their names.
+  """The preset named after the colon; '' means the first one.
 
   Raises:
     ValueError: There is no such preset.
@@ -33,9 +32,30 @@ def choose(arg: str, presets: Sequence[str]) -> str:
   return arg
 
 
-def base_config(task: str) -> ConfigDict:
-  """The defaults of a task, unlocked; see its `Config` for keys and meaning."""
-  # Imported here: configs of other jobs need no JAX.
-  from wsiseq_jax import config, tasks
+def defaults(schema: type, **given: Any) -> ConfigDict:
+  """Every key of a dataclass, unlocked: what is given, else its default.
 
-  return config.defaults(tasks.get(task).Config, task)
+  A key without a default, which the user must set, is ''.
+  """
+  hints, values = typing.get_type_hints(schema), {}
+  for field in dataclasses.fields(schema):
+    if field.name in given:
+      value = given[field.name]
+    elif field.default is not dataclasses.MISSING:
+      value = field.default
+    elif field.default_factory is not dataclasses.MISSING:
+      value = field.default_factory()
+    else:
+      is_block = dataclasses.is_dataclass(hints[field.name])
+      value = defaults(hints[field.name]) if is_block else ""
+    is_block = dataclasses.is_dataclass(value)
+    values[field.name] = dataclasses.asdict(value) if is_block else value
+  return ConfigDict(values)
+
+
+def base_config(task: str) -> ConfigDict:
+  """The defaults of a task; see its `Config` for keys and meaning."""
+  # Imported here: preparation needs no JAX.
+  from wsiseq_jax import tasks
+
+  return defaults(tasks.get(task).Config, task=task)

@@ -14,6 +14,9 @@ about 0.25) on a regular grid, kept where at least `tiles.min_tissue` of their
 area is tissue, and go from the slide through the encoder with no files in
 between. Their side in pixels is the encoder's.
 
+All keys with their defaults are in wsiseq_jax/encoders: settings.py, and for
+the block `encoder` encoder.py.
+
 Written to the workdir, which belongs to one encoder:
 
   features/<slide_id>.h5     in the layout of CLAM and TRIDENT: `features` f32
@@ -62,69 +65,16 @@ with the final LayerNorm: earlier blocks may tell tissue apart better.
 from ml_collections import ConfigDict
 
 from configs import common
+from wsiseq_jax.encoders.settings import Settings
 
 PRESETS = ("resnet50_trunc", "resnet50", "vit", "run", "smoke")
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """The settings of a preset.
-
-  Args:
-    arg: what follows the colon of `--config=configs/embed_tiles.py:`.
-
-  Returns:
-    The settings, locked: unknown keys are errors.
-
-  Raises:
-    ValueError: there is no such preset.
-  """
+  """The settings of a preset; see the module's docstring."""
   preset = common.choose(arg, PRESETS)
-  config = ConfigDict(
-    {
-      "job": "embed_tiles",
-      "workdir": "",
-      "data": {
-        "slides": "",  # 'synthetic' makes three small ones
-        "table": "",  # a CSV that describes slides named in `slides`
-        "part": "1/1",  # '3/8': the third of eight machines; or 'slurm'
-        "batch_size": 64,  # tiles on all devices together
-        "threads": 8,  # that decode
-      },
-      "tiles": {
-        "mpp": 0.5,  # um per pixel, met exactly; 0 = a run's own
-        "overlap_px": 0,  # of neighbours
-        "min_tissue": 0.25,  # share of a tile
-        "anchor": "level0",  # the grid begins at (0, 0); or 'bounds'
-        "mpp_tolerance": 0.02,  # how much finer than the scan `mpp` may be
-        "allow_upsampling": False,
-        "default_mpp": 0.0,  # for slides that state none; 0 = refuse them
-        "reader": "auto",  # 'openslide': read everything through OpenSlide
-        "max_bad_share": 0.1,  # of a slide's tiles that may be unreadable
-      },
-      "tissue": {
-        "method": "guarded",  # guarded, hsd or hsv_otsu
-        "thumbnail_px": 2048,  # longest side of what the mask is made of
-      },
-      # See wsiseq_jax/encoders/encoder.py; names are in models/tile_vit.py.
-      "encoder": {
-        "name": "resnet50_trunc",
-        "weights": "",  # a file, or hf:owner/name[@revision][/file]
-        "random_weights": False,  # a baseline, to be asked for
-        "seed": 0,  # of random weights
-        "dtype": "",  # '' = float32; bfloat16 is faster on accelerators
-        "tile_px": 0,  # 0 = the encoder's own
-        "trained_px": 0,  # ViT: tiles of the file's positions; 0 = the preset's
-        "layer": 0,  # ViT: features after this block; 0 = the last
-        "pooling": "",  # ViT; '' = the preset's
-        "mean": (),  # of the normalisation; () = the encoder's own
-        "std": (),
-        "attention_kernel": "auto",
-        "checkpoint": "",  # run: its workdir
-        "frames": 1,  # run: 1 = a still clip, or the frames of the run
-        "data": "",  # run with a drift: its shards, if they were moved
-      },
-    }
-  )
+  config = common.defaults(Settings)
+  config.encoder.name = "resnet50_trunc"
   if preset in ("resnet50", "run"):
     config.encoder.name = preset
   if preset == "vit":

@@ -62,7 +62,8 @@ Several devices: batches are sharded over as many devices of a process as divide
 `data.batch_size`; several processes share out the models (fold and seed), the
 slides of mil_predict and the maps, and need one disk.
 
-Written to the workdir:
+All keys with their defaults are in wsiseq_jax/mil/settings.py. Written to the
+workdir:
 
   splits.csv             repeat, fold, slide_id, patient_id, split
   errors.csv             a row for every failure
@@ -91,6 +92,7 @@ to `data.cache_gb` of features are kept in memory, the rest is read each epoch.
 from ml_collections import ConfigDict
 
 from configs import common
+from wsiseq_jax.mil.settings import MilSettings
 from wsiseq_jax.models import mil
 
 
@@ -106,59 +108,8 @@ def get_config(arg: str = "") -> ConfigDict:
   name, _, size = ("gated,smoke" if preset == "smoke" else preset).partition(
     ","
   )
-  config = ConfigDict(
-    {
-      "job": "mil",
-      "workdir": "",
-      # binary, multiclass, multilabel, regression or survival.
-      "target_type": "binary",
-      "data": {
-        "features": "",  # folder of feature files; 'synthetic' makes some
-        "table": "",  # CSV of slides, patients and labels
-        "label": "label",  # its column; several with commas for some types
-        "classes": (),  # in order, the last of two is positive; () is sorted
-        "split_column": "",  # a column, 'camelyon16', or '' to draw splits
-        # Feature files that the table does not name: error or ignore.
-        "unlisted": "error",
-        "tile_size": 0.0,  # for files that do not say it, in their unit
-        "batch_size": 8,  # bags in a step
-        "max_tiles": 0,  # so many random tiles of a training bag; 0 is all
-        "smallest_bucket": 64,  # bags are padded to this times a power of 2
-        "cache_gb": 8.0,
-        "threads": 4,
-      },
-      # The model's own settings, each described beside the model.
-      "model": {"name": name, **mil.settings(name)},
-      # AdamW. The learning rate is of a step, whatever its batch.
-      "optim": {
-        "lr": 3e-4,
-        "weight_decay": 1e-3,
-        "b1": 0.9,
-        "b2": 0.999,
-        "eps": 1e-8,
-        "clip_norm": 5.0,  # 0 switches clipping off
-        "warmup_epochs": 1,
-        "epochs": 100,
-        "patience": 15,  # epochs without a lower validation loss; 0 is never
-        "class_weights": "none",  # or balanced: rare classes weigh more
-      },
-      "folds": {
-        "k": 5,
-        "repeats": 1,
-        "val_share": 0.2,  # of what is left after the test fold
-        "stratify": True,
-        "seed": 0,
-      },
-      "seeds": (0, 1, 2, 3, 4),
-      "scores": {"resamples": 1000, "ece_bins": 10},
-      "maps": {
-        "write": True,
-        "class_name": "",  # '' is the positive, or the predicted class
-      },
-      "wandb": {"project": "", "entity": "", "group": ""},  # '' is off
-      # For the job mil_predict: workdir of a finished job mil.
-      "predict": {"models": ""},
-    }
+  config = common.defaults(
+    MilSettings, model={"name": name, **mil.settings(name)}
   )
   if name == "dsmil":
     # The paper's betas.

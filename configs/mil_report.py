@@ -16,6 +16,7 @@ looking at; nothing is scored by them.
 Run the same command again: slides whose map, prediction, file and settings are
 the same are left as they are; if all are, it says "up to date".
 
+All keys with their defaults are in wsiseq_jax/reports/slides/settings.py.
 Written to `report.out` (<workdir>/report):
 
   index.html                  the cohort: numbers, ROC, calibration, every slide
@@ -52,6 +53,7 @@ needed, seconds).
 from ml_collections import ConfigDict
 
 from configs import common
+from wsiseq_jax.reports.slides.settings import Settings
 
 PRESETS = ("default", "smoke")
 
@@ -59,57 +61,7 @@ PRESETS = ("default", "smoke")
 def get_config(arg: str = "") -> ConfigDict:
   """The settings of a preset; see the module's docstring."""
   preset = common.choose(arg, PRESETS)
-  config = ConfigDict(
-    {
-      "job": "mil_report",
-      "workdir": "",  # of a finished job mil or mil_predict
-      "data": {
-        # '' shows no pictures of slides; 'synthetic' makes up everything.
-        "slides": "",
-        "table": "",  # a CSV that describes slides named in `slides`
-        # A folder of what people drew, to compare: <slide_id>.xml (ASAP),
-        # .geojson (QuPath), .png or .tif (masks); '' has none.
-        "annotations": "",
-        # Groups of polygons; () are those of Camelyon and 'tumour'.
-        "annotation_include": (),
-        "annotation_exclude": (),  # cut out again
-        "annotation_ignore": (),  # left alone; any other is an error
-        "default_mpp": 0.0,  # where neither map nor slide say it
-        "reader": "auto",  # 'openslide': read everything through OpenSlide
-        "threads": 2,  # slides at once
-      },
-      "report": {
-        "out": "",  # '' is <workdir>/report
-        # A page of the job `report`, or its run's folder, to link to; '' looks
-        # in the folders beside the workdir.
-        "sequence_report": "",
-        "um_per_px": 0.0,  # of maps; 0 makes them `longest_px` long
-        "longest_px": 1200,  # of pictures on a page
-        "card_px": 260,  # of the two pictures of each slide of the cohort
-        # Where colours are painted: the tissue method of
-        # data_prep/wsi/tissue.py, or 'none' for whole tiles.
-        "tissue": "guarded",
-        "smooth_um": 0.0,  # Gaussian over the map, for maps and regions
-        "threshold_from": "validation",  # of slides; or 'given', then it is
-        "threshold": 0.5,
-        "tile_threshold": 0.5,  # of regions and detections
-        "close_um": 0.0,
-        "open_um": 0.0,
-        "min_area_um2": 0.0,  # smaller regions are counted, not outlined
-        "max_hole_um2": 0.0,
-        "radius_um": 373.0,  # between detections
-        "tiles": 6,  # highest and lowest tiles shown
-        "tiles_by": "probability",  # or contribution, attention
-        "tiles_apart_um": 150.0,
-        "tile_px": 256,  # of a tile's picture, at most
-        "context": 2.0,  # side of what is shown around a tile, in tiles
-        "geojson": True,
-        "tiles_geojson": True,
-        "resamples": 1000,  # for the intervals of the charts
-        "bins": 10,  # of the calibration chart
-      },
-    }
-  )
+  config = common.defaults(Settings)
   if preset == "smoke":
     config.data.slides = "synthetic"
     config.report.update(

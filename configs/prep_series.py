@@ -34,6 +34,9 @@ Presets, after a colon (`--config=configs/prep_series.py:demo`):
                 `--config.sequences=series` it is each eye's whole `Video`
                 once, for pretraining.
 
+All keys with their defaults are in data_prep/series/prepare.py and
+data_prep/runs.py.
+
 What comes out, under `--config.out`:
 
   shards/      the TFDS data set; splits train, val, test by patient
@@ -56,123 +59,40 @@ notes) and everything else is written; 1 no data set could be written; 2 the
 call is wrong; 130, 143 stopped by Ctrl-C, SIGTERM.
 """
 
-from ml_collections import config_dict
+from ml_collections import ConfigDict
 
-from configs import prep_common
+from configs import common
+from data_prep.series.prepare import SeriesSettings
+
+_CPU = ("demo", "synthetic", "smoke")
+PRESETS = ("default", "video", *_CPU, "tvrl_cardiac", "tvrl_oct")
 
 
-def get_config(arg: str = "") -> config_dict.ConfigDict:
-  """Returns the settings of a preset, locked: unknown keys are errors."""
-  presets = {
-    "": lambda config: None,
-    "video": _video,
-    "demo": _demo,
-    "synthetic": _demo,
-    "smoke": _smoke,
-    "tvrl_cardiac": _tvrl_cardiac,
-    "tvrl_oct": _tvrl_oct,
-  }
-  if arg not in presets:
-    raise ValueError(
-      f"configs/prep_series.py has no preset {arg!r}, choose one of "
-      f"{[name for name in presets if name]} or none"
+def get_config(arg: str = "") -> ConfigDict:
+  """The settings of a preset; see the module's docstring."""
+  preset = common.choose(arg, PRESETS)
+  config = common.defaults(SeriesSettings)
+  if preset == "video":
+    config.time_unit = "s"
+    config.sequence.max_frames = 32
+  if preset in _CPU:
+    config.parts = 8
+    config.image.frame_px = (48, 48)
+    config.targets = (
+      "last_size:number",
+      "shape:class",
+      "texture:class",
+      "growth_rate:number",
+      "growth:class=slow|fast",
     )
-  config = _default()
-  presets[arg](config)
+  if preset == "smoke":
+    config.image.frame_px = (32, 32)
+    config.update({"workers": 0, "parts": 2})
+  if preset == "tvrl_cardiac":
+    config.update({"layout": "series", "time_unit": "frame"})
+    config.columns.series_id = "eid"
+    config.sequence.max_frames = 50
+  if preset == "tvrl_oct":
+    config.update({"layout": "lists", "sequences": "history"})
+    config.sequence.update({"max_frames": 8, "rule": "last"})
   return config.lock()
-
-
-def _default() -> config_dict.ConfigDict:
-  config = config_dict.ConfigDict()
-  config.source = "series"
-  # What goes in and out; none of these shapes a frame.
-  config.csv = ""
-  config.images = ""  # where relative file names start; "" = the table's folder
-  config.out = ""
-  prep_common.add_cluster(config)
-  config.splits = config_dict.ConfigDict(
-    {"train": 0.7, "val": 0.1, "test": 0.2}
-  )
-  config.parts = 64  # files a split that series are dealt into, by patient
-
-  # How to read the table.
-  config.layout = "auto"  # or series, visits, lists
-  # Names of columns where they are not found by themselves, e.g.
-  # --config.columns.patient_id=PID.
-  config.columns = config_dict.ConfigDict(
-    {
-      "series_id": "", "patient_id": "", "file": "", "time": "", "times": "",
-      "fps": "", "split": "", "history": "", "video": "",
-    }
-  )  # fmt: skip
-  # Labels: "name", "name:number", "name:class" or "name:class=first|second";
-  # () = all columns that are nothing else.
-  config.targets = ()
-  config.sequences = "series"  # history: one sequence for each visit, up to it
-
-  config.seed = 0
-  config.time_unit = "year"  # year, s or frame; named in the data set
-  config.time_divisor = 1.0  # 365.25 if the table's times are days
-  config.fps = 0.0  # frames a second where table and file say none
-
-  config.sequence = config_dict.ConfigDict()
-  # The longest series gives the length of all; shorter ones are padded.
-  config.sequence.max_frames = 0  # 0 = no limit
-  # Of longer ones: the last frames, evenly spread ones, or windows (several
-  # sequences a series).
-  config.sequence.rule = "subsample"  # last, subsample or windows
-  config.sequence.stride = 0  # from window to window; 0 = no overlap
-  config.sequence.min_frames = 1  # shorter ones are not used
-
-  config.image = config_dict.ConfigDict()
-  # Height and width of a frame; (128,) = the short side is 128 px and the long
-  # one follows from the commonest shape of the files.
-  config.image.frame_px = (128, 128)
-  config.image.fit = "crop"  # cover and cut the middle out; or letterbox
-  config.image.mixed_sizes = False  # True: frames of one series may differ
-  # uint8 is stored as it is. Other types: (low, high) that become 0 and 255,
-  # or () for percentiles over all frames of the sequence.
-  config.image.window = ()
-  config.image.percentiles = (0.5, 99.5)
-
-  config.jpeg = config_dict.ConfigDict({"quality": 95, "subsampling": "444"})
-  return config
-
-
-def _video(config: config_dict.ConfigDict) -> None:
-  config.time_unit = "s"
-  config.sequence.max_frames = 32
-
-
-def _demo(config: config_dict.ConfigDict) -> None:
-  config.parts = 8
-  config.image.frame_px = (48, 48)
-  config.targets = (
-    "last_size:number",
-    "shape:class",
-    "texture:class",
-    "growth_rate:number",
-    "growth:class=slow|fast",
-  )
-
-
-def _smoke(config: config_dict.ConfigDict) -> None:
-  _demo(config)
-  config.image.frame_px = (32, 32)
-  config.workers = 0
-  config.parts = 2
-
-
-def _tvrl_cardiac(config: config_dict.ConfigDict) -> None:
-  config.layout = "series"
-  config.columns.series_id = "eid"
-  config.time_unit = "frame"
-  config.sequence.max_frames = 50
-
-
-def _tvrl_oct(config: config_dict.ConfigDict) -> None:
-  config.layout = "lists"
-  config.sequences = "history"
-  config.time_unit = "year"
-  config.sequence.max_frames = 8
-  config.sequence.rule = "last"

@@ -23,6 +23,9 @@ Presets, after a colon (`--config=configs/prep_wsi.py:walk`):
   zoom    8 pictures of one place, from 112 um to 1.8 mm wide, 0.5 um/px.
   smoke   a few tiny sequences at 1.06 um/px, for tests.
 
+All keys with their defaults are in data_prep/sequences/prepare.py, data_prep/
+sequences/geometries (the block `sequence`) and data_prep/runs.py.
+
 What comes out, under `--config.out`:
 
   shards/      the TFDS data set; splits train, val, test by patient
@@ -53,80 +56,30 @@ included, and a second or two a slide for mask and pictures; see
 `benchmarks/preparation.py`.
 """
 
-from ml_collections import config_dict
+from ml_collections import ConfigDict
 
-from configs import prep_common
+from configs import common
+from data_prep.sequences.prepare import SlideSettings
+
+PRESETS = ("default", "demo", "walk", "zoom", "smoke")
 
 
-def get_config(arg: str = "") -> config_dict.ConfigDict:
-  """Returns the settings of a preset, locked: unknown keys are errors."""
-  presets = {
-    "": _reference,
-    "demo": _demo,
-    "walk": _walk,
-    "zoom": _zoom,
-    "smoke": _smoke,
-  }
-  if arg not in presets:
-    raise ValueError(
-      f"configs/prep_wsi.py has no preset {arg!r}, choose one of "
-      f"{[name for name in presets if name]} or none"
-    )
-  config = _reference()
-  presets[arg](config)
+def get_config(arg: str = "") -> ConfigDict:
+  """The settings of a preset; see the module's docstring."""
+  preset = common.choose(arg, PRESETS)
+  config = common.defaults(SlideSettings)
+  if preset in ("demo", "smoke"):
+    _demo(config)
+  if preset == "smoke":
+    _smoke(config)
+  if preset == "walk":
+    _walk(config)
+  if preset == "zoom":
+    _zoom(config)
   return config.lock()
 
 
-def _reference(
-  config: config_dict.ConfigDict | None = None,
-) -> config_dict.ConfigDict:
-  config = config or config_dict.ConfigDict()
-  config.source = "slides"
-  # What goes in and out; none of these shapes a pixel.
-  config.slides = ""
-  config.table = ""  # a CSV that describes slides named in `slides`
-  config.out = ""
-  prep_common.add_cluster(config)
-  config.splits = config_dict.ConfigDict(
-    {"train": 0.8, "val": 0.1, "test": 0.1}
-  )
-  # Class names in the order of their numbers; () = those found, sorted.
-  config.labels = ()
-
-  config.seed = 0
-  config.mpp = 0.25  # um per pixel of the frames, met exactly
-  config.mpp_tolerance = 0.02  # how much finer than the scan `mpp` may be
-  config.allow_upsampling = False
-  config.default_mpp = 0.0  # for slides that state none; 0 = refuse them
-  config.reader = "auto"  # "openslide": read everything through OpenSlide
-
-  config.sequence = config_dict.ConfigDict()
-  config.sequence.geometry = "drift"  # drift, walk or zoom
-  config.sequence.window_um = (84.0, 84.0)  # height, width of a frame
-  config.sequence.step_um = 2.0  # between frames; walk: 0 = side by side
-  config.sequence.frames = 96
-  # Counter-clockwise, 0 = to the right, 90 = up.
-  config.sequence.headings_deg = (
-    -180.0, -135.0, -90.0, -45.0, 0.0, 45.0, 90.0, 135.0,
-  )  # fmt: skip
-  config.sequence.serpentine_columns = 0  # walk: 0 = along headings
-  config.sequence.zoom_factor = 16.0  # zoom: last over first field of view
-  config.sequence.spacing_um = 0.0  # of the grid of centres; 0 = strip length
-  config.sequence.max_centres = 128  # a slide; 0 = all
-  config.sequence.min_tissue = 0.25  # smallest share of tissue in any frame
-  config.sequence.all_headings = True  # drop centres where not all are valid
-
-  config.tissue = config_dict.ConfigDict()
-  config.tissue.method = "guarded"  # guarded, hsd or hsv_otsu
-  config.tissue.thumbnail_px = 2048  # longest side of what the mask is made of
-
-  # 4:2:0 halves the colour resolution: at 224 px, where models look, that
-  # costs 2.4 dB of 46.7 and saves 16 % of the bytes and 28 % of the decoding.
-  config.jpeg = config_dict.ConfigDict({"quality": 90, "subsampling": "420"})
-  return config
-
-
-def _demo(config: config_dict.ConfigDict) -> None:
+def _demo(config: ConfigDict) -> None:
   config.mpp = 1.06
   config.sequence.window_um = (50.88, 50.88)  # 48 px
   config.sequence.step_um = 4.24  # 4 px
@@ -138,7 +91,7 @@ def _demo(config: config_dict.ConfigDict) -> None:
   config.splits = {"train": 0.7, "val": 0.15, "test": 0.15}
 
 
-def _walk(config: config_dict.ConfigDict) -> None:
+def _walk(config: ConfigDict) -> None:
   config.mpp = 0.5
   config.sequence.geometry = "walk"
   config.sequence.window_um = (112.0, 112.0)  # 224 px
@@ -149,7 +102,7 @@ def _walk(config: config_dict.ConfigDict) -> None:
   config.sequence.all_headings = False
 
 
-def _zoom(config: config_dict.ConfigDict) -> None:
+def _zoom(config: ConfigDict) -> None:
   config.mpp = 0.5
   config.sequence.geometry = "zoom"
   config.sequence.window_um = (112.0, 112.0)  # 224 px
@@ -158,8 +111,7 @@ def _zoom(config: config_dict.ConfigDict) -> None:
   config.sequence.max_centres = 512
 
 
-def _smoke(config: config_dict.ConfigDict) -> None:
-  _demo(config)
+def _smoke(config: ConfigDict) -> None:
   config.workers = 1
   config.sequence.window_um = (33.92, 33.92)  # 32 px
   config.sequence.step_um = 4.24

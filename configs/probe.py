@@ -68,7 +68,7 @@ PRESETS = ("default", "quick", "reference", "all", "smoke")
 def get_config(arg: str = "") -> ConfigDict:
   """The probes of a preset; see the module's docstring."""
   preset = common.choose(arg, PRESETS)
-  config = ConfigDict(settings.defaults())
+  config = common.defaults(settings.ProbeConfig)
   if preset == "quick":
     config.probe.update({"kinds": ("linear", "knn"), "resamples": 200})
   if preset == "reference":

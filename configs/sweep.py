@@ -54,6 +54,7 @@ the config is wrong; 3 stopped.
 from ml_collections import ConfigDict
 
 from configs import common
+from wsiseq_jax.sweep import Settings
 
 PRESETS = ("default", "methods", "smoke")
 _METHODS = ("cvrl", "ltn", "csimclr", "csimclr_te", "tvrl", "clm")
@@ -62,22 +63,7 @@ _METHODS = ("cvrl", "ltn", "csimclr", "csimclr_te", "tvrl", "clm")
 def get_config(arg: str = "") -> ConfigDict:
   """The sweep of a preset; see the module's docstring."""
   preset = common.choose(arg, PRESETS)
-  config = ConfigDict(
-    {
-      "out": "",
-      "experiment": "configs/videomae.py:demo",
-      "fixed": (),
-      "grid": (),
-      "random": (),
-      "draws": 0,
-      "draw_seed": 0,
-      "probe": "",
-      "probe_fixed": (),
-      "metric": "val/loss",
-      "goal": "min",
-      "table_only": False,
-    }
-  )
+  config = common.defaults(Settings)
   if preset == "methods":
     names = [f"configs/contrastive.py:{name},demo" for name in _METHODS]
     experiments = (*names, "configs/videomae.py:series,demo")

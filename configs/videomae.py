@@ -105,11 +105,7 @@ def _smoke(config: ConfigDict) -> None:
   config.model.size = "tiny"
   config.mask.ratio = 0.75
   config.optim.update(
-    {
-      "warmup_steps": 2,
-      "total_steps": 12,
-      "lr_per_256": 0.03,
-    }
+    {"warmup_steps": 2, "total_steps": 12, "lr_per_256": 0.03}
   )
   config.checkpoint.every_steps = 6
   config.log_every_steps = 3

@@ -29,39 +29,32 @@ KNOWN_SCHEMAS = (2, 3)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SequenceRecord:
-  """One sequence of frames, all of one size, cut from one or more panels.
+  """One sequence of frames, all of one size, cut from one or more panels."""
 
-  Attributes:
-    sequence_id: unique within the data set.
-    slide_id: the slide (or series) it was cut from.
-    patient_id: the patient; train/val/test splits never divide a patient.
-    panels: the stored images, JPEG, all of the same height and width.
-    frame_panel: the panel each frame is cut from.
-    frame_box: x, y, w, h of each frame in panel pixels; may be fractional.
-    frame_level0_xy: centre of each frame in level-0 pixels of the slide, NaN
-      where there is no slide.
-    time: position along the sequence; the data set's metadata names the unit.
-      For `zoom` it is the side of the field of view in micrometres.
-    frame_mask: 1 for a real frame, 0 for padding, which comes last and repeats
-      the last real frame's panel, box, centre and time.
-    mpp: micrometres per panel pixel (of the finest panel for `zoom`), NaN where
-      unknown.
-    heading_deg: direction of travel, counter-clockwise with 0 to the right and
-      90 up; NaN where there is none.
-    targets: labels, NaN = unknown; not stored, joined when read.
-  """
-
-  sequence_id: str
-  slide_id: str
-  patient_id: str
+  sequence_id: str  # unique within the data set
+  slide_id: str  # the slide (or series) it was cut from
+  patient_id: str  # the patient; train/val/test splits never divide a patient
+  # The stored images, JPEG, all of the same height and width.
   panels: tuple[bytes, ...]
-  frame_panel: Int[np.ndarray, " t"]
+  frame_panel: Int[np.ndarray, " t"]  # the panel each frame is cut from
+  # X, y, w, h of each frame in panel pixels; may be fractional.
   frame_box: Float[np.ndarray, "t 4"]
+  # Centre of each frame in level-0 pixels of the slide, NaN where there is no
+  # slide.
   frame_level0_xy: Float[np.ndarray, "t 2"]
+  # Position along the sequence; the data set's metadata names the unit. For
+  # `zoom` it is the side of the field of view in micrometres.
   time: Float[np.ndarray, " t"]
+  # 1 for a real frame, 0 for padding, which comes last and repeats the last
+  # real frame's panel, box, centre and time.
   frame_mask: Float[np.ndarray, " t"]
+  # Micrometres per panel pixel (of the finest panel for `zoom`), NaN where
+  # unknown.
   mpp: float
+  # Direction of travel, counter-clockwise with 0 to the right and 90 up; NaN
+  # where there is none.
   heading_deg: float
+  # Labels, NaN = unknown; not stored, joined when read.
   targets: Float[np.ndarray, " y"] = dataclasses.field(
     default_factory=lambda: np.zeros(0, np.float32)
   )

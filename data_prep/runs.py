@@ -36,29 +36,36 @@ class Jpeg:
 class Slurm:
   """What is submitted; what is empty comes from dask-jobqueue's own config."""
 
-  queue: str
-  account: str
-  walltime: str
-  interface: str
-  workers_per_job: Annotated[int, Range(1)]
-  log_folder: str
-  directives: tuple[str, ...]
-  prologue: tuple[str, ...]
+  queue: str = ""
+  account: str = ""
+  walltime: str = ""
+  interface: str = ""
+  workers_per_job: Annotated[int, Range(1)] = 1
+  log_folder: str = ""
+  directives: tuple[str, ...] = ()
+  prologue: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSettings:
-  """Settings that all preparations share; see `configs/prep_wsi.py`."""
+  """Settings that all preparations share; see `docs/cluster.md`."""
 
-  cluster: str
-  workers: Annotated[int, Range(-1)]
-  memory_gb: Annotated[float, Range(above=0)]
-  slurm: Slurm
-  source: str
+  source: str  # slides or series
   out: Annotated[str, FILLED]
-  part: str
-  splits: Mapping[str, float]
-  seed: int
+  # 'i/n': do the i-th of n parts of the work and do not put the data set
+  # together; 'slurm': the place of this task in its job array.
+  part: str = WHOLE
+  # local: workers on this machine; slurm: Slurm jobs; or the address of a Dask
+  # scheduler that runs already, tcp://host:port.
+  cluster: str = cluster.LOCAL
+  # Processes; -1 = one a core (local) or all there are (address), 0 = none:
+  # everything in this process, without Dask (for debugging).
+  workers: Annotated[int, Range(-1)] = -1
+  # A worker that takes more is stopped.
+  memory_gb: Annotated[float, Range(above=0)] = 4.0
+  slurm: Slurm = Slurm()
+  splits: Mapping[str, float]  # shares of patients
+  seed: int = 0
   jpeg: Jpeg
 
   def __post_init__(self):
@@ -86,19 +93,13 @@ class RunSettings:
 
 @dataclasses.dataclass(frozen=True)
 class RunSummary:
-  """What a run did.
+  """What a run did."""
 
-  Attributes:
-    errors: everything that could not be used or was changed, by slide.
-    changed: whether anything was written.
-    text: the result in words.
-    exit_code: see `configs/prep_wsi.py`.
-  """
-
+  # Everything that could not be used or was changed, by slide.
   errors: Sequence[SlideError]
-  changed: bool
-  text: str
-  exit_code: int
+  changed: bool  # whether anything was written
+  text: str  # the result in words
+  exit_code: int  # see `configs/prep_wsi.py`
 
 
 def nothing(summary: RunSummary) -> RunSummary:

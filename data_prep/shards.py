@@ -54,36 +54,22 @@ FORMAT = "array_record"
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """The shapes all sequences of a data set share.
+  """The shapes all sequences of a data set share."""
 
-  Attributes:
-    frames: frames in a sequence.
-    panels: stored images in a sequence.
-    panel_px: (h, w) of a stored image.
-  """
-
-  frames: int
-  panels: int
-  panel_px: tuple[int, int]
+  frames: int  # frames in a sequence
+  panels: int  # stored images in a sequence
+  panel_px: tuple[int, int]  # (h, w) of a stored image
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """The finished file of one slide.
+  """The finished file of one slide."""
 
-  Attributes:
-    path: the ArrayRecord file.
-    slide_id: the slide; parts are put in order by it.
-    split: 'train', 'val' or 'test'.
-    sequences: number of records in the file.
-    num_bytes: bytes of serialised records in the file.
-  """
-
-  path: pathlib.Path
-  slide_id: str
-  split: str
-  sequences: int
-  num_bytes: int
+  path: pathlib.Path  # the ArrayRecord file
+  slide_id: str  # the slide; parts are put in order by it
+  split: str  # 'train', 'val' or 'test'
+  sequences: int  # number of records in the file
+  num_bytes: int  # bytes of serialised records in the file
 
 
 def features(layout: Layout) -> tfds.features.FeaturesDict:

@@ -26,28 +26,20 @@ MOST_CLASSES = 50
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """One label.
+  """One label."""
 
-  Attributes:
-    name: the column.
-    classes: class names in the order of their numbers; () = it is a number.
-  """
-
-  name: str
+  name: str  # the column
+  # Class names in the order of their numbers; () = it is a number.
   classes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class TargetTable:
-  """The labels of a data set.
+  """The labels of a data set."""
 
-  Attributes:
-    targets: the columns.
-    rows: one number a column, NaN = unknown, for each slide or series; for each
-      visit (`<series>/n3`) where visits have labels of their own.
-  """
-
-  targets: tuple[Target, ...]
+  targets: tuple[Target, ...]  # the columns
+  # One number a column, NaN = unknown, for each slide or series; for each visit
+  # (`<series>/n3`) where visits have labels of their own.
   rows: Mapping[str, tuple[float, ...]]
 
   def of(self, sequence_id: str) -> Float[np.ndarray, " y"]:

@@ -209,11 +209,6 @@ class Experiment:
   report: Report
 
 
-def defaults(kind: type[Experiment], task: str) -> ConfigDict:
-  """A config with the default of every key, for `configs/` to change."""
-  return ConfigDict(dataclasses.asdict(schema.build(kind, {"task": task})))
-
-
 def complete(
   kind: type[Experiment], saved: Mapping[str, Any], given: Any = None
 ) -> ConfigDict:
@@ -288,11 +283,6 @@ def duration_steps(
 
   An epoch is as many steps as it takes to load every record once on average:
   records / batch_size, a fraction; only the end result is rounded.
-
-  Example:
-    >>> block = ConfigDict({"total_steps": 0, "total_epochs": 10})
-    >>> duration_steps(block, "total", records=50, batch_size=4)
-    125
   """
   if config[f"{name}_steps"]:
     return config[f"{name}_steps"]
@@ -305,12 +295,7 @@ def to_json(config: ConfigDict) -> str:
 
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:
-  """The config as plain dictionaries and lists, as JSON gives them back.
-
-  Example:
-    >>> to_dict(ConfigDict({"data": {"image_px": (64, 64)}}))
-    {'data': {'image_px': [64, 64]}}
-  """
+  """The config as plain dictionaries and lists, as JSON gives them back."""
   return json.loads(json.dumps(config.to_dict()))
 
 

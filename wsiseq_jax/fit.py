@@ -62,16 +62,13 @@ class FitSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """What is trained. Two models are the same if their functions are.
+  """What is trained. Two models are the same if their functions are."""
 
-  Attributes:
-    init: (key, frozen parameters, `Data.example`) → parameters to train.
-    loss: (parameters, frozen parameters, batch, key) → mean loss of a batch.
-    apply: (parameters, frozen parameters, batch) → outputs [b, y].
-  """
-
+  # (key, frozen parameters, `Data.example`) → parameters to train.
   init: Callable[[Array, Any, Batch | None], Any]
+  # (parameters, frozen parameters, batch, key) → mean loss of a batch.
   loss: Callable[[Any, Any, Batch, Array], Float[Array, ""]]
+  # (parameters, frozen parameters, batch) → outputs [b, y].
   apply: Callable[[Any, Any, Batch], Float[Array, "b y"]]
 
 
@@ -81,17 +78,13 @@ class Data:
 
   Those of validation have `index` [b], the number of each sample, and `mask`
   [b], 0 for rows that only fill the batch.
-
-  Attributes:
-    steps_per_epoch: batches of an epoch.
-    train: first step → batches of that step and all later ones.
-    val: () → batches of all validation samples.
-    example: a batch, for models whose first parameters depend on one.
   """
 
-  steps_per_epoch: int
+  steps_per_epoch: int  # batches of an epoch
+  # First step → batches of that step and all later ones.
   train: Callable[[int], Iterator[Batch]]
-  val: Callable[[], Iterator[Batch]]
+  val: Callable[[], Iterator[Batch]]  # () → batches of all validation samples
+  # A batch, for models whose first parameters depend on one.
   example: Batch | None = None
 
 
@@ -104,36 +97,25 @@ Validate = Callable[
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fitted:
-  """A trained model.
+  """A trained model."""
 
-  Attributes:
-    params: of the best epoch, on the devices.
-    epoch: the best one, counted from 1.
-    score: its validation score.
-    history: what was written down after each epoch, by name.
-  """
-
-  params: Any
-  epoch: int
-  score: tuple[float, ...]
+  params: Any  # of the best epoch, on the devices
+  epoch: int  # the best one, counted from 1
+  score: tuple[float, ...]  # its validation score
+  # What was written down after each epoch, by name.
   history: list[dict[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
 class FitFolder:
-  """Where a fit leaves its metrics and, while it lasts, its state.
+  """Where a fit leaves its metrics and, while it lasts, its state."""
 
-  Attributes:
-    path: gets `metrics.jsonl`, `tensorboard/` and, for a time, `state.npz`.
-    inputs: hash of all that the fit depends on; the state of another is not
-      resumed.
-    preemption: asked before every step whether to stop.
-    config: has a block `wandb`; None = no Weights & Biases.
-  """
-
+  # Gets `metrics.jsonl`, `tensorboard/` and, for a time, `state.npz`.
   path: pathlib.Path
+  # Hash of all that the fit depends on; the state of another is not resumed.
   inputs: str
-  preemption: launch.Preemption
+  preemption: launch.Preemption  # asked before every step whether to stop
+  # Has a block `wandb`; None = no Weights & Biases.
   config: ConfigDict | None = None
 
   @property

@@ -48,7 +48,7 @@ class Settings:
   """Keys of `configs/sweep.py`, which says what they mean."""
 
   out: Annotated[str, schema.FILLED]
-  experiment: str
+  experiment: str = "configs/videomae.py:demo"
   fixed: Pairs = ()
   grid: tuple[tuple[str, Values], ...] = ()
   random: tuple[tuple[str, How, float, float], ...] = ()

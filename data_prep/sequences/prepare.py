@@ -43,24 +43,37 @@ _TABLES_EVERY_SECONDS = 5.0
 class Tissue:
   """How tissue is found."""
 
-  method: Literal[tuple(tissue.METHODS)]
-  thumbnail_px: Annotated[int, Range(64)]
+  method: Literal[tuple(tissue.METHODS)] = "guarded"
+  # Longest side of what the mask is made of.
+  thumbnail_px: Annotated[int, Range(64)] = 2048
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SlideSettings(runs.RunSettings):
   """The settings of a run over slides: `configs/prep_wsi.py`."""
 
+  source: str = "slides"
   slides: Annotated[str, FILLED]
-  table: str
-  labels: tuple[str, ...]
-  mpp: Annotated[float, Range(above=0)]
-  mpp_tolerance: Annotated[float, Range(0, 0.99)]
-  allow_upsampling: bool
-  default_mpp: Annotated[float, Range(0)]
-  reader: Literal["auto", "openslide"]
+  table: str = ""  # a CSV that describes slides named in `slides`
+  splits: Mapping[str, float] = dataclasses.field(
+    default_factory=lambda: {"train": 0.8, "val": 0.1, "test": 0.1}
+  )
+  # Class names in the order of their numbers; () = those found, sorted.
+  labels: tuple[str, ...] = ()
+  # um per pixel of the frames, met exactly.
+  mpp: Annotated[float, Range(above=0)] = 0.25
+  # How much finer than the scan `mpp` may be.
+  mpp_tolerance: Annotated[float, Range(0, 0.99)] = 0.02
+  allow_upsampling: bool = False
+  # For slides that state none; 0 = refuse them.
+  default_mpp: Annotated[float, Range(0)] = 0.0
+  # 'openslide': read everything through OpenSlide.
+  reader: Literal["auto", "openslide"] = "auto"
   sequence: geometries.SequenceSettings
   tissue: Tissue
+  # 4:2:0 halves the colour resolution: at 224 px, where models look, that
+  # costs 2.4 dB of 46.7 and saves 16 % of the bytes and 28 % of the decoding.
+  jpeg: runs.Jpeg = runs.Jpeg(quality=90, subsampling="420")
 
 
 def check_config(config: Mapping[str, Any]) -> Geometry:
@@ -262,8 +275,7 @@ def _finish(
       geometry.layout(),
       _metadata(run, geometry, full),
       TargetTable(
-        (label,),
-        {e.slide_id: (encode(label, e.label or ""),) for e, _ in full},
+        (label,), {e.slide_id: (encode(label, e.label or ""),) for e, _ in full}
       ),
     )
   run.write_tables()

@@ -34,17 +34,12 @@ RUN_KEYS = (*runs.RUN_KEYS, "slides", "table", "labels")
 
 @dataclasses.dataclass(frozen=True)
 class SlideJob:
-  """What a worker needs to know to do one slide.
+  """What a worker needs to know to do one slide."""
 
-  Attributes:
-    entry: the slide.
-    config: the whole preparation config as plain dictionaries.
-    content: everything that shapes what comes out.
-  """
-
-  entry: SlideEntry
+  entry: SlideEntry  # the slide
+  # The whole preparation config as plain dictionaries.
   config: Mapping[str, Any]
-  content: Mapping[str, Any]
+  content: Mapping[str, Any]  # everything that shapes what comes out
 
   @property
   def folder(self) -> pathlib.Path:
@@ -59,21 +54,15 @@ class SlideJob:
 
 @dataclasses.dataclass(frozen=True)
 class SlideOutcome:
-  """What became of one slide.
-
-  Attributes:
-    slide_id: the slide.
-    status: 'done', 'no_tissue', 'no_region' or 'failed'.
-    info: the facts in `slide.json`, with `notes`, states of errors that cost
-      a part of the slide; empty if it failed.
-    seconds: how long it took; None if it was finished before.
-    error: what is wrong with it; None unless it failed.
-  """
+  """What became of one slide."""
 
   slide_id: str
-  status: str
+  status: str  # 'done', 'no_tissue', 'no_region' or 'failed'
+  # The facts in `slide.json`, with `notes`, states of errors that cost a part
+  # of the slide; empty if it failed.
   info: Mapping[str, Any]
-  seconds: float | None
+  seconds: float | None  # how long it took; None if it was finished before
+  # What is wrong with it; None unless it failed.
   error: SlideError | None = None
 
 

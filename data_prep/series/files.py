@@ -34,9 +34,7 @@ from data_prep.files.errors import SlideError, as_slide_error
 from data_prep.wsi import pictures
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm")
-VIDEOS = (
-  ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv",
-)  # fmt: skip
+VIDEOS = tuple(".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv".split())
 ARRAYS = (".npy",)
 EXTENSIONS = (*ARRAYS, *VIDEOS, *PICTURES)
 
@@ -45,16 +43,11 @@ Frame = Shaped[np.ndarray, "h w c"]
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-  """What a file says of itself.
+  """What a file says of itself."""
 
-  Attributes:
-    frames: pictures in it.
-    size: (h, w) of a picture in pixels.
-    seconds: time of each frame in s, None where the file does not say.
-  """
-
-  frames: int
-  size: tuple[int, int]
+  frames: int  # pictures in it
+  size: tuple[int, int]  # (h, w) of a picture in pixels
+  # Time of each frame in s, None where the file does not say.
   seconds: tuple[float, ...] | None = None
 
 

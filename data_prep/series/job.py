@@ -28,15 +28,10 @@ SHARD = "sequences.array_record"
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """What all sequences of the data set share.
+  """What all sequences of the data set share."""
 
-  Attributes:
-    frames: frames of a sequence, padding included.
-    frame_px: (h, w) of a frame.
-  """
-
-  frames: int
-  frame_px: tuple[int, int]
+  frames: int  # frames of a sequence, padding included
+  frame_px: tuple[int, int]  # (h, w) of a frame
 
   @property
   def layout(self) -> shards.Layout:
@@ -46,25 +41,17 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SeriesJob:
-  """One group.
+  """One group."""
 
-  Attributes:
-    name: `<split>-<number>`.
-    series: its series.
-    config: the whole preparation config as plain dictionaries.
-    shape: what all sequences share.
-    content: everything that shapes the group.
-    deadly: series whose files kill the process that reads them, and how.
-    is_trial: write nothing, to see which series kills.
-  """
-
-  name: str
-  series: tuple[Series, ...]
+  name: str  # `<split>-<number>`
+  series: tuple[Series, ...]  # its series
+  # The whole preparation config as plain dictionaries.
   config: Mapping[str, Any]
-  shape: Shape
-  content: Mapping[str, Any]
+  shape: Shape  # what all sequences share
+  content: Mapping[str, Any]  # everything that shapes the group
+  # Series whose files kill the process that reads them, and how.
   deadly: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  is_trial: bool = False
+  is_trial: bool = False  # write nothing, to see which series kills
 
   @property
   def folder(self) -> pathlib.Path:
@@ -79,18 +66,13 @@ class SeriesJob:
 
 @dataclasses.dataclass(frozen=True)
 class SeriesOutcome:
-  """What became of a group.
+  """What became of a group."""
 
-  Attributes:
-    name: the group.
-    info: the facts in `part.json`; empty if it failed as a whole.
-    is_fresh: whether it was made now.
-    error: what kept it from being written, such as a full disk.
-  """
-
-  name: str
+  name: str  # the group
+  # The facts in `part.json`; empty if it failed as a whole.
   info: Mapping[str, Any]
-  is_fresh: bool
+  is_fresh: bool  # whether it was made now
+  # What kept it from being written, such as a full disk.
   error: SlideError | None = None
 
   @property
@@ -199,10 +181,7 @@ class _Maker:
     return made
 
   def _span(
-    self,
-    series: Series,
-    span: Span,
-    info: dict[str, Any],
+    self, series: Series, span: Span, info: dict[str, Any]
   ) -> list[records.SequenceRecord]:
     config = self.job.config
     rules = config["sequence"]
@@ -308,11 +287,7 @@ class _Maker:
     return [images.encode(self._fit(p), *self._jpeg) for p in pixels]
 
   def _record(
-    self,
-    name: str,
-    series: Series,
-    panels: list[bytes],
-    times: list[float],
+    self, name: str, series: Series, panels: list[bytes], times: list[float]
   ) -> records.SequenceRecord:
     """Pads a sequence to the length of the data set and makes its record."""
     t, real = self.job.shape.frames, len(panels)

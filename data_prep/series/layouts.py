@@ -38,11 +38,9 @@ def find_series(
 ) -> tuple[list[Series], list[SlideError]]:
   """Turns the lines of a table into series."""
   collector = Collector(table, config)
-  {
-    "series": _one_row_each,
-    "visits": _one_row_a_visit,
-    "lists": _lists,
-  }[table.layout](collector)
+  {"series": _one_row_each, "visits": _one_row_a_visit, "lists": _lists}[
+    table.layout
+  ](collector)
   good, bad = _one_split_each(collector.series.values())
   good.sort(key=lambda series: series.series_id)
   return good, [*table.errors, *collector.errors, *bad]

@@ -23,9 +23,6 @@ _LOOKING_THREADS = 16
 class Look:
   """What a first look at all files gives; nothing is decoded.
 
-  Args:
-    found: the series of the table.
-
   Attributes:
     series: those with at least one file.
     headers: what each stack of frames says of itself.

@@ -17,40 +17,26 @@ SEQUENCES = ("series", "history")
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-  """A stretch of a series: the source of one sequence (or of its windows).
+  """A stretch of a series: the source of one sequence (or of its windows)."""
 
-  Attributes:
-    name: '' for the whole series; tells the spans of a series apart.
-    files: one stack of frames, or one picture for each visit in order of time.
-    is_stack: which of the two.
-    times: of each frame, in the unit of the table; None = the files say.
-    fps: frames a second that replace what the file says; 0 = none.
-    labels: column to text.
-  """
-
-  name: str
+  name: str  # '' for the whole series; tells the spans of a series apart
+  # One stack of frames, or one picture for each visit in order of time.
   files: tuple[str, ...]
-  is_stack: bool
+  is_stack: bool  # which of the two
+  # Of each frame, in the unit of the table; None = the files say.
   times: tuple[float, ...] | None
-  fps: float
-  labels: Mapping[str, str]
+  fps: float  # frames a second that replace what the file says; 0 = none
+  labels: Mapping[str, str]  # column to text
 
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-  """One subject, eye or video.
+  """One subject, eye or video."""
 
-  Attributes:
-    series_id: unique in a run.
-    patient_id: splits never part the series of a patient.
-    split: 'train', 'val', 'test'; None = to be drawn.
-    spans: what sequences are made of.
-  """
-
-  series_id: str
-  patient_id: str
-  split: str | None
-  spans: tuple[Span, ...]
+  series_id: str  # unique in a run
+  patient_id: str  # splits never part the series of a patient
+  split: str | None  # 'train', 'val', 'test'; None = to be drawn
+  spans: tuple[Span, ...]  # what sequences are made of
 
 
 def kept(span: Span, keep: Sequence[int]) -> Span:
@@ -116,10 +102,6 @@ def frame_times(
 
 class Collector:
   """Collects series and what is wrong with others.
-
-  Args:
-    table: the lines.
-    config: the whole preparation config.
 
   Attributes:
     series: those that can be used, by id.

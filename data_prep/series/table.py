@@ -58,23 +58,15 @@ class SeriesRow(tables.Row):
 
 @dataclasses.dataclass(frozen=True)
 class SeriesTable:
-  """All lines, and which column means what.
+  """All lines, and which column means what."""
 
-  Attributes:
-    rows: the lines of all tables.
-    layout: 'series', 'visits' or 'lists'.
-    columns: our name to the heading's, '' where there is none.
-    labels: columns that may be labels.
-    root: where relative file names start.
-    errors: lines that cannot be read.
-  """
-
-  rows: tuple[SeriesRow, ...]
-  layout: str
+  rows: tuple[SeriesRow, ...]  # the lines of all tables
+  layout: str  # 'series', 'visits' or 'lists'
+  # Our name to the heading's, '' where there is none.
   columns: Mapping[str, str]
-  labels: tuple[str, ...]
-  root: pathlib.Path
-  errors: tuple[SlideError, ...]
+  labels: tuple[str, ...]  # columns that may be labels
+  root: pathlib.Path  # where relative file names start
+  errors: tuple[SlideError, ...]  # lines that cannot be read
 
   def cell(self, row: SeriesRow, key: str) -> str:
     """Returns what a row has in one of our columns, '' if there is none."""
@@ -124,8 +116,7 @@ def read(config: Mapping[str, Any]) -> SeriesTable:
       found = one.columns(_COLUMNS, config["columns"])
     except ValueError as error:
       raise ValueError(f"config.csv: {error}") from error
-    called = {name: first.setdefault(tables.plain(name), name)
-              for name in one.heading}  # fmt: skip
+    called = {n: first.setdefault(tables.plain(n), n) for n in one.heading}
     for key, name in found.items():
       columns[key] = columns[key] or name
       called |= {name: columns[key]} if name else {}

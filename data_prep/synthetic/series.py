@@ -27,19 +27,18 @@ third of the growth rate. The speed is in the truth, and not among the labels.
 """
 
 import argparse
-import csv
 import dataclasses
 import io
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import cv2
 import imagecodecs
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from data_prep.files import atomic
+from data_prep.files import tables
 
 SHAPES = ("disc", "square", "star")
 TEXTURES = ("checks", "rings", "stripes")
@@ -56,29 +55,17 @@ _OVERSAMPLING = 4
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-  """What is true of one subject.
+  """What is true of one subject."""
 
-  Attributes:
-    name: its id.
-    shape: of `SHAPES`.
-    texture: of `TEXTURES`.
-    rate: growth in px of radius a year.
-    start: radius at the first visit, px.
-    texture_rate: change of the texture's contrast a year.
-    texture_start: contrast at the first visit.
-    times: of the visits, years from the first.
-    seed: of everything that is drawn.
-  """
-
-  name: str
-  shape: str
-  texture: str
-  rate: float
-  start: float
-  texture_rate: float
-  texture_start: float
-  times: tuple[float, ...]
-  seed: int
+  name: str  # its id
+  shape: str  # of `SHAPES`
+  texture: str  # of `TEXTURES`
+  rate: float  # growth in px of radius a year
+  start: float  # radius at the first visit, px
+  texture_rate: float  # change of the texture's contrast a year
+  texture_start: float  # contrast at the first visit
+  times: tuple[float, ...]  # of the visits, years from the first
+  seed: int  # of everything that is drawn
 
   @property
   def sizes(self) -> Float[np.ndarray, " t"]:
@@ -236,10 +223,9 @@ def write(
       file = io.BytesIO()
       np.save(file, pictures)
       (images / f"{subject.name}.npy").write_bytes(file.getvalue())
-      place = {
-        "file": f"images/{subject.name}.npy", "times": ";".join(years)
-      }  # fmt: skip
-      table.append({"subject": subject.name, **place, **subject.labels()})
+      file = f"images/{subject.name}.npy"
+      place = {"subject": subject.name, "file": file, "times": ";".join(years)}
+      table.append({**place, **subject.labels()})
     for number, picture in enumerate(pictures):
       name = f"{subject.name}_{number:02d}.png"
       if not arrays:
@@ -258,16 +244,8 @@ def write(
           "texture_rate": f"{subject.texture_rate:.4f}",
         }
       )
-  _write_csv(out / TABLE, table)
-  _write_csv(out / TRUTH, truth)
-
-
-def _write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, str]]) -> None:
-  text = io.StringIO()
-  writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-  writer.writeheader()
-  writer.writerows(rows)
-  atomic.write_atomic(path, text.getvalue())
+  tables.write(out / TABLE, list(table[0]), table)
+  tables.write(out / TRUTH, list(truth[0]), truth)
 
 
 def main(argv: list[str] | None = None) -> None:

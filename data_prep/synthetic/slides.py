@@ -31,6 +31,7 @@ import dataclasses
 import os
 import pathlib
 import time
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -53,25 +54,17 @@ _TILE_PX = 256
 
 @dataclasses.dataclass(frozen=True)
 class Truth:
-  """What is where on one synthetic slide.
+  """What is where on one synthetic slide."""
 
-  Attributes:
-    slide_id: name of the slide.
-    types: tissue type at 1/`downsample` of level 0; −1 = glass.
-    lesions: 0 = none, otherwise the number of the lesion (1, 2, ...).
-    lesion_kinds: `macro` or `micro` for lesion 1, 2, ...
-    downsample: level-0 pixels per pixel of the two maps.
-    mpp: micrometres per level-0 pixel.
-    names: name of type 0, 1, ...
-  """
-
-  slide_id: str
+  slide_id: str  # name of the slide
+  # Tissue type at 1/`downsample` of level 0; −1 = glass.
   types: Int[np.ndarray, "h w"]
+  # 0 = none, otherwise the number of the lesion (1, 2, ...).
   lesions: Int[np.ndarray, "h w"]
-  lesion_kinds: tuple[str, ...]
-  downsample: int
-  mpp: float
-  names: tuple[str, ...] = texture.TISSUE_TYPES
+  lesion_kinds: tuple[str, ...]  # `macro` or `micro` for lesion 1, 2, ..
+  downsample: int  # level-0 pixels per pixel of the two maps
+  mpp: float  # micrometres per level-0 pixel
+  names: tuple[str, ...] = texture.TISSUE_TYPES  # name of type 0, 1, ..
 
   @classmethod
   def load(cls, path: str | os.PathLike) -> "Truth":
@@ -231,7 +224,7 @@ def make_cohort(
   patients: int | None = None,
   seed: int = 0,
   mpp: float | int = 1.0,
-  size_px: tuple[int, int] = (3072, 2304),
+  size_px: Sequence[int] = (3072, 2304),
   region_um: float | int = 430.0,
 ) -> pathlib.Path:
   """Writes a cohort of synthetic slides with their truth.
@@ -321,22 +314,10 @@ def main(argv: list[str] | None = None) -> None:
   )
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--mpp", type=float, default=1.0)
-  parser.add_argument(
-    "--size_px",
-    type=int,
-    nargs=2,
-    default=(3072, 2304),
-    metavar=("WIDTH", "HEIGHT"),
-  )
-  args = parser.parse_args(argv)
-  make_cohort(
-    args.out,
-    slides=args.slides,
-    patients=args.patients,
-    seed=args.seed,
-    mpp=args.mpp,
-    size_px=tuple(args.size_px),
-  )
+  size = {"nargs": 2, "help": "width, height"}
+  parser.add_argument("--size_px", type=int, default=(3072, 2304), **size)
+  options = vars(parser.parse_args(argv))
+  make_cohort(options.pop("out"), **options)
 
 
 if __name__ == "__main__":

@@ -24,14 +24,7 @@ from jaxtyping import Float, Int, UInt8
 from scipy import spatial
 
 # The order is the class index in every truth file.
-TISSUE_TYPES = (
-  "stroma",
-  "glands",
-  "lymphoid",
-  "tumour",
-  "adipose",
-  "necrosis",
-)
+TISSUE_TYPES = ("stroma", "glands", "lymphoid", "tumour", "adipose", "necrosis")
 STROMA, GLANDS, LYMPHOID, TUMOUR, ADIPOSE, NECROSIS = range(6)
 
 # Fractional bits of OpenCV's sub-pixel drawing.
@@ -39,9 +32,7 @@ _SHIFT = 4
 
 
 def noise(
-  rng: np.random.Generator,
-  shape: tuple[int, int],
-  sigma: tuple[float, float],
+  rng: np.random.Generator, shape: tuple[int, int], sigma: tuple[float, float]
 ) -> Float[np.ndarray, "h w"]:
   """Gaussian-filtered white noise with mean 0 and standard deviation 1.
 
@@ -166,9 +157,7 @@ class Painter:
     self.medium = noise(rng, self.shape, (3.5 * s, 3.5 * s))
     self.fibre, self.fibre_angle = self._fibres()
 
-  def paint(
-    self,
-  ) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+  def paint(self) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
     """Returns the densities of haematoxylin and eosin, before any gain."""
     e = np.zeros(self.shape, np.float32)
     h = np.zeros(self.shape, np.float32)
@@ -241,11 +230,7 @@ class Painter:
 
   def _points(self, kind: int, spacing: float, jitter=0.35) -> np.ndarray:
     return scatter(
-      self.rng,
-      self.types == kind,
-      self.downsample,
-      spacing * self.s,
-      jitter,
+      self.rng, self.types == kind, self.downsample, spacing * self.s, jitter
     )
 
   def _angle_at(self, points: np.ndarray) -> np.ndarray:
@@ -294,8 +279,10 @@ class Painter:
       lobes = rng.uniform(-0.07, 0.07, 4)
       lumen = rng.uniform(0.22, 0.5)
 
-      def ring(t, share, radius=radius, lobes=lobes, stretch=stretch,
-               tilt=tilt, centre=centre):  # fmt: skip
+      look = radius, lobes, stretch, tilt, centre
+
+      def ring(t, share, look=look):
+        radius, lobes, stretch, tilt, centre = look
         r = radius * share
         wave = lobes[0] * np.sin(2 * t) + lobes[1] * np.cos(2 * t)
         wave += lobes[2] * np.sin(3 * t) + lobes[3] * np.cos(3 * t)

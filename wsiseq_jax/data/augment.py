@@ -26,37 +26,30 @@ from wsiseq_jax.models.tokens import IMAGENET_MEAN, IMAGENET_STD
 
 # Corners, centre, edge middles and quarter points, in quarters of the room
 # that a crop leaves: (y, x). From the multi-scale crop of the VideoMAE recipe.
-_ANCHORS = (
-  (0, 0), (0, 4), (4, 0), (4, 4), (2, 2), (2, 0), (2, 4), (4, 2), (0, 2),
-  (1, 1), (1, 3), (3, 1), (3, 3),
-)  # fmt: skip
+_ANCHORS = tuple(
+  (int(at[0]), int(at[1]))
+  for at in "00 04 40 44 22 20 24 42 02 11 13 31 33".split()
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipSpec:
-  """What clips to cut: static numbers, all known when the step is compiled.
+  """What clips to cut: static numbers, all known when the step is compiled."""
 
-  Attributes:
-    frames: Frames in a clip (t).
-    frame_step: Stored frames between two frames of the clip.
-    image_px: Output (height, width) in pixels.
-    frame_px: Largest stored frame (height, width) in panel pixels; from the
-      data set's metadata.
-    crop_scales: Crop sides as parts of the largest crop that fits.
-    flips: Probabilities of mirroring a clip left-right and up-down.
-    repeats: Independently cropped copies of each sequence in a batch.
-    mean: Channel means subtracted after scaling to [0, 1].
-    std: Channel standard deviations divided by.
-  """
-
-  frames: int = 16
-  frame_step: int = 4
-  image_px: tuple[int, int] = (224, 224)
+  frames: int = 16  # frames in a clip (t)
+  frame_step: int = 4  # stored frames between two frames of the clip
+  image_px: tuple[int, int] = (224, 224)  # output (height, width) in pixels
+  # Largest stored frame (height, width) in panel pixels; from the data set's
+  # metadata.
   frame_px: tuple[int, int] = (336, 336)
+  # Crop sides as parts of the largest crop that fits.
   crop_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+  # Probabilities of mirroring a clip left-right and up-down.
   flips: tuple[float, float] = (0.0, 0.0)
-  repeats: int = 1
+  repeats: int = 1  # independently cropped copies of each sequence in a batch
+  # Channel means subtracted after scaling to [0, 1].
   mean: tuple[float, ...] = IMAGENET_MEAN
+  # Channel standard deviations divided by.
   std: tuple[float, ...] = IMAGENET_STD
 
   @property
@@ -71,36 +64,27 @@ class ClipSpec:
 
 
 class Clips(NamedTuple):
-  """A batch of clips on the device.
+  """A batch of clips on the device."""
 
-  Attributes:
-    pixels: [b, t, h, w, c], normalised by the spec's mean and std.
-    shift_px: [b, t, 2], x and y of the frame's upper left corner in its panel,
-      in output pixels. Equal tissue has equal `shift + position in frame` (in
-      clips that are not mirrored).
-    panel: [b, t], the panel a frame was cut from; frames of different panels
-      share no coordinate.
-    time: [b, t], in the unit of the data set.
-    level0_xy: [b, t, 2], centres of the stored frames in level-0 pixels.
-    frames: [b, t], indices of the chosen stored frames.
-    frame_mask: [b, t], 1 where the frame exists, 0 where the record was too
-      short and its last frame is repeated.
-  """
-
-  pixels: Float[Array, "b t h w c"]
+  pixels: Float[Array, "b t h w c"]  # normalised by the spec's mean and std
+  # [b, t, 2], x and y of the frame's upper left corner in its panel, in output
+  # pixels. Equal tissue has equal `shift + position in frame` (in clips that
+  # are not mirrored).
   shift_px: Float[Array, "b t 2"]
+  # [b, t], the panel a frame was cut from; frames of different panels share no
+  # coordinate.
   panel: Int[Array, "b t"]
-  time: Float[Array, "b t"]
+  time: Float[Array, "b t"]  # in the unit of the data set
+  # Centres of the stored frames in level-0 pixels.
   level0_xy: Float[Array, "b t 2"]
-  frames: Int[Array, "b t"]
+  frames: Int[Array, "b t"]  # indices of the chosen stored frames
+  # [b, t], 1 where the frame exists, 0 where the record was too short and its
+  # last frame is repeated.
   frame_mask: Float[Array, "b t"]
 
 
 def resize_weights(
-  start: Float[Array, ""],
-  length: Float[Array, ""],
-  source: int,
-  target: int,
+  start: Float[Array, ""], length: Float[Array, ""], source: int, target: int
 ) -> Float[Array, "target source"]:
   """Weights of an antialiased bilinear resize along one axis.
 
@@ -226,9 +210,14 @@ def _clip(
   extent = size[None, ::-1] * box[:, 2:]
   rectangle = jnp.concatenate([corner, extent], axis=1)
   pixels = cut_frames(
-    record["panels"], panel, rectangle, corner, flip,
-    spec.frame_px, spec.image_px,
-  )  # fmt: skip
+    record["panels"],
+    panel,
+    rectangle,
+    corner,
+    flip,
+    spec.frame_px,
+    spec.image_px,
+  )
   out_wh = jnp.asarray([spec.image_px[::-1]], jnp.float32)
   return Clips(
     pixels=normalise(pixels, spec.mean, spec.std),
@@ -242,9 +231,8 @@ def _clip(
 
 
 # What the device needs of a record to cut clips.
-FIELDS = (
-  "panels", "frame_panel", "frame_box", "time", "frame_level0_xy", "frame_mask",
-)  # fmt: skip
+_FRAME_FIELDS = ("frame_panel", "frame_box", "frame_level0_xy", "frame_mask")
+FIELDS = ("panels", "time", *_FRAME_FIELDS)
 
 
 def sample_clips(

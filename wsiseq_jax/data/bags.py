@@ -42,12 +42,7 @@ class UnreadableBag(ValueError):
 
 
 def bucket(tiles: int, smallest: int) -> int:
-  """The length that a bag is padded to.
-
-  Example:
-    >>> [bucket(m, 64) for m in (1, 64, 65, 100_000)]
-    [64, 64, 128, 131072]
-  """
+  """The length that a bag is padded to."""
   return smallest * 2 ** max(0, math.ceil(math.log2(tiles / smallest)))
 
 
@@ -68,21 +63,15 @@ def grid_positions(tiles: TileFeatures) -> Float[np.ndarray, "m 2"]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batch:
-  """Bags of one padded length.
+  """Bags of one padded length."""
 
-  Attributes:
-    features: f32 [b m d], 0 where padded.
-    mask: whether a tile is real, [b m].
-    grid_xy: `grid_positions`, f32 [b m 2].
-    rows: number of each bag in the list that was batched; the first one's for
-      bags that only fill the batch.
-    weight: 1, and 0 for bags that only fill the batch, f32 [b].
-  """
-
-  features: Float[np.ndarray, "b m d"]
-  mask: np.ndarray
-  grid_xy: Float[np.ndarray, "b m 2"]
+  features: Float[np.ndarray, "b m d"]  # f32 [b m d], 0 where padded
+  mask: np.ndarray  # whether a tile is real, [b m]
+  grid_xy: Float[np.ndarray, "b m 2"]  # `grid_positions`, f32 [b m 2]
+  # Number of each bag in the list that was batched; the first one's for bags
+  # that only fill the batch.
   rows: Int[np.ndarray, " b"]
+  # 1, and 0 for bags that only fill the batch, f32 [b].
   weight: Float[np.ndarray, " b"]
 
 
@@ -328,10 +317,6 @@ def plan(
 
   Returns:
     Numbers of bags; all batches but one are full.
-
-  Example:
-    >>> plan([64, 128, 64, 64, 128], 2, None, False)
-    [[0, 2], [3, 1], [4]]
   """
   order = np.arange(len(lengths))
   if rng is not None:

@@ -31,26 +31,15 @@ from data_prep.files import schema
 
 @dataclasses.dataclass(frozen=True)
 class ClipName:
-  """What a name like `2c8f2s` says.
+  """What a name like `2c8f2s` says."""
 
-  Attributes:
-    clips: Clips of a record, 1 or 2.
-    frames: Frames of a clip.
-    frame_step: Stored frames from one frame of the clip to the next.
-  """
-
-  clips: int
-  frames: int
-  frame_step: int
+  clips: int  # clips of a record, 1 or 2
+  frames: int  # frames of a clip
+  frame_step: int  # stored frames from one frame of the clip to the next
 
   @property
   def span(self) -> int:
-    """Stored frames from the first to the last frame of a clip.
-
-    Example:
-      >>> ClipName(1, 8, 2).span
-      15
-    """
+    """Stored frames from the first to the last frame of a clip."""
     return (self.frames - 1) * self.frame_step + 1
 
 
@@ -116,14 +105,7 @@ def strict_half(key: Key[Array, ""], whole: Range) -> Range:
 def clip_frames(
   start: Int[Array, ""], allowed: Range, name: ClipName
 ) -> tuple[Int[Array, " t"], Float[Array, " t"]]:
-  """Stored frames of a clip, and which of them are real.
-
-  Example:
-    >>> allowed = Range(jnp.int32(0), jnp.int32(4))
-    >>> frames, mask = clip_frames(jnp.int32(0), allowed, ClipName(1, 3, 2))
-    >>> frames.tolist(), mask.tolist()
-    ([0, 2, 3], [1.0, 1.0, 0.0])
-  """
+  """Stored frames of a clip, and which of them are real."""
   place = start + jnp.arange(name.frames) * name.frame_step
   is_real = place < allowed.length
   frames = allowed.first + jnp.minimum(place, allowed.length - 1)
@@ -148,15 +130,10 @@ def one_start(
 
 
 class Starts(NamedTuple):
-  """Starts of two clips of a record.
+  """Starts of two clips of a record."""
 
-  Attributes:
-    start: [2], different unless the record has room for one only.
-    is_distinct: Whether they are.
-  """
-
-  start: Int[Array, "2"]
-  is_distinct: Bool[Array, ""]
+  start: Int[Array, "2"]  # different unless the record has room for one only
+  is_distinct: Bool[Array, ""]  # whether they are
 
 
 def two_starts(
@@ -185,10 +162,5 @@ def centre_start(length: Int[Array, ""], span: int) -> Int[Array, ""]:
 
 
 def dense_starts(stored: int, span: int, step: int) -> np.ndarray:
-  """Starts of a window that slides over the stored frames (testing).
-
-  Example:
-    >>> dense_starts(9, 7, 1).tolist()
-    [0, 1, 2]
-  """
+  """Starts of a window that slides over the stored frames (testing)."""
   return np.arange(0, max(stored - span, 0) + 1, step, dtype=np.int32)

@@ -42,30 +42,21 @@ Number = int | float | np.integer | np.floating
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TileFeatures:
-  """The tiles of one slide.
+  """The tiles of one slide."""
 
-  Attributes:
-    slide_id: the slide.
-    features: one row a tile.
-    xy: x, y of the tiles' top-left corners, in `unit`.
-    tile_size: side of a tile's footprint, in `unit`; nan if there is no tile
-      and the file does not say.
-    unit: 'level0_px' or 'um'.
-    mpp: um/px that the tiles were read at; None = unknown.
-    level0_mpp: um per level-0 pixel; None = unknown.
-    level0_size: width, height of the slide in level-0 px; None = unknown.
-    encoder: what made the features; '' = unknown.
-  """
-
-  slide_id: str
-  features: Float32[np.ndarray, "m d"]
+  slide_id: str  # the slide
+  features: Float32[np.ndarray, "m d"]  # one row a tile
+  # x, y of the tiles' top-left corners, in `unit`.
   xy: Float64[np.ndarray, "m 2"]
+  # Side of a tile's footprint, in `unit`; nan if there is no tile and the file
+  # does not say.
   tile_size: float
-  unit: str = "level0_px"
-  mpp: float | None = None
-  level0_mpp: float | None = None
+  unit: str = "level0_px"  # 'level0_px' or 'um'
+  mpp: float | None = None  # um/px that the tiles were read at; None = unknown
+  level0_mpp: float | None = None  # um per level-0 pixel; None = unknown
+  # Width, height of the slide in level-0 px; None = unknown.
   level0_size: tuple[int, int] | None = None
-  encoder: str = ""
+  encoder: str = ""  # what made the features; '' = unknown
 
   def level0_xy(
     self, mpp: Number | None = None

@@ -34,27 +34,20 @@ from wsiseq_jax.models import tokens
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augment:
-  """How views are changed: the block `data.augment` of a config.
+  """How views are changed: the block `data.augment` of a config."""
 
-  Attributes:
-    rotate_deg: Rotation is uniform in plus or minus so many degrees.
-    crop_areas: Smallest and largest area of the crop, as parts of the largest
-      crop of the output's shape.
-    flips: Probabilities of mirroring left-right and up-down.
-    jitter_probability: How often brightness and contrast change.
-    brightness: Factors are uniform in [1 - x, 1 + x].
-    contrast: The same.
-    blur_probability: How often the clip is blurred.
-    blur_sigma_px: Least and largest standard deviation of the blur.
-  """
-
+  # Rotation is uniform in plus or minus so many degrees.
   rotate_deg: Annotated[float, Range(0, 180)] = 0.0
+  # Smallest and largest area of the crop, as parts of the largest crop of the
+  # output's shape.
   crop_areas: Annotated[tuple[float, float], Range(0.01, 1)] = (1.0, 1.0)
+  # Probabilities of mirroring left-right and up-down.
   flips: Annotated[tuple[float, float], Range(0, 1)] = (0.0, 0.0)
-  jitter_probability: Share = 0.0
-  brightness: Share = 0.0
-  contrast: Share = 0.0
-  blur_probability: Share = 0.0
+  jitter_probability: Share = 0.0  # how often brightness and contrast change
+  brightness: Share = 0.0  # factors are uniform in [1 - x, 1 + x]
+  contrast: Share = 0.0  # the same
+  blur_probability: Share = 0.0  # how often the clip is blurred
+  # Least and largest standard deviation of the blur.
   blur_sigma_px: Annotated[tuple[float, float], Range(0.01, 10)] = (0.1, 2.0)
 
   def __post_init__(self):
@@ -69,22 +62,16 @@ class Augment:
 
 @dataclasses.dataclass(frozen=True)
 class ViewSpec(Augment):
-  """What views to cut: static numbers, all known when the step is compiled.
+  """What views to cut: static numbers, all known when the step is compiled."""
 
-  Attributes:
-    clips: Clips of a record, their frames and step.
-    image_px: Output (height, width) in pixels.
-    frame_px: Largest stored frame (height, width) in panel pixels.
-    strict_half: Whether clips come from one half of the record.
-    mean: Channel means subtracted after scaling to [0, 1].
-    std: Channel standard deviations divided by.
-  """
-
-  clips: clip_sampling.ClipName
-  image_px: tuple[int, int]
+  clips: clip_sampling.ClipName  # clips of a record, their frames and step
+  image_px: tuple[int, int]  # output (height, width) in pixels
+  # Largest stored frame (height, width) in panel pixels.
   frame_px: tuple[int, int]
-  strict_half: bool = False
+  strict_half: bool = False  # whether clips come from one half of the record
+  # Channel means subtracted after scaling to [0, 1].
   mean: tuple[float, ...] = tokens.IMAGENET_MEAN
+  # Channel standard deviations divided by.
   std: tuple[float, ...] = tokens.IMAGENET_STD
 
   @property
@@ -123,21 +110,15 @@ class ViewSpec(Augment):
 
 
 class Views(NamedTuple):
-  """Views of a batch of records; v views of each, side by side.
+  """Views of a batch of records; v views of each, side by side."""
 
-  Attributes:
-    pixels: [b, v, t, h, w, c], normalised by the spec's mean and std.
-    time: [b, v, t] since the record's first frame, in the data's unit.
-    frames: [b, v, t], stored frames shown.
-    frame_mask: [b, v, t], 1 for frames that exist, 0 for padding.
-    is_distinct: [b], whether the views show clips of different times; True
-      where they are meant to show the same one.
-  """
-
-  pixels: Float[Array, "b v t h w c"]
+  pixels: Float[Array, "b v t h w c"]  # normalised by the spec's mean and std
+  # Since the record's first frame, in the data's unit.
   time: Float[Array, "b v t"]
-  frames: Int[Array, "b v t"]
-  frame_mask: Float[Array, "b v t"]
+  frames: Int[Array, "b v t"]  # stored frames shown
+  frame_mask: Float[Array, "b v t"]  # 1 for frames that exist, 0 for padding
+  # [b], whether the views show clips of different times; True where they are
+  # meant to show the same one.
   is_distinct: Bool[Array, " b"]
 
 
@@ -146,18 +127,10 @@ def rotate(
   degrees: Float[Array, ""],
   image_px: tuple[int, int],
 ) -> Float[Array, "t h w c"]:
-  """Rotates a clip about its centre and cuts the middle out.
+  """Rotates a clip counter-clockwise about its centre, cuts the middle out.
 
   Bilinear; beyond the image its edge goes on. All frames and channels of a
   pixel are fetched together.
-
-  Args:
-    pixels: Rendered clip.
-    degrees: Angle, counter-clockwise as seen.
-    image_px: Output (height, width).
-
-  Returns:
-    The clip.
 
   Example:
     >>> clip = jnp.arange(4.0).reshape(1, 2, 2, 1)
@@ -200,10 +173,8 @@ def _show(
   size = jnp.asarray(spec.whole_crop, jnp.float32)
   offset, flip, degrees = 0.5 * (1.0 - size), None, None
   if key is not None:
-    keys = dict(
-      zip(("area", "place", "flip", "angle", "light", "blur"),
-          jax.random.split(key, 6), strict=True)
-    )  # fmt: skip
+    names = ("area", "place", "flip", "angle", "light", "blur")
+    keys = dict(zip(names, jax.random.split(key, 6), strict=True))
     low, high = spec.crop_areas
     area = jax.random.uniform(keys["area"], (), minval=low, maxval=high)
     size *= jnp.sqrt(area)
@@ -228,9 +199,14 @@ def _show(
     corner -= 0.5 * (more - 1.0) * extent
     extent *= more
   pixels = augment.cut_frames(
-    record["panels"], panel, jnp.concatenate([corner, extent], axis=1),
-    box[:, :2], flip, spec.frame_px, rendered,
-  )  # fmt: skip
+    record["panels"],
+    panel,
+    jnp.concatenate([corner, extent], axis=1),
+    box[:, :2],
+    flip,
+    spec.frame_px,
+    rendered,
+  )
   if key is not None:
     # Before the rotation, whose look-ups the compiler would otherwise repeat
     # for each use of a pixel: six times as slow on a CPU.
@@ -297,20 +273,9 @@ def choose_frames(
 
 
 def sample_views(
-  batch: Mapping[str, Array],
-  keys: Key[Array, " b"],
-  spec: ViewSpec,
+  batch: Mapping[str, Array], keys: Key[Array, " b"], spec: ViewSpec
 ) -> Views:
-  """Two random views of each record.
-
-  Args:
-    batch: The loader's arrays, see `augment.sample_clips`.
-    keys: One key a record.
-    spec: What to cut.
-
-  Returns:
-    Views, v = 2.
-  """
+  """Two random views of each record."""
 
   def one(record, key):
     frames_key, look_key = jax.random.split(key)
@@ -351,11 +316,6 @@ def whole_frames(
 ) -> tuple[Float[Array, "b t h w c"], Float[Array, "b t"]]:
   """Chosen frames of each record, unchanged (testing).
 
-  Args:
-    batch: The loader's arrays.
-    frames: Stored frames to show.
-    spec: For sizes and normalisation.
-
   Returns:
     Normalised pixels, and time since the record's first frame.
   """
@@ -384,11 +344,6 @@ def dense_frames(
   batch: Mapping[str, Array], spec: ViewSpec, step: int
 ) -> tuple[Int[Array, "b n t"], Float[Array, "b n t"], Float[Array, "b n"]]:
   """Stored frames of a window that slides over each record (testing).
-
-  Args:
-    batch: The loader's arrays.
-    spec: Frames and step of a clip.
-    step: Stored frames from window to window.
 
   Returns:
     Frames and their mask, and 1 for windows that count: those that fit the

@@ -41,17 +41,12 @@ __all__ = ["NAMES", "Encoder", "Settings", "load"]
 
 _OF_RUNS = ("checkpoint", "frames", "data")
 _OF_VITS = ("trained_px", "layer", "pooling", "attention_kernel")
-_OF_FILES = (
-  "weights", "random_weights", "seed", "dtype", "mean", "std", *_OF_VITS
-)  # fmt: skip
+_OF_FILES = (*"weights random_weights seed dtype mean std".split(), *_OF_VITS)
 _RESNET_PX = 224
 
 
 def load(encoder_config: Mapping[str, Any] | ConfigDict) -> Encoder:
   """Makes an encoder with its weights.
-
-  Args:
-    encoder_config: The block `encoder` of a config; see `Settings`.
 
   Raises:
     ValueError: A key is unknown, or means nothing to this encoder; a value

@@ -44,36 +44,28 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Encoder:
-  """What turns tiles into features.
+  """What turns tiles into features."""
 
-  Attributes:
-    name: Of the config.
-    width: Features of a tile.
-    tile_px: Side of a tile, the tissue that a feature is said to be of.
-    window_px: Side of what `apply` is given, the tile in its middle; larger
-      than `tile_px` where frames drift.
-    mean: Channel means of the normalisation, of pixels in [0, 1].
-    std: Channel deviations.
-    params: Parameters, on the default device.
-    apply: (params, uint8 [b, window_px, window_px, 3]) → float32 [b, width];
-      pure, to be compiled by the caller.
-    weights: Where the parameters come from, in words.
-    fingerprint: Equal for encoders that compute the same, wherever their files
-      are: a hash of all parameters and settings.
-    mpp: um per pixel of the tiles that a run was trained on, at `tile_px`;
-      None where that is not known.
-  """
-
-  name: str
-  width: int
-  tile_px: int
+  name: str  # of the config
+  width: int  # features of a tile
+  tile_px: int  # side of a tile, the tissue that a feature is said to be of
+  # Side of what `apply` is given, the tile in its middle; larger than `tile_px`
+  # where frames drift.
   window_px: int
+  # Channel means of the normalisation, of pixels in [0, 1].
   mean: tuple[float, ...]
-  std: tuple[float, ...]
+  std: tuple[float, ...]  # channel deviations
+  # Parameters, on the default device.
   params: Any = dataclasses.field(repr=False)
+  # (params, uint8 [b, window_px, window_px, 3]) → float32 [b, width]; pure, to
+  # be compiled by the caller.
   apply: Callable[[Any, Array], Array] = dataclasses.field(repr=False)
-  weights: str
+  weights: str  # where the parameters come from, in words
+  # Equal for encoders that compute the same, wherever their files are: a hash
+  # of all parameters and settings.
   fingerprint: str
+  # Um per pixel of the tiles that a run was trained on, at `tile_px`; None
+  # where that is not known.
   mpp: float | None = None
 
 

@@ -28,25 +28,32 @@ def _is_share(part: str) -> bool:
 class Data:
   """Slides, and how they are read."""
 
-  slides: Annotated[str, FILLED]
-  table: str = ""
+  slides: Annotated[str, FILLED]  # 'synthetic' makes three small ones
+  table: str = ""  # a CSV that describes slides named in `slides`
+  # '3/8': the third of eight machines; or 'slurm'.
   part: Annotated[str, Rule(_is_share, runs.SHARE_WANTED)] = "1/1"
-  batch_size: Annotated[int, Range(1)] = 64
-  threads: Annotated[int, Range(1)] = 8
+  batch_size: Annotated[int, Range(1)] = 64  # tiles on all devices together
+  threads: Annotated[int, Range(1)] = 8  # that decode
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tiles:
   """How tiles are cut; see `data_prep/wsi/tiles.py`."""
 
+  # um per pixel, met exactly; 0 = a run's own.
   mpp: Annotated[float, Range(0, 20)] = 0.5
-  overlap_px: Annotated[int, Range(0)] = 0
-  min_tissue: Annotated[float, Range(1e-3, 1)] = 0.25
+  overlap_px: Annotated[int, Range(0)] = 0  # of neighbours
+  min_tissue: Annotated[float, Range(1e-3, 1)] = 0.25  # share of a tile
+  # The grid begins at (0, 0), or at the slide's bounds.
   anchor: Literal[tuple(tiles.ANCHORS)] = "level0"
+  # How much finer than the scan `mpp` may be.
   mpp_tolerance: Annotated[float, Range(0, 1)] = 0.02
   allow_upsampling: bool = False
+  # For slides that state none; 0 = refuse them.
   default_mpp: Annotated[float, Range(0)] = 0.0
+  # 'openslide': read everything through OpenSlide.
   reader: Literal["auto", "openslide"] = "auto"
+  # Of a slide's tiles that may be unreadable.
   max_bad_share: Annotated[float, Range(0, 1)] = 0.1
 
 
@@ -55,6 +62,7 @@ class Tissue:
   """What is tissue; see `data_prep/wsi/tissue.py`."""
 
   method: Literal[tuple(tissue.METHODS)] = "guarded"
+  # Longest side of what the mask is made of.
   thumbnail_px: Annotated[int, Range(64)] = 2048
 
 
@@ -62,7 +70,7 @@ class Tissue:
 class Settings:
   """The config of the job `embed_tiles`."""
 
-  job: Literal["embed_tiles"]
+  job: Literal["embed_tiles"] = "embed_tiles"
   workdir: Annotated[str, FILLED]
   data: Data
   tiles: Tiles

@@ -31,23 +31,16 @@ Ring = Float[np.ndarray, "_ 2"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Annotated:
-  """The annotations of a slide.
+  """The annotations of a slide."""
 
-  Attributes:
-    file: name of the file.
-    rings: outlines of what is drawn, level-0 pixels; holes are rings too.
-    cut_out: outlines of what is cut out of it.
-    area_mm2: of what is drawn, less what is cut out.
-    in_regions: share of that area in regions of the model; NaN without area.
-    skipped: one sentence for each thing that has no area.
-  """
-
-  file: str
+  file: str  # name of the file
+  # Outlines of what is drawn, level-0 pixels; holes are rings too.
   rings: tuple[Ring, ...]
-  cut_out: tuple[Ring, ...]
-  area_mm2: float
+  cut_out: tuple[Ring, ...]  # outlines of what is cut out of it
+  area_mm2: float  # of what is drawn, less what is cut out
+  # Share of that area in regions of the model; NaN without area.
   in_regions: float
-  skipped: tuple[str, ...] = ()
+  skipped: tuple[str, ...] = ()  # one sentence for each thing that has no area
 
 
 def find(folder: str, ids: Sequence[str]) -> dict[str, pathlib.Path]:

@@ -34,15 +34,10 @@ _REACH = 3.0
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Detections:
-  """Points on one slide, the most probable first.
+  """Points on one slide, the most probable first."""
 
-  Attributes:
-    probability: of each point.
-    xy: x, y in level-0 pixels.
-  """
-
-  probability: Float[np.ndarray, " n"]
-  xy: Float[np.ndarray, "n 2"]
+  probability: Float[np.ndarray, " n"]  # of each point
+  xy: Float[np.ndarray, "n 2"]  # x, y in level-0 pixels
 
 
 def detect(

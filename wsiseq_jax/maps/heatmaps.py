@@ -50,24 +50,15 @@ ANNOTATION_INK = (0, 224, 240)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Canvas:
-  """A map drawn on the slide's pixels.
+  """A map drawn on the slide's pixels."""
 
-  Attributes:
-    values: f32 [h w]; NaN where no tile is. Pixel (0, 0) starts at level-0
-      (0, 0).
-    downsample: level-0 pixels per pixel.
-    um_per_px: um per pixel.
-    kind: one of `KINDS`.
-    limits: values at the two ends of the colours.
-    label: what the values are, for the colour bar.
-  """
-
+  # f32 [h w]; NaN where no tile is. Pixel (0, 0) starts at level-0 (0, 0).
   values: Float[np.ndarray, "h w"]
-  downsample: float
-  um_per_px: float
-  kind: str
-  limits: tuple[float, float]
-  label: str
+  downsample: float  # level-0 pixels per pixel
+  um_per_px: float  # um per pixel
+  kind: str  # one of `KINDS`
+  limits: tuple[float, float]  # values at the two ends of the colours
+  label: str  # what the values are, for the colour bar
 
 
 def draw(
@@ -355,9 +346,8 @@ def _framed(picture, canvas, title, shades, slide_px, key) -> np.ndarray:
   at = (middle, top + 3.4 * size)
   qc.text_line(pen, at, canvas.label, size, room, "mm")
   right = middle + slide_px / 8
-  qc.scale_bar(
-    pen, right, top + 5.1 * size, slide_px, canvas.um_per_px, size
-  )  # fmt: skip
+  y = top + 5.1 * size
+  qc.scale_bar(pen, right, y, slide_px, canvas.um_per_px, size)
   if key:
     qc.text_line(pen, (middle, top + 7 * size), key, size, room, "mm")
   return np.asarray(page)

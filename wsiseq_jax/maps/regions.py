@@ -29,38 +29,25 @@ _BY_CORNERS = ndimage.generate_binary_structure(2, 2)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Region:
-  """One connected region.
+  """One connected region."""
 
-  Attributes:
-    rings: the outline, then holes; closed, [n 2] x, y in level-0 pixels. The
-      area `sum(x_i * y_(i+1) - x_(i+1) * y_i) / 2` is positive for the outline
-      and negative for holes.
-    area_mm2: of the polygon, without its holes.
-    mean: mean of the map over the covered pixels of the region.
-    max: largest value of the map there.
-    tiles: number of tiles whose centre lies inside.
-  """
-
+  # The outline, then holes; closed, [n 2] x, y in level-0 pixels. The area
+  # `sum(x_i * y_(i+1) - x_(i+1) * y_i) / 2` is positive for the outline and
+  # negative for holes.
   rings: tuple[Float[np.ndarray, "_ 2"], ...]
-  area_mm2: float
-  mean: float
-  max: float
-  tiles: int
+  area_mm2: float  # of the polygon, without its holes
+  mean: float  # mean of the map over the covered pixels of the region
+  max: float  # largest value of the map there
+  tiles: int  # number of tiles whose centre lies inside
 
 
 @dataclasses.dataclass(frozen=True)
 class TileScore:
-  """One tile.
+  """One tile."""
 
-  Attributes:
-    index: its row in the map, and in the feature file it was made from.
-    xy: top-left corner, level-0 pixels.
-    score: the score it was chosen by.
-  """
-
-  index: int
-  xy: tuple[float, float]
-  score: float
+  index: int  # its row in the map, and in the feature file it was made from
+  xy: tuple[float, float]  # top-left corner, level-0 pixels
+  score: float  # the score it was chosen by
 
 
 def find_regions(

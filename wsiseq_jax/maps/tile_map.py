@@ -18,41 +18,30 @@ LEVEL0, MICROMETRE = "level0_px", "um"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TileMap:
-  """Scores of the tiles of one slide, means over models.
+  """Scores of the tiles of one slide, means over models."""
 
-  Attributes:
-    slide_id: the slide.
-    patient_id: its patient.
-    xy: top-left corners of the tiles, in `unit`.
-    tile_size: side of a tile's footprint, in `unit`.
-    unit: 'level0_px' or 'um'.
-    level0_mpp: um per level-0 pixel; None = unknown.
-    level0_size: (width, height) of the slide in level-0 pixels; None = unknown.
-    attention: weight of each tile; the tiles of a slide add up to 1, so it is
-      not comparable between slides.
-    probability: what each tile says by itself, in [0, 1]; comparable between
-      slides.
-    contribution: signed share of each tile in the slide's output.
-    class_name: which class the scores are of.
-    slide_probability: of that class, for the slide; for regression and survival
-      the predicted value.
-    threshold: above which a slide is positive, from validation; NaN = none.
-    label: the slide's true label as the table writes it; None = unknown.
-  """
-
-  slide_id: str
-  patient_id: str
-  xy: Float[np.ndarray, "m 2"]
-  tile_size: float
-  unit: str
-  level0_mpp: float | None
+  slide_id: str  # the slide
+  patient_id: str  # its patient
+  xy: Float[np.ndarray, "m 2"]  # top-left corners of the tiles, in `unit`
+  tile_size: float  # side of a tile's footprint, in `unit`
+  unit: str  # 'level0_px' or 'um'
+  level0_mpp: float | None  # um per level-0 pixel; None = unknown
+  # (width, height) of the slide in level-0 pixels; None = unknown.
   level0_size: tuple[int, int] | None
+  # Weight of each tile; the tiles of a slide add up to 1, so it is not
+  # comparable between slides.
   attention: Float[np.ndarray, " m"]
+  # What each tile says by itself, in [0, 1]; comparable between slides.
   probability: Float[np.ndarray, " m"]
+  # Signed share of each tile in the slide's output.
   contribution: Float[np.ndarray, " m"]
-  class_name: str
+  class_name: str  # which class the scores are of
+  # Of that class, for the slide; for regression and survival the predicted
+  # value.
   slide_probability: float
+  # Above which a slide is positive, from validation; NaN = none.
   threshold: float
+  # The slide's true label as the table writes it; None = unknown.
   label: str | None
 
   @property
@@ -136,10 +125,8 @@ class TileMap:
       )
     except Exception as error:  # NumPy and zipfile raise whatever they like
       raise ValueError(f"{path} is no map of tiles: {error!r}") from error
-    lengths = {
-      len(found.xy), len(found.attention), len(found.probability),
-      len(found.contribution),
-    }  # fmt: skip
+    scores = (found.attention, found.probability, found.contribution)
+    lengths = {len(found.xy), *map(len, scores)}
     if len(lengths) > 1 or found.unit not in (LEVEL0, MICROMETRE):
       raise ValueError(
         f"{path} is no map of tiles: arrays of {sorted(lengths)} tiles, unit "

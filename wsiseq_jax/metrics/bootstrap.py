@@ -23,12 +23,7 @@ Statistics = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 def patient_weights(
   patients: np.ndarray, resamples: int, seed: int
 ) -> Float[np.ndarray, "r n"]:
-  """How often each sequence is in each resample.
-
-  Example:
-    >>> patient_weights(np.array(["a", "a", "b"]), 2, seed=1).tolist()
-    [[1.0, 1.0, 1.0], [2.0, 2.0, 0.0]]
-  """
+  """How often each sequence is in each resample."""
   names, index = np.unique(patients, return_inverse=True)
   share = np.full(len(names), 1 / len(names))
   drawn = np.random.default_rng(seed).multinomial(len(names), share, resamples)
@@ -40,9 +35,8 @@ def intervals(
   patients: np.ndarray,
   resamples: int = 1000,
   seed: int = 0,
-  level: float = 0.95,
 ) -> dict[str, tuple[float, float]]:
-  """The percentile intervals of statistics of the same samples.
+  """The 95 % percentile intervals of statistics of the same samples.
 
   Args:
     statistics: weights [r, n] → {name: values in each resample, [r]}; NaN where
@@ -50,7 +44,6 @@ def intervals(
     patients: patient of each sequence, [n].
     resamples: number of resamples.
     seed: of the draw.
-    level: share of resamples between the ends.
 
   Returns:
     {name: (low, high)}; NaN if no resample has a value.
@@ -66,13 +59,12 @@ def intervals(
   blocks = [
     statistics(weights[i : i + rows]) for i in range(0, resamples, rows)
   ]
-  tail = (1 - level) / 2
   found = {}
   for name in blocks[0]:
     values = np.concatenate([block[name] for block in blocks])
     values = values[np.isfinite(values)]
     ends = (float("nan"),) * 2
     if len(values):
-      ends = np.quantile(values, [tail, 1 - tail])
+      ends = np.quantile(values, [0.025, 0.975])
     found[name] = (float(ends[0]), float(ends[1]))
   return found

@@ -24,27 +24,17 @@ from jaxtyping import Float, Int
 
 @dataclasses.dataclass(frozen=True)
 class Reliability:
-  """The bins that hold anything, from low to high probability.
+  """The bins that hold anything, from low to high probability."""
 
-  Attributes:
-    count: how many are in each bin.
-    predicted: their mean probability.
-    observed: the share of them that came true.
-  """
-
-  count: Int[np.ndarray, " k"]
-  predicted: Float[np.ndarray, " k"]
-  observed: Float[np.ndarray, " k"]
+  count: Int[np.ndarray, " k"]  # how many are in each bin
+  predicted: Float[np.ndarray, " k"]  # their mean probability
+  observed: Float[np.ndarray, " k"]  # the share of them that came true
 
 
 def assign(
   probability: Float[np.ndarray, " n"], bins: int
 ) -> Int[np.ndarray, " n"]:
   """The bin of each probability.
-
-  Args:
-    probability: in [0, 1].
-    bins: how many bins.
 
   Returns:
     Numbers from 0 to bins - 1; a bin may be empty.
@@ -75,18 +65,8 @@ def ece(
 ) -> Float[np.ndarray, " r"]:
   """Expected calibration error, for many weightings at once.
 
-  Args:
-    outcomes: 1 where it came true, else 0.
-    probability: what was predicted.
-    bins: how many bins.
-    weights: one row a resample; all 1 by default.
-
   Returns:
     One value for each row of weights, NaN where all of them are 0.
-
-  Example:
-    >>> ece(np.array([0, 1, 1, 1]), np.array([0.1, 0.3, 0.9, 0.7]), 2).tolist()
-    [0.25]
   """
   probability = np.asarray(probability, np.float64)
   if weights is None:

@@ -82,9 +82,8 @@ def roc_band(
   score: Float[np.ndarray, " n"],
   patients: np.ndarray,
   resamples: int,
-  level: float = 0.95,
 ) -> tuple[Float[np.ndarray, " g"], Float[np.ndarray, " g"]]:
-  """Pointwise interval of the ROC over resampled patients.
+  """Pointwise 95 % interval of the ROC over resampled patients.
 
   The curve of each resample is read at the false positive rates of `GRID`, at
   the upper end of its steps.
@@ -101,8 +100,7 @@ def roc_band(
   ]
   if not curves:
     return (np.full(len(GRID), np.nan),) * 2
-  tail = (1 - level) / 2
-  low, high = np.quantile(curves, [tail, 1 - tail], axis=0)
+  low, high = np.quantile(curves, [0.025, 0.975], axis=0)
   return low, high
 
 
@@ -149,23 +147,15 @@ def roc(
 
 @dataclasses.dataclass(frozen=True)
 class Bins:
-  """Calibration in bins: what is drawn, and said in a table.
+  """Calibration in bins: what is drawn, and said in a table."""
 
-  Attributes:
-    slides: in each bin that holds any.
-    patients: whose they are.
-    predicted: mean probability.
-    observed: share that came true.
-    low: lower end of Wilson's 95 % interval, which counts patients.
-    high: upper end.
-  """
-
-  slides: Int[np.ndarray, " k"]
-  patients: Int[np.ndarray, " k"]
-  predicted: Float[np.ndarray, " k"]
-  observed: Float[np.ndarray, " k"]
+  slides: Int[np.ndarray, " k"]  # in each bin that holds any
+  patients: Int[np.ndarray, " k"]  # whose they are
+  predicted: Float[np.ndarray, " k"]  # mean probability
+  observed: Float[np.ndarray, " k"]  # share that came true
+  # Lower end of Wilson's 95 % interval, which counts patients.
   low: Float[np.ndarray, " k"]
-  high: Float[np.ndarray, " k"]
+  high: Float[np.ndarray, " k"]  # upper end
 
 
 def calibration_bins(

@@ -22,11 +22,6 @@ def scores(
 ) -> dict[str, Float[np.ndarray, " r"]]:
   """AUROC, AUPRC, accuracy and balanced accuracy.
 
-  Args:
-    labels: class of each sequence.
-    probability: probability (or any score) of each class.
-    weights: weights of the sequences, one row a resample; all 1 by default.
-
   Returns:
     {name: one value for each row of weights}; NaN where it has none. Balanced
     accuracy is the mean recall over the classes present.

@@ -29,11 +29,6 @@ def concordance(
   Returns:
     One value for each row of weights; NaN where no pair can be compared.
 
-  Example:
-    >>> time, event = np.array([1.0, 2.0, 3.0]), np.array([1, 0, 1])
-    >>> concordance(time, event, np.array([0.5, 0.9, 0.1])).tolist()
-    [0.5]
-
   Reference: Harrell et al., Evaluating the yield of medical tests, JAMA 1982.
   """
   event = np.asarray(event).astype(bool)

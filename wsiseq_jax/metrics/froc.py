@@ -44,53 +44,37 @@ Number = int | float | np.integer | np.floating
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SlideHits:
-  """What the detections of one slide hit.
+  """What the detections of one slide hit."""
 
-  Attributes:
-    slide_id: the slide.
-    patient: its patient.
-    false_positives: probabilities of the detections that hit no lesion.
-    lesions: best probability for each counted lesion, 0 = missed.
-    isolated: number of lesions that are isolated tumour cells.
-  """
-
-  slide_id: str
-  patient: str
+  slide_id: str  # the slide
+  patient: str  # its patient
+  # Probabilities of the detections that hit no lesion.
   false_positives: Float[np.ndarray, " f"]
+  # Best probability for each counted lesion, 0 = missed.
   lesions: Float[np.ndarray, " l"]
-  isolated: int
+  isolated: int  # number of lesions that are isolated tumour cells
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Froc:
-  """A FROC curve and its score.
+  """A FROC curve and its score."""
 
-  Attributes:
-    score: mean of `sensitivities`.
-    sensitivities: share of lesions found at each of `false_positives`.
-    false_positives: false positives a slide, as asked for.
-    extrapolated: those of them that lie beyond the end of the curve, where its
-      last sensitivity is held.
-    curve_false_positives: false positives a slide along the curve, ascending.
-    curve_sensitivity: share of lesions found there.
-    curve_threshold: the probability from which on detections count; +inf first.
-    slides: number of slides, those without detections and lesions included.
-    lesions: number of lesions that count.
-    isolated: number of lesions that do not.
-    lost: lesions found only at the lowest value, which gives no threshold.
-  """
-
-  score: float
+  score: float  # mean of `sensitivities`
+  # Share of lesions found at each of `false_positives`.
   sensitivities: tuple[float, ...]
-  false_positives: tuple[float, ...]
+  false_positives: tuple[float, ...]  # false positives a slide, as asked for
+  # Those of them that lie beyond the end of the curve, where its last
+  # sensitivity is held.
   extrapolated: tuple[float, ...]
+  # False positives a slide along the curve, ascending.
   curve_false_positives: Float[np.ndarray, " p"]
-  curve_sensitivity: Float[np.ndarray, " p"]
+  curve_sensitivity: Float[np.ndarray, " p"]  # share of lesions found there
+  # The probability from which on detections count; +inf first.
   curve_threshold: Float[np.ndarray, " p"]
-  slides: int
-  lesions: int
-  isolated: int
-  lost: int
+  slides: int  # number of slides, those without detections and lesions included
+  lesions: int  # number of lesions that count
+  isolated: int  # number of lesions that do not
+  lost: int  # lesions found only at the lowest value, which gives no threshold
 
   def note(self) -> str:
     """One sentence on how the score came about, to stand beside it."""
@@ -225,39 +209,27 @@ def froc(
 
 def interval(
   slides: Sequence[SlideHits],
-  false_positives: Sequence[Number] = FALSE_POSITIVES,
   drop_lowest: bool = True,
   resamples: int = 1000,
   seed: int = 0,
-  level: float = 0.95,
 ) -> tuple[float, float]:
-  """Interval of the score by drawing patients with replacement.
+  """95 % interval of the score by drawing patients with replacement.
 
   A drawn patient brings all slides, as often as drawn; a resample without a
   lesion has no score and is left out. Arguments and errors are those of `froc`.
-
-  Args:
-    slides: the cohort.
-    false_positives: where sensitivity is read.
-    drop_lowest: leave out the lowest threshold.
-    resamples: number of resamples.
-    seed: of the draw.
-    level: share of resamples between the two ends.
   """
-  _check(slides, false_positives)
+  _check(slides, FALSE_POSITIVES)
   events = _events(slides)
 
   def statistics(weights):
     scores = np.full(len(weights), np.nan)
     for number, row in enumerate(weights):
       x, y, _ = _curve(events, row, drop_lowest)
-      scores[number] = np.interp(false_positives, x, y).mean()
+      scores[number] = np.interp(FALSE_POSITIVES, x, y).mean()
     return {"score": scores}
 
   patients = np.array([slide.patient for slide in slides])
-  return bootstrap.intervals(statistics, patients, resamples, seed, level)[
-    "score"
-  ]
+  return bootstrap.intervals(statistics, patients, resamples, seed)["score"]
 
 
 def _check(slides, false_positives) -> None:

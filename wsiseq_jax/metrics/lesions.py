@@ -29,17 +29,13 @@ Number = int | float | np.integer | np.floating
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Lesions:
-  """The lesions of one slide.
+  """The lesions of one slide."""
 
-  Attributes:
-    labels: 0 outside, i inside lesion i, at the scale of the evaluation.
-    isolated: whether lesion i + 1 is isolated tumour cells.
-    downsample: level-0 pixels per pixel of `labels`.
-  """
-
+  # 0 outside, i inside lesion i, at the scale of the evaluation.
   labels: Int[np.ndarray, "h w"]
+  # Whether lesion i + 1 is isolated tumour cells.
   isolated: Bool[np.ndarray, " l"]
-  downsample: float
+  downsample: float  # level-0 pixels per pixel of `labels`
 
 
 def find_lesions(

@@ -15,11 +15,6 @@ def scores(
 
       R² = 1 − Σ w (y − ŷ)² / Σ w (y − ȳ_w)²
 
-  Args:
-    labels: true numbers.
-    prediction: predicted numbers.
-    weights: weights of the sequences, one row a resample; all 1 by default.
-
   Returns:
     {name: one value for each row of weights}; R² is NaN where all labels of a
     resample are equal.

@@ -44,41 +44,28 @@ _CAMELYON_NAME = re.compile(r"(normal|tumor|test)_\d+$", re.IGNORECASE)
 
 @dataclasses.dataclass(frozen=True)
 class CohortSlide:
-  """One row of the table.
+  """One row of the table."""
 
-  Attributes:
-    slide_id: its name, without extension.
-    patient_id: its patient.
-    text: the label as it is written; several with ';' between; '' = unknown.
-    split: 'train', 'val' or 'test' where splits are given, else ''.
-  """
-
-  slide_id: str
-  patient_id: str
+  slide_id: str  # its name, without extension
+  patient_id: str  # its patient
+  # The label as it is written; several with ';' between; '' = unknown.
   text: str = ""
-  split: str = ""
+  split: str = ""  # 'train', 'val' or 'test' where splits are given, else ''
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cohort:
-  """All slides with a known label.
+  """All slides with a known label."""
 
-  Attributes:
-    slides: sorted by slide id.
-    labels: f64 [n, k]: class number (k = 1), 0/1/NaN for each label, a number
-      (k = 1), or time and event (k = 2).
-    target_type: one of `TARGET_TYPES`.
-    classes: names of classes or labels; for a number the column's name.
-    unlabelled: slides of the table that were left out.
-    errors: rows that cannot be used.
-  """
-
-  slides: tuple[CohortSlide, ...]
+  slides: tuple[CohortSlide, ...]  # sorted by slide id
+  # f64 [n, k]: class number (k = 1), 0/1/NaN for each label, a number (k = 1),
+  # or time and event (k = 2).
   labels: Float[np.ndarray, "n k"]
-  target_type: str
+  target_type: str  # one of `TARGET_TYPES`
+  # Names of classes or labels; for a number the column's name.
   classes: tuple[str, ...]
-  unlabelled: tuple[str, ...] = ()
-  errors: tuple[SlideError, ...] = ()
+  unlabelled: tuple[str, ...] = ()  # slides of the table that were left out
+  errors: tuple[SlideError, ...] = ()  # rows that cannot be used
 
   @property
   def ids(self) -> list[str]:

@@ -24,21 +24,13 @@ _VERSION = 3
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Job:
-  """What all models share.
+  """What all models share."""
 
-  Attributes:
-    config: the config; its block `wandb` is read while training.
-    cohort: slides and labels.
-    bags: their features.
-    folds: rows of each split by (repeat, fold).
-    trainer: compiled once for all.
-  """
-
-  config: ConfigDict
-  cohort: Cohort
-  bags: Bags
-  folds: folds.Folds
-  trainer: BagTrainer
+  config: ConfigDict  # the config; its block `wandb` is read while training
+  cohort: Cohort  # slides and labels
+  bags: Bags  # their features
+  folds: folds.Folds  # rows of each split by (repeat, fold)
+  trainer: BagTrainer  # compiled once for all
 
   @property
   def workdir(self) -> pathlib.Path:

@@ -35,45 +35,33 @@ class FoldRun:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predicted:
-  """Predictions of some slides.
+  """Predictions of some slides."""
 
-  Attributes:
-    ids: the slides.
-    values: probability of each class or label, a number, or a log risk, [n y].
-    status: 'ok', or why the prior stands there.
-  """
-
-  ids: tuple[str, ...]
+  ids: tuple[str, ...]  # the slides
+  # Probability of each class or label, a number, or a log risk, [n y].
   values: Float[np.ndarray, "n y"]
-  status: tuple[str, ...]
+  status: tuple[str, ...]  # 'ok', or why the prior stands there
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Result:
-  """A trained model and what it predicted.
+  """A trained model and what it predicted."""
 
-  Attributes:
-    run: which one.
-    epoch: the best one.
-    history: (training loss, validation loss) of each epoch.
-    scale: mean and std of the numbers learned; for survival of the log risk of
-      validation slides.
-    prior: what a failed slide is given, [y].
-    threshold: of each column of predictions; NaN where there is none.
-    is_chosen: whether validation chose the thresholds; where it has one class
-      only they are 0.5.
-    predicted: by split, 'val' and 'test'.
-    failures: slides that could not be used, and why.
-  """
-
-  run: FoldRun
-  epoch: int
+  run: FoldRun  # which one
+  epoch: int  # the best one
+  # (training loss, validation loss) of each epoch.
   history: tuple[tuple[float, float], ...]
+  # Mean and std of the numbers learned; for survival of the log risk of
+  # validation slides.
   scale: tuple[float, float]
-  prior: Float[np.ndarray, " y"]
+  prior: Float[np.ndarray, " y"]  # what a failed slide is given, [y]
+  # Of each column of predictions; NaN where there is none.
   threshold: Float[np.ndarray, " y"]
+  # Whether validation chose the thresholds; where it has one class only they
+  # are 0.5.
   is_chosen: bool
-  predicted: Mapping[str, Predicted]
+  predicted: Mapping[str, Predicted]  # by split, 'val' and 'test'
+  # Slides that could not be used, and why.
   failures: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from data_prep.files import schema
 from data_prep.files.schema import DIFFERENT, FILLED, Range
+from wsiseq_jax import config as configs
 from wsiseq_jax import jobs
 from wsiseq_jax.mil import class_weights as weighting
 from wsiseq_jax.mil import cohort
@@ -29,14 +30,18 @@ class MilData:
 
   features: Annotated[str, FILLED]  # a folder, or 'synthetic'
   table: str = ""  # CSV of slides, patients and labels
-  label: str = "label"
-  classes: Annotated[tuple[str, ...], DIFFERENT] = ()  # () is sorted
+  label: str = "label"  # its column; several with commas for some types
+  # In order, the last of two is positive; () is sorted.
+  classes: Annotated[tuple[str, ...], DIFFERENT] = ()
+  # A column, 'camelyon16', or '' to draw splits.
   split_column: str = ""
+  # Feature files that the table does not name.
   unlisted: Literal["error", "ignore"] = "error"
-  tile_size: NotNegative = 0.0
+  tile_size: NotNegative = 0.0  # for files that do not say it, in their unit
   batch_size: Count = 8  # bags in a step
+  # So many random tiles of a training bag; 0 is all.
   max_tiles: Annotated[int, Range(0)] = 0
-  smallest_bucket: Count = 64
+  smallest_bucket: Count = 64  # bags are padded to this times a power of 2
   cache_gb: NotNegative = 8.0
   threads: Count = 4
 
@@ -45,14 +50,15 @@ class MilData:
 class MilOptim:
   """AdamW, epochs, and weights of classes."""
 
-  lr: NotNegative = 3e-4
+  lr: NotNegative = 3e-4  # of a step, whatever its batch
   weight_decay: NotNegative = 1e-3
   b1: Annotated[float, Range(0, 1)] = 0.9
   b2: Annotated[float, Range(0, 1)] = 0.999
   eps: NotNegative = 1e-8
-  clip_norm: NotNegative = 5.0
+  clip_norm: NotNegative = 5.0  # 0 switches clipping off
   warmup_epochs: Annotated[int, Range(0)] = 1
   epochs: Count = 100
+  # Epochs without a lower validation loss; 0 is never.
   patience: Annotated[int, Range(0)] = 15
   class_weights: Literal[weighting.NAMES] = "none"
 
@@ -63,6 +69,7 @@ class MilFolds:
 
   k: Annotated[int, Range(2)] = 5
   repeats: Count = 1
+  # Of what is left after the test fold.
   val_share: Annotated[float, Range(0.01, 0.5)] = 0.2
   stratify: bool = True
   seed: Annotated[int, Range(0)] = 0
@@ -81,14 +88,14 @@ class MilMaps:
   """Maps of tiles."""
 
   write: bool = True
-  class_name: str = ""
+  class_name: str = ""  # '' is the positive, or the predicted class
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MilPredict:
   """What `mil_predict` applies."""
 
-  models: str = ""
+  models: str = ""  # workdir of a finished job mil
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,11 +109,13 @@ class MilSettings:
   model: Mapping[str, Any]
   optim: MilOptim
   folds: MilFolds
-  seeds: Annotated[tuple[int, ...], Range(0), DIFFERENT, FILLED]
+  seeds: Annotated[tuple[int, ...], Range(0), DIFFERENT, FILLED] = tuple(
+    range(5)
+  )
   scores: MilScores
   maps: MilMaps
   predict: MilPredict
-  wandb: Mapping[str, str]
+  wandb: configs.Wandb
 
   def __post_init__(self):
     problems = []

@@ -40,21 +40,15 @@ from wsiseq_jax.mil.results import Result
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TestPrediction:
-  """What is said of test slides.
-
-  Attributes:
-    key: repeat, fold and seed, 'all' for what several of them are joined to.
-    rows: of the cohort, ascending.
-    values: predictions, [n y].
-    threshold: of the model behind each row, [n y].
-  """
+  """What is said of test slides."""
 
   __test__ = False  # no test class of pytest's
 
+  # Repeat, fold and seed, 'all' for what several of them are joined to.
   key: tuple[Any, Any, Any]
-  rows: np.ndarray
-  values: Float[np.ndarray, "n y"]
-  threshold: Float[np.ndarray, "n y"]
+  rows: np.ndarray  # of the cohort, ascending
+  values: Float[np.ndarray, "n y"]  # predictions, [n y]
+  threshold: Float[np.ndarray, "n y"]  # of the model behind each row, [n y]
 
 
 def one_model(cohort: Cohort, result: Result) -> TestPrediction:

@@ -56,34 +56,22 @@ NUMERIC = ("regression",)
 
 @dataclasses.dataclass(frozen=True)
 class BagFitSettings(FitSettings):
-  """How to train; see `configs/mil.py`, `optim` and `data`.
+  """How to train; see `configs/mil.py`, `optim` and `data`."""
 
-  Attributes:
-    class_weights: one of `class_weights.NAMES`.
-    batch_size: bags in a step.
-    max_tiles: random tiles of a training bag; 0 = all.
-  """
-
-  class_weights: str = "none"
-  batch_size: int = 8
-  max_tiles: int = 0
+  class_weights: str = "none"  # one of `class_weights.NAMES`
+  batch_size: int = 8  # bags in a step
+  max_tiles: int = 0  # random tiles of a training bag; 0 = all
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FittedBags:
-  """A trained model.
+  """A trained model."""
 
-  Attributes:
-    params: nested dict of f32 arrays, of the best epoch.
-    scale: (mean, std) of training labels where a number is learned, else
-      (0, 1).
-    epoch: the best one, counted from 1.
-    history: (training loss, validation loss) of each epoch.
-  """
-
-  params: Any
+  params: Any  # nested dict of f32 arrays, of the best epoch
+  # (mean, std) of training labels where a number is learned, else (0, 1).
   scale: tuple[float, float]
-  epoch: int
+  epoch: int  # the best one, counted from 1
+  # (training loss, validation loss) of each epoch.
   history: list[tuple[float, float]]
 
 

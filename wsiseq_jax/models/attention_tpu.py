@@ -204,15 +204,13 @@ def _forward_kernel(q_ref, k_ref, v_ref, o_ref, *, d, keys):
     o_ref[0, :, head] = (mixed / total).astype(o_ref.dtype)
 
 
-def _backward_kernel(
-  q_ref, k_ref, v_ref, do_ref, dq_ref, dk_ref, dv_ref, dk_sum, dv_sum, *,
-  d, keys,
-):  # fmt: skip
+def _backward_kernel(*refs, d, keys):
   """Gradients of a stripe, from the softmax p of its scores.
 
   dv = pᵀ do                      dq = ds k / sqrt(d)
   ds = p (dp − Σ p dp), dp = do vᵀ      dk = dsᵀ q / sqrt(d)
   """
+  q_ref, k_ref, v_ref, do_ref, dq_ref, dk_ref, dv_ref, dk_sum, dv_sum = refs
 
   @pl.when(pl.program_id(2) == 0)
   def _():
@@ -272,6 +270,7 @@ def _backward(query, key, value, grad, d, interpret):
   group = group_width(width // d, d)
   grid, by_query, by_key = _specs(n, m, width, group)
   padded, rows = grid[1] * by_query.block_shape[1], _round_up(m)
+  inputs = _pad(query, padded), _pad(key, rows), _pad(value, rows)
   _, moved = kernel_hbm_bytes(b, n, width, query.dtype.itemsize)
   dq, dk, dv = pl.pallas_call(
     functools.partial(_backward_kernel, d=d, keys=m),
@@ -293,9 +292,7 @@ def _backward(query, key, value, grad, d, interpret):
     ),
     interpret=interpret,
     name="attention_backward",
-  )(
-    _pad(query, padded), _pad(key, rows), _pad(value, rows), _pad(grad, padded)
-  )  # fmt: skip
+  )(*inputs, _pad(grad, padded))
   return dq[:, :n], dk[:, :m], dv[:, :m]
 
 

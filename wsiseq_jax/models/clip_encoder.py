@@ -50,27 +50,6 @@ SIZES: dict[str, dict[str, int]] = {
 class ClipEncoderConfig:
   """Shape of a clip encoder and its heads.
 
-  Attributes:
-    frames: Frames of a clip.
-    image_px: Height and width of a frame in pixels.
-    patch: Stride of the conv stem in pixels, a power of two.
-    channels: Image channels.
-    width, depth, heads: Blocks of the frame encoder.
-    temporal_width, temporal_depth, temporal_heads: Those over frames.
-    projector_width: Hidden channels of all heads.
-    projection: Channels in which views are compared.
-    objective: Which heads there are: 'contrastive' has the projector alone,
-      'navigation' also shifts by time (LTN), 'masked_frames' (TVRL) and
-      'next_frame' also predict frame features.
-    uses_time: Whether the temporal encoder is told the time of its frames.
-    learns_time: Whether the time embedding has linear layers.
-    relative_time: Whether time counts from the clip's first frame, rather than
-      from the record's.
-    time_shortest, time_longest: See `time_embedding.sinusoid`.
-    directions: Directions of LTN's shift.
-    norm_eps: LayerNorm epsilon.
-    dtype, remat, attention_kernel: See `vit.BlockSpec`.
-
   Raises:
     ValueError: At construction, naming the config key that cannot be.
 
@@ -79,26 +58,37 @@ class ClipEncoderConfig:
     (4, 6)
   """
 
-  frames: int = 8
+  frames: int = 8  # frames of a clip
+  # Height and width of a frame in pixels.
   image_px: tuple[int, int] = (128, 128)
-  patch: int = 16
-  channels: int = 3
+  patch: int = 16  # stride of the conv stem in pixels, a power of two
+  channels: int = 3  # image channels
+  # width, depth, heads: Blocks of the frame encoder.
   width: int = 384
   depth: int = 12
   heads: int = 6
+  # temporal_width, temporal_depth, temporal_heads: Those over frames.
   temporal_width: int = 384
   temporal_depth: int = 3
   temporal_heads: int = 6
-  projector_width: int = 2048
-  projection: int = 128
+  projector_width: int = 2048  # hidden channels of all heads
+  projection: int = 128  # channels in which views are compared
+  # Which heads there are: 'contrastive' has the projector alone, 'navigation'
+  # also shifts by time (LTN), 'masked_frames' (TVRL) and 'next_frame' also
+  # predict frame features.
   objective: str = "contrastive"
+  # Whether the temporal encoder is told the time of its frames.
   uses_time: bool = False
-  learns_time: bool = True
+  learns_time: bool = True  # whether the time embedding has linear layers
+  # Whether time counts from the clip's first frame, rather than from the
+  # record's.
   relative_time: bool = True
+  # time_shortest, time_longest: See `time_embedding.sinusoid`.
   time_shortest: float = 1.0
   time_longest: float = 100.0
-  directions: int = 64
-  norm_eps: float = 1e-5
+  directions: int = 64  # directions of LTN's shift
+  norm_eps: float = 1e-5  # LayerNorm epsilon
+  # dtype, remat, attention_kernel: See `vit.BlockSpec`.
   dtype: str = "float32"
   remat: str = "none"
   attention_kernel: str = "auto"
@@ -340,12 +330,7 @@ class Navigation(nnx.Module):
 
 
 class ClipEncoder(nnx.Module):
-  """Frame encoder, temporal encoder and the heads of an objective.
-
-  Args:
-    config: Shape and numerics.
-    rngs: Source of the initial parameters, stream `params`.
-  """
+  """Frame encoder, temporal encoder and the heads of an objective."""
 
   def __init__(self, config: ClipEncoderConfig, rngs: nnx.Rngs):
     self.frame = FrameEncoder(config, rngs)

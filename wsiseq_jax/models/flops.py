@@ -77,12 +77,6 @@ def videomae_step_flops(
     config: The network.
     visible: Tokens the encoder sees, k (`MaskSpec.visible`).
     decoded: Tokens the decoder rebuilds, m (`MaskSpec.decoded`).
-
-  Example:
-    >>> from wsiseq_jax.models.videomae import SIZES
-    >>> base = VideoMAEConfig(**SIZES["base"])
-    >>> round(videomae_step_flops(base, 160, 1408) / 1e9, 1)  # GFLOP a clip
-    202.3
   """
   embed = 2 * visible * config.patch_values * config.width
   return 3 * videomae_forward_flops(config, visible, decoded) - embed
@@ -121,9 +115,6 @@ def contrastive_step_flops(config: ClipEncoderConfig) -> int:
   sinusoids of times: nobody asks for the gradient of what is given. Left out
   are the comparison with the batch's other clips (4 · batch · projection) and
   LTN's orthonormal basis, less than a thousandth.
-
-  Args:
-    config: The network, with its objective.
 
   Example:
     >>> small = ClipEncoderConfig(objective="masked_frames", uses_time=True)

@@ -45,20 +45,17 @@ _OF_FOUR = Rule(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskSettings:
-  """How to mask: the block `mask` of a config.
+  """How to mask: the block `mask` of a config."""
 
-  Attributes:
-    kind: `tissue` (motion-aligned tubes), `tube` or `random`.
-    ratio: Part of the positions of a frame that is hidden, rounded down.
-    decoder: `all` hidden tokens are rebuilt, or those in a `running_cell`.
-    decoder_ratio: Part dropped by the running cell.
-    run_patches: Length of a run along the travel, for `tissue`, in patches.
-  """
-
+  # `tissue` (motion-aligned tubes), `tube` or `random`.
   kind: Literal[KINDS] = "tissue"
+  # Part of the positions of a frame that is hidden, rounded down.
   ratio: Annotated[float, Range(0.01, 0.99)] = 0.9
+  # `all` hidden tokens are rebuilt, or those in a `running_cell`.
   decoder: Literal[DECODERS] = "all"
+  # Part dropped by the running cell.
   decoder_ratio: Annotated[float, _OF_FOUR] = 0.5
+  # Length of a run along the travel, for `tissue`, in patches.
   run_patches: Annotated[float, Range(1)] = 8.0
 
 
@@ -66,16 +63,12 @@ class MaskSettings:
 class MaskSpec(MaskSettings):
   """How to mask a grid of tokens.
 
-  Attributes:
-    grid: Tokens along (t, h, w).
-    patch: Pixels of a token along (t, h, w).
-
   Raises:
     ValueError: At construction, naming the config key that cannot be.
   """
 
-  grid: tuple[int, int, int]
-  patch: tuple[int, int, int]
+  grid: tuple[int, int, int]  # tokens along (t, h, w)
+  patch: tuple[int, int, int]  # pixels of a token along (t, h, w)
 
   def __post_init__(self):
     t, h, w = self.grid
@@ -107,17 +100,12 @@ class MaskSpec(MaskSettings):
 
 
 class TokenMask(NamedTuple):
-  """Token indices in the order (t, h, w), ascending.
+  """Token indices in the order (t, h, w), ascending."""
 
-  Attributes:
-    visible: [b, k], what the encoder sees.
-    decode: [b, m], what the decoder rebuilds.
-    weight: [b, m], 1 where the rebuilt token counts in the loss (it was hidden
-      from the encoder), else 0.
-  """
-
-  visible: Int[Array, "b k"]
-  decode: Int[Array, "b m"]
+  visible: Int[Array, "b k"]  # what the encoder sees
+  decode: Int[Array, "b m"]  # what the decoder rebuilds
+  # [b, m], 1 where the rebuilt token counts in the loss (it was hidden from the
+  # encoder), else 0.
   weight: Float[Array, "b m"]
 
 

@@ -31,12 +31,6 @@ def sinusoid_1d(tokens: int, width: int) -> Float[np.ndarray, "n d"]:
     angle[p, j] = p / 10000 ** (2 * (j // 2) / width)
     table[p, j] = sin(angle) for even j, cos(angle) for odd j
 
-  Example:
-    >>> sinusoid_1d(2, 4).round(4).tolist()[0]
-    [0.0, 1.0, 0.0, 1.0]
-    >>> round(float(sinusoid_1d(2, 4)[1, 3]), 6)  # cos(1 / 100)
-    0.99995
-
   Reference: Vaswani et al., Attention is all you need, 2017; its use on the
   flattened index: Tong et al., VideoMAE, 2022.
   """
@@ -104,11 +98,6 @@ def resample(
   would not do: the flat index of "one row down" is the number of columns, so on
   a wider grid every position but those of the first row would change.
 
-  Args:
-    table: Position table of the trained grid, `n = t * h * w` rows.
-    trained_grid: `(t, h, w)` tokens of the trained model.
-    grid: `(t, h, w)` tokens wanted.
-
   Returns:
     The table of the new grid, float32; the same values if the grids are equal.
 
@@ -157,12 +146,6 @@ def resample_square(
 
   Deviation: the first DINOv2 release scales by (new + 0.1) / old, a remedy for
   rounding that Hugging Face's port and the models with registers do without.
-
-  Args:
-    table: Positions by row and column, n = old².
-    old: Cells along each side.
-    new: Cells wanted along each side.
-    antialias: See above.
 
   Returns:
     The new table, float32; the same values if the grids are equal.

@@ -37,22 +37,17 @@ _NORM_EPS = 1e-5
 class ResNetSpec:
   """Shape and numerics of a ResNet.
 
-  Attributes:
-    blocks: Blocks of each stage; as many stages as numbers.
-    stem_width: Channels after the first convolution.
-    bottleneck_width: Channels within the blocks of stage 1; twice as many in
-      each further stage.
-    dtype: Compute dtype, 'float32' or 'bfloat16'.
-
   Example:
     >>> PRESETS["resnet50"].width, PRESETS["resnet50_trunc"].width
     (2048, 1024)
   """
 
+  # Blocks of each stage; as many stages as numbers.
   blocks: tuple[int, ...] = (3, 4, 6, 3)
-  stem_width: int = 64
+  stem_width: int = 64  # channels after the first convolution
+  # Channels within the blocks of stage 1; twice as many in each further stage.
   bottleneck_width: int = 64
-  dtype: str = "float32"
+  dtype: str = "float32"  # compute dtype, 'float32' or 'bfloat16'
 
   @property
   def width(self) -> int:
@@ -129,13 +124,6 @@ def fold(
 
   Worked out in float64.
 
-  Args:
-    kernel: Convolution without a bias.
-    scale: The norm's factor.
-    bias: The norm's shift.
-    mean: Running mean.
-    var: Running variance.
-
   Returns:
     'kernel' and 'bias' of the convolution that does both, float32.
 
@@ -158,11 +146,6 @@ def apply(
   params: dict[str, Any], spec: ResNetSpec, pixels: Float[Array, "b h w 3"]
 ) -> Float[Array, "b d"]:
   """Encodes tiles.
-
-  Args:
-    params: What `init_params` or `tile_encoders.resnet_params` returned.
-    spec: The network.
-    pixels: Normalised tiles.
 
   Returns:
     Features, float32: the mean over the last stage's pixels.
@@ -190,9 +173,13 @@ def apply(
 
   x = jax.nn.relu(conv("conv1", pixels.astype(spec.dtype), stride=2))
   x = lax.reduce_window(
-    x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1),
+    x,
+    -jnp.inf,
+    lax.max,
+    (1, 3, 3, 1),
+    (1, 2, 2, 1),
     ((0, 0), (1, 1), (1, 1), (0, 0)),
-  )  # fmt: skip
+  )
   for stage, blocks in enumerate(spec.blocks):
     for block in range(blocks):
       name = f"layer{stage + 1}/{block}"

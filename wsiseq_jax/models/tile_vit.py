@@ -39,28 +39,6 @@ POOLINGS = ("class", "mean", "class_mean")
 class ViTSpec:
   """Shape and numerics of a tile encoder.
 
-  Attributes:
-    patch_px: Side of a patch.
-    width: Channels.
-    depth: Blocks.
-    heads: TileAttention heads; must divide `width`.
-    mlp: 'gelu' or 'swiglu'.
-    mlp_width: Hidden channels of the MLP; of SwiGLU those after the product,
-      half of what timm derives from `mlp_ratio`.
-    registers: Tokens beside the class token that no position belongs to.
-    layer_scale: Whether branches end in a factor for each channel.
-    qkv_bias: Whether query, key and value have a bias.
-    tile_px: Side of the tiles to be encoded.
-    trained_px: Side of the tiles that the file's position table belongs to; 0
-      for `tile_px`. If they differ the table is resampled when it is loaded.
-    pooling: 'class' token; 'mean' of patch tokens; 'class_mean', both side by
-      side (Virchow). Registers are never looked at.
-    norm_eps: Added to the variance in LayerNorm.
-    mean: Channel means that pixels in [0, 1] were normalised by in training.
-    std: Channel deviations, likewise.
-    dtype: Compute dtype, 'float32' or 'bfloat16'.
-    attention_kernel: See `attention.attend`.
-
   Raises:
     ValueError: At construction, naming the config key that cannot be.
 
@@ -69,23 +47,31 @@ class ViTSpec:
     (2560, 37)
   """
 
-  patch_px: int
-  width: int
-  depth: int
-  heads: int
+  patch_px: int  # side of a patch
+  width: int  # channels
+  depth: int  # blocks
+  heads: int  # TileAttention heads; must divide `width`
+  # Hidden channels of the MLP; of SwiGLU those after the product, half of what
+  # timm derives from `mlp_ratio`.
   mlp_width: int
-  mlp: str = "gelu"
+  mlp: str = "gelu"  # 'gelu' or 'swiglu'
+  # Tokens beside the class token that no position belongs to.
   registers: int = 0
-  layer_scale: bool = True
-  qkv_bias: bool = True
-  tile_px: int = 224
+  layer_scale: bool = True  # whether branches end in a factor for each channel
+  qkv_bias: bool = True  # whether query, key and value have a bias
+  tile_px: int = 224  # side of the tiles to be encoded
+  # Side of the tiles that the file's position table belongs to; 0 for
+  # `tile_px`. If they differ the table is resampled when it is loaded.
   trained_px: int = 0
+  # 'class' token; 'mean' of patch tokens; 'class_mean', both side by side
+  # (Virchow). Registers are never looked at.
   pooling: str = "class"
-  norm_eps: float = 1e-6
+  norm_eps: float = 1e-6  # added to the variance in LayerNorm
+  # Channel means that pixels in [0, 1] were normalised by in training.
   mean: tuple[float, ...] = tokens.IMAGENET_MEAN
-  std: tuple[float, ...] = tokens.IMAGENET_STD
-  dtype: str = "float32"
-  attention_kernel: str = "auto"
+  std: tuple[float, ...] = tokens.IMAGENET_STD  # channel deviations, likewise
+  dtype: str = "float32"  # compute dtype, 'float32' or 'bfloat16'
+  attention_kernel: str = "auto"  # see `attention.attend`
 
   def __post_init__(self):
     for key in ("tile_px", "trained_px"):
@@ -234,12 +220,7 @@ class TileBlock(vit.Block):
 
 
 class TileViT(nnx.Module):
-  """The encoder.
-
-  Args:
-    spec: Shape and numerics.
-    rngs: Source of the initial parameters, stream `params`.
-  """
+  """The encoder."""
 
   def __init__(self, spec: ViTSpec, rngs: nnx.Rngs):
     def table(n: int) -> nnx.Param:
@@ -301,11 +282,6 @@ def first_blocks(
 
   The final LayerNorm stays, so that features are DINOv2's
   `get_intermediate_layers(norm=True)`.
-
-  Args:
-    spec: The whole encoder.
-    params: Its parameters.
-    count: Blocks to keep.
   """
   blocks = jax.tree.map(lambda leaf: leaf[:count], params["blocks"])
   return dataclasses.replace(spec, depth=count), {**params, "blocks": blocks}

@@ -20,18 +20,9 @@ def patchify(
 ) -> Float[Array, "b n p"]:
   """Cuts a clip into cubes, each flattened pixel by pixel, channels last.
 
-  Args:
-    pixels: Clips.
-    patch: Frames, height and width of a cube; must divide the clip.
-
   Returns:
     Patches in token order (time-major, row, column); `p` runs over frame, row,
     column and channel within the cube.
-
-  Example:
-    >>> clip = jnp.arange(16.0).reshape(1, 1, 4, 4, 1)
-    >>> patchify(clip, (1, 2, 2))[0, 1].tolist()  # the upper right corner
-    [2.0, 3.0, 6.0, 7.0]
   """
   # Chosen by the platform compiled for, which need not be this machine's.
   return lax.platform_dependent(
@@ -72,16 +63,7 @@ def unpatchify(
   patch: tuple[int, int, int],
   grid: tuple[int, int, int],
 ) -> Float[Array, "b t h w c"]:
-  """Puts cubes back into a clip: the inverse of `patchify`.
-
-  Args:
-    patches: All patches of the clip, in token order.
-    patch: Frames, height and width of a cube.
-    grid: Tokens along (t, h, w).
-
-  Returns:
-    Clips.
-  """
+  """Puts cubes back into a clip: the inverse of `patchify`."""
   b = patches.shape[0]
   (gt, gh, gw), (pt, ph, pw) = grid, patch
   x = patches.reshape(b, gt, gh, gw, pt, ph, pw, -1)
@@ -93,10 +75,6 @@ def take_tokens(
   x: Float[Array, "b n d"], index: Int[Array, "b k"]
 ) -> Float[Array, "b k d"]:
   """Picks tokens of each sample without any traffic between devices.
-
-  Args:
-    x: Tokens.
-    index: Token numbers per sample.
 
   Returns:
     `x[i, index[i]]` for each sample i.

@@ -88,63 +88,40 @@ SIZES: dict[str, dict[str, Any]] = {
 class VideoMAEConfig:
   """Shape of a VideoMAE; fields are keys of `config.model` or `config.data`.
 
-  Attributes:
-    frames: Frames of a clip.
-    image_px: Height and width of a frame in pixels.
-    patch: Frames, height and width of a cube, in frames and pixels.
-    channels: Image channels.
-    width: MaeEncoder channels.
-    depth: MaeEncoder blocks.
-    heads: MaeEncoder attention heads.
-    mlp_width: Hidden channels of the encoder MLP.
-    decoder_width: MaeDecoder channels.
-    decoder_depth: MaeDecoder blocks.
-    decoder_heads: MaeDecoder attention heads.
-    decoder_mlp_width: Hidden channels of the decoder MLP.
-    normalise_target: Whether predictions are in units of each patch's mean and
-      deviation (`losses.normalised_patch_target`) or plain pixels.
-    positions: Of tokens, one of `posemb.POSITIONS`: of the flat index (what
-      VideoMAE's weights need), of (t, y, x) apart, or of the place in the
-      tissue. Panels of a walk or a series share no tissue: there `tissue` is
-      `separable`.
-    trained_grid: Tokens (t, h, w) the weights were trained with, if they differ
-      from `grid`: position tables are resampled from it. None means `grid`.
-    norm_eps: LayerNorm epsilon.
-    decoder_norm_eps: Epsilon of the decoder's last LayerNorm, which Hugging
-      Face keeps apart.
-    dtype: Compute dtype of matrix products, 'float32' or 'bfloat16'.
-    remat: 'none', 'dots' or 'full', see `vit.BlockSpec`.
-    attention_kernel: Which kernel, see `attention.attend`.
-
   Raises:
     ValueError: At construction, naming the config key that cannot be.
-
-  Example:
-    >>> config = VideoMAEConfig(**SIZES["base"])
-    >>> config.grid, config.tokens, config.patch_values
-    ((8, 14, 14), 1568, 1536)
   """
 
-  frames: int = 16
-  image_px: Sequence[int] = (224, 224)
+  frames: int = 16  # frames of a clip
+  image_px: Sequence[int] = (224, 224)  # height and width of a frame in pixels
+  # Frames, height and width of a cube, in frames and pixels.
   patch: Sequence[int] = (2, 16, 16)
-  channels: int = 3
-  width: int = 384
-  depth: int = 12
-  heads: int = 6
-  mlp_width: int = 1536
-  decoder_width: int = 192
-  decoder_depth: int = 4
-  decoder_heads: int = 3
-  decoder_mlp_width: int = 768
+  channels: int = 3  # image channels
+  width: int = 384  # MaeEncoder channels
+  depth: int = 12  # MaeEncoder blocks
+  heads: int = 6  # MaeEncoder attention heads
+  mlp_width: int = 1536  # hidden channels of the encoder MLP
+  decoder_width: int = 192  # MaeDecoder channels
+  decoder_depth: int = 4  # MaeDecoder blocks
+  decoder_heads: int = 3  # MaeDecoder attention heads
+  decoder_mlp_width: int = 768  # hidden channels of the decoder MLP
+  # Whether predictions are in units of each patch's mean and deviation
+  # (`losses.normalised_patch_target`) or plain pixels.
   normalise_target: bool = True
+  # Of tokens, one of `posemb.POSITIONS`: of the flat index (what VideoMAE's
+  # weights need), of (t, y, x) apart, or of the place in the tissue. Panels of
+  # a walk or a series share no tissue: there `tissue` is `separable`.
   positions: str = "flat"
+  # Tokens (t, h, w) the weights were trained with, if they differ from `grid`:
+  # position tables are resampled from it. None means `grid`.
   trained_grid: Sequence[int] | None = None
-  norm_eps: float = 1e-6
+  norm_eps: float = 1e-6  # LayerNorm epsilon
+  # Epsilon of the decoder's last LayerNorm, which Hugging Face keeps apart.
   decoder_norm_eps: float = 1e-6
+  # Compute dtype of matrix products, 'float32' or 'bfloat16'.
   dtype: str = "float32"
-  remat: str = "none"
-  attention_kernel: str = "auto"
+  remat: str = "none"  # 'none', 'dots' or 'full', see `vit.BlockSpec`
+  attention_kernel: str = "auto"  # which kernel, see `attention.attend`
 
   def __post_init__(self):
     for name in ("image_px", "patch", "trained_grid"):
@@ -366,24 +343,7 @@ class MaeDecoder(nnx.Module):
 
 
 class VideoMAE(nnx.Module):
-  """Masked autoencoder of clips.
-
-  Args:
-    config: Shape and numerics.
-    rngs: Source of the initial parameters, stream `params`.
-
-  Example:
-    >>> config = VideoMAEConfig(
-    ...   **SIZES["tiny"], frames=4, image_px=(32, 48)
-    ... )
-    >>> model = VideoMAE(config, nnx.Rngs(0))
-    >>> visible = jnp.array([[0, 5, 7]])
-    >>> decode = jnp.array([[1, 2, 3, 4]])
-    >>> clip = jnp.zeros((1, 4, 32, 48, 3))
-    >>> prediction, out = model(clip, visible, decode)
-    >>> prediction.shape, out["encoder/tokens"].shape
-    ((1, 4, 1536), (1, 3, 32))
-  """
+  """Masked autoencoder of clips."""
 
   def __init__(self, config: VideoMAEConfig, rngs: nnx.Rngs):
     self.encoder = MaeEncoder(config, rngs)

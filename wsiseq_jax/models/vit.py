@@ -31,29 +31,19 @@ REMAT = ("none", "dots", "full")
 
 @dataclasses.dataclass(frozen=True)
 class BlockSpec:
-  """Shape and numerics of a stack of transformer blocks.
+  """Shape and numerics of a stack of transformer blocks."""
 
-  Attributes:
-    width: Channels `d` of the residual stream.
-    depth: Number of blocks.
-    heads: Attention heads; must divide `width`.
-    mlp_width: Hidden channels of the MLP.
-    norm_eps: Added to the variance in LayerNorm.
-    dtype: Compute dtype, 'float32' or 'bfloat16'.
-    remat: What the backward pass recomputes: 'none' stores all activations,
-      'dots' stores only results of matrix products with weights (and of the
-      TPU's attention kernel), 'full' stores only the input of each block.
-    attention_kernel: See `attention.attend`.
-  """
-
-  width: int
-  depth: int
-  heads: int
-  mlp_width: int
-  norm_eps: float = 1e-6
-  dtype: str = "float32"
+  width: int  # channels `d` of the residual stream
+  depth: int  # number of blocks
+  heads: int  # attention heads; must divide `width`
+  mlp_width: int  # hidden channels of the MLP
+  norm_eps: float = 1e-6  # added to the variance in LayerNorm
+  dtype: str = "float32"  # compute dtype, 'float32' or 'bfloat16'
+  # What the backward pass recomputes: 'none' stores all activations, 'dots'
+  # stores only results of matrix products with weights (and of the TPU's
+  # attention kernel), 'full' stores only the input of each block.
   remat: str = "none"
-  attention_kernel: str = "auto"
+  attention_kernel: str = "auto"  # see `attention.attend`
 
 
 # Xavier-uniform of the fused [d, 3 d] projection of the reference code; on
@@ -104,11 +94,7 @@ class Attention(nnx.Module):
 
   def __init__(self, spec: BlockSpec, rngs: nnx.Rngs):
     linear = functools.partial(
-      nnx.Linear,
-      spec.width,
-      spec.width,
-      dtype=jnp.dtype(spec.dtype),
-      rngs=rngs,
+      nnx.Linear, spec.width, spec.width, dtype=jnp.dtype(spec.dtype), rngs=rngs
     )
     self.query = linear(kernel_init=_QKV_INIT)
     self.key = linear(kernel_init=_QKV_INIT, use_bias=False)
@@ -118,9 +104,7 @@ class Attention(nnx.Module):
     self.kernel = spec.attention_kernel
 
   def __call__(
-    self,
-    x: Float[Array, "b n d"],
-    mask: Bool[Array, "b n n"] | None = None,
+    self, x: Float[Array, "b n d"], mask: Bool[Array, "b n n"] | None = None
   ) -> Float[Array, "b n d"]:
     """Mixes tokens; see `run_blocks` for the mask."""
     rows = as_rows(x)
@@ -169,9 +153,7 @@ class Block(nnx.Module):
     self.mlp = Mlp(spec, rngs)
 
   def __call__(
-    self,
-    x: Float[Array, "b n d"],
-    mask: Bool[Array, "b n n"] | None = None,
+    self, x: Float[Array, "b n d"], mask: Bool[Array, "b n n"] | None = None
   ) -> Float[Array, "b n d"]:
     """Runs the two residual branches."""
     x = x + self.attention(self.attention_norm(x), mask)

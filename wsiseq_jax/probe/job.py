@@ -68,23 +68,15 @@ class ProbeRow:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ProbeJob:
-  """What all rows share, and what several of them need, computed once.
+  """What all rows share, and what several of them need, computed once."""
 
-  Attributes:
-    config: the config, and the same as `settings`.
-    settings: see there.
-    run: the model.
-    splits: source of each split, by role (`SPLITS`).
-    labels: targets f32 [n, k] and patients [n] of each split, by role.
-    targets: what is predicted.
-  """
-
-  config: ConfigDict
-  settings: settings.ProbeConfig
-  run: evaluate.Loaded
-  splits: Mapping[str, Any]
+  config: ConfigDict  # the config, and the same as `settings`
+  settings: settings.ProbeConfig  # see there
+  run: evaluate.Loaded  # the model
+  splits: Mapping[str, Any]  # source of each split, by role (`SPLITS`)
+  # Targets f32 [n, k] and patients [n] of each split, by role.
   labels: samples.Labels
-  targets: tuple[ProbeTarget, ...]
+  targets: tuple[ProbeTarget, ...]  # what is predicted
 
   @property
   def workdir(self) -> pathlib.Path:

@@ -29,17 +29,11 @@ Labels = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 @dataclasses.dataclass(frozen=True)
 class ProbeTarget:
-  """What is predicted.
+  """What is predicted."""
 
-  Attributes:
-    name: its name in the data set.
-    column: its place in a record's `targets`.
-    classes: names of its classes; () for a number.
-  """
-
-  name: str
-  column: int
-  classes: tuple[str, ...]
+  name: str  # its name in the data set
+  column: int  # its place in a record's `targets`
+  classes: tuple[str, ...]  # names of its classes; () for a number
 
   @property
   def outputs(self) -> int:
@@ -54,24 +48,17 @@ class ProbeTarget:
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-  """Sequences with a known label.
+  """Sequences with a known label."""
 
-  Attributes:
-    labels: class numbers or numbers, f32 [n].
-    patients: patient of each, [n].
-    index: record of each in its split, [n].
-    features: frozen features [n, d]; None for fine-tuning.
-    tokens: frozen tokens {tokens [n, k, d], token_mask, token_time [n, k]}, for
-      probes that pool by themselves.
-    source: the split, for fine-tuning.
-  """
-
-  labels: Float[np.ndarray, " n"]
-  patients: np.ndarray
-  index: Int[np.ndarray, " n"]
+  labels: Float[np.ndarray, " n"]  # class numbers or numbers, f32 [n]
+  patients: np.ndarray  # patient of each, [n]
+  index: Int[np.ndarray, " n"]  # record of each in its split, [n]
+  # Frozen features [n, d]; None for fine-tuning.
   features: Float[np.ndarray, "n d"] | None = None
+  # Frozen tokens {tokens [n, k, d], token_mask, token_time [n, k]}, for probes
+  # that pool by themselves.
   tokens: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-  source: Any = None
+  source: Any = None  # the split, for fine-tuning
 
   def __len__(self) -> int:
     return len(self.labels)
@@ -90,17 +77,12 @@ class Samples:
 
 @dataclasses.dataclass(frozen=True)
 class ProbeOutcome:
-  """What a probe found.
+  """What a probe found."""
 
-  Attributes:
-    prediction: of the test samples: class probabilities [n, y], or numbers [n].
-    validation: the score on validation that chose, `Target.metric`.
-    chosen: what was chosen there, by name.
-  """
-
+  # Of the test samples: class probabilities [n, y], or numbers [n].
   prediction: np.ndarray
-  validation: float
-  chosen: Mapping[str, float]
+  validation: float  # the score on validation that chose, `Target.metric`
+  chosen: Mapping[str, float]  # what was chosen there, by name
 
 
 def scores(

@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from ml_collections import ConfigDict
 
@@ -135,8 +135,3 @@ def validate(config: ConfigDict) -> ProbeConfig:
   """Checks every key and value of a probe config."""
   jobs.check(config, "probe")
   return schema.build(ProbeConfig, config)
-
-
-def defaults() -> dict[str, Any]:
-  """Every key with its default."""
-  return dataclasses.asdict(ProbeConfig())

@@ -49,26 +49,17 @@ _METRICS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ProbeResult:
-  """Test predictions of one row.
+  """Test predictions of one row."""
 
-  Attributes:
-    target: what was predicted.
-    kind: the probe.
-    fraction: of the labels.
-    seed: of the row.
-    prediction: class probabilities [n, y], or numbers [n].
-    labels: the truth, [n].
-    patients: patient of each sequence, [n].
-    notes: what was chosen and how many labels there were, by name.
-  """
-
-  target: ProbeTarget
-  kind: str
-  fraction: float
-  seed: int
+  target: ProbeTarget  # what was predicted
+  kind: str  # the probe
+  fraction: float  # of the labels
+  seed: int  # of the row
+  # Class probabilities [n, y], or numbers [n].
   prediction: Float[np.ndarray, "n y"] | Float[np.ndarray, " n"]
-  labels: np.ndarray
-  patients: np.ndarray
+  labels: np.ndarray  # the truth, [n]
+  patients: np.ndarray  # patient of each sequence, [n]
+  # What was chosen and how many labels there were, by name.
   notes: Mapping[str, float | int]
 
   def scores(self, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:

@@ -15,19 +15,14 @@ from sklearn import metrics
 
 @dataclasses.dataclass(frozen=True)
 class Clusters:
-  """A clustering of N sequences; cluster 0 is the largest.
+  """A clustering of N sequences; cluster 0 is the largest."""
 
-  Attributes:
-    assignment: cluster of each sequence, [N].
-    centroids: mean of each cluster's normalised features, [k, d].
-    distance: Euclidean distance of each sequence to its centroid, [N].
-    seed: seed of the k-means.
-  """
-
-  assignment: Int[np.ndarray, " n"]
+  assignment: Int[np.ndarray, " n"]  # cluster of each sequence, [N]
+  # Mean of each cluster's normalised features, [k, d].
   centroids: Float[np.ndarray, "k d"]
+  # Euclidean distance of each sequence to its centroid, [N].
   distance: Float[np.ndarray, " n"]
-  seed: int
+  seed: int  # seed of the k-means
 
   @property
   def sizes(self) -> Int[np.ndarray, " k"]:

@@ -15,14 +15,11 @@ from wsiseq_jax.search.clustering import l2_normalise
 
 @dataclasses.dataclass(frozen=True)
 class Neighbours:
-  """The nearest sequences of each query, nearest first.
+  """The nearest sequences of each query, nearest first."""
 
-  Attributes:
-    index: rows of the gallery; −1 where fewer than k were allowed, [q, k].
-    similarity: cosine similarity; −inf where index is −1, [q, k].
-  """
-
+  # Rows of the gallery; −1 where fewer than k were allowed, [q, k].
   index: Int[np.ndarray, "q k"]
+  # Cosine similarity; −inf where index is −1, [q, k].
   similarity: Float[np.ndarray, "q k"]
 
   @property

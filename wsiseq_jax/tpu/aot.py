@@ -140,38 +140,24 @@ def compile_step(run: train_setup.Run) -> jax.stages.Compiled:
 
 @dataclasses.dataclass(frozen=True)
 class StepReport:
-  """What is known of a compiled step; all numbers are per chip and step.
+  """What is known of a compiled step; all numbers are per chip and step."""
 
-  Attributes:
-    topology: The slice.
-    chips: Its chips.
-    mesh: Sizes of the mesh axes.
-    records: Sequences loaded.
-    clips: Clips cut from them.
-    fits: Whether the program fits into memory. If not, bytes are None.
-    model_flops: FLOPs of the model: nothing that is computed twice.
-    compile_seconds: How long compiling took here.
-    problem: What the compiler said if it does not fit.
-    argument_bytes: State and batch.
-    temporary_bytes: What the compiler sets aside besides.
-    peak_bytes: The most that is alive at once.
-    xla_flops: FLOPs in the compiler's summary, which counts a loop once.
-    xla_bytes: Bytes accessed in the compiler's summary.
-  """
-
-  topology: str
-  chips: int
-  mesh: Mapping[str, int]
-  records: int
-  clips: int
+  topology: str  # the slice
+  chips: int  # its chips
+  mesh: Mapping[str, int]  # sizes of the mesh axes
+  records: int  # sequences loaded
+  clips: int  # clips cut from them
+  # Whether the program fits into memory. If not, bytes are None.
   fits: bool
-  model_flops: float | int
-  compile_seconds: float
-  problem: str = ""
-  argument_bytes: int | None = None
-  temporary_bytes: int | None = None
-  peak_bytes: int | None = None
+  model_flops: float | int  # FLOPs of the model: nothing that is computed twice
+  compile_seconds: float  # how long compiling took here
+  problem: str = ""  # what the compiler said if it does not fit
+  argument_bytes: int | None = None  # state and batch
+  temporary_bytes: int | None = None  # what the compiler sets aside besides
+  peak_bytes: int | None = None  # the most that is alive at once
+  # FLOPs in the compiler's summary, which counts a loop once.
   xla_flops: float | int | None = None
+  # Bytes accessed in the compiler's summary.
   xla_bytes: float | int | None = None
 
   @property

@@ -14,24 +14,16 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One chip, that is one JAX device.
+  """One chip, that is one JAX device."""
 
-  Attributes:
-    name: As in the name of a topology: `v5e`.
-    flops: Peak bfloat16 FLOP/s of the matrix units.
-    hbm_bytes: Capacity of main memory.
-    hbm_rate: Bytes/s between main memory and the chip.
-    ici_rate: Bytes/s that leave a chip over all its links to neighbours; half
-      of the "bidirectional bandwidth" in the tables.
-    example: A topology of this chip.
-  """
-
-  name: str
-  flops: float
-  hbm_bytes: int
-  hbm_rate: float
+  name: str  # as in the name of a topology: `v5e`
+  flops: float  # peak bfloat16 FLOP/s of the matrix units
+  hbm_bytes: int  # capacity of main memory
+  hbm_rate: float  # Bytes/s between main memory and the chip
+  # Bytes/s that leave a chip over all its links to neighbours; half of the
+  # "bidirectional bandwidth" in the tables.
   ici_rate: float
-  example: str
+  example: str  # a topology of this chip
 
 
 _GIB = 2**30

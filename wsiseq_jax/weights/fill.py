@@ -31,18 +31,12 @@ _WRAPPERS = re.compile(
 
 
 class WeightRule(NamedTuple):
-  """Where a tensor goes.
+  """Where a tensor goes."""
 
-  Attributes:
-    name: In the file, without wrappers; `{i}` is the layer.
-    path: Our leaf, 'a/b/c'.
-    layout: See the module.
-    part: (k, n): the tensor is the k-th of n pieces of our last axis.
-  """
-
-  name: str
-  path: str
-  layout: str = "same"
+  name: str  # in the file, without wrappers; `{i}` is the layer
+  path: str  # our leaf, 'a/b/c'
+  layout: str = "same"  # see the module
+  # (k, n): the tensor is the k-th of n pieces of our last axis.
   part: tuple[int, int] = (0, 1)
 
 

@@ -105,9 +105,6 @@ _UNUSED = {
 def kind_of(tensors: Mapping[str, np.ndarray]) -> str:
   """Tells by its names which library a file is of.
 
-  Args:
-    tensors: By name, wrappers stripped.
-
   Raises:
     ValueError: None that is known here; some names are shown.
 
@@ -154,10 +151,10 @@ def resnet_params(
     norm = re.sub(r"conv(\d)$", r"bn\1", conv).replace("e.0", "e.1")
     shapes[f"{path}/kernel"] = shape
     rules.append(WeightRule(f"{conv}.weight", f"{path}/kernel", "conv"))
-    for name, ours in (
-      ("weight", "scale"), ("bias", "bias"),
-      ("running_mean", "mean"), ("running_var", "var"),
-    ):  # fmt: skip
+    theirs = ("weight", "bias", "running_mean", "running_var")
+    for name, ours in zip(
+      theirs, ("scale", "bias", "mean", "var"), strict=True
+    ):
       shapes[f"{path}/{ours}"] = shape[-1:]
       rules.append(WeightRule(f"{norm}.{name}", f"{path}/{ours}"))
   unused = "|".join(
@@ -175,10 +172,6 @@ def vit_params(
   tensors: Mapping[str, np.ndarray], spec: tile_vit.ViTSpec
 ) -> dict[str, Any]:
   """Turns tensors of timm or Hugging Face into our parameters.
-
-  Args:
-    tensors: By name, as in the file.
-    spec: The encoder they must fit.
 
   Returns:
     What `tile_vit.apply` takes.
@@ -207,11 +200,15 @@ def vit_params(
   if registers:
     shapes["registers"] = (1, registers, d)
   flat = fill.fill(
-    tensors, rules, shapes, kind, (spec.patch_px, spec.patch_px, 3),
+    tensors,
+    rules,
+    shapes,
+    kind,
+    (spec.patch_px, spec.patch_px, 3),
     _UNUSED[kind],
     f"\nconfig.encoder.trained_px = {spec.trained_px or spec.tile_px} says that"
     f" positions are those of {patches} patches",
-  )  # fmt: skip
+  )
   prefix = [flat.pop("class")[0]]
   if registers:
     prefix.append(flat.pop("registers")[0])

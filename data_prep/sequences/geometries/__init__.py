@@ -10,11 +10,7 @@ from data_prep.sequences.geometries.drift import Drift
 from data_prep.sequences.geometries.walk import Walk
 from data_prep.sequences.geometries.zoom import Zoom
 
-GEOMETRIES = {
-  "drift": Drift,
-  "walk": Walk,
-  "zoom": Zoom,
-}
+GEOMETRIES = {"drift": Drift, "walk": Walk, "zoom": Zoom}
 
 DIFFERENT_DIRECTIONS = Rule(
   lambda angles: len({a % 360 for a in angles}) == len(angles),
@@ -35,17 +31,23 @@ __all__ = [
 class SequenceSettings:
   """`config.sequence`: what all geometries share, and what is some's own."""
 
-  geometry: Literal[tuple(GEOMETRIES)]
-  window_um: Annotated[tuple[float, float], Range(above=0)]
-  step_um: Annotated[float, Range(0)]
-  frames: Annotated[int, Range(1)]
-  headings_deg: Annotated[tuple[float, ...], DIFFERENT_DIRECTIONS]
-  serpentine_columns: Annotated[int, Range(0)]
-  zoom_factor: float
-  spacing_um: Annotated[float, Range(0)]
-  max_centres: Annotated[int, Range(0)]
-  min_tissue: Annotated[float, Range(0, 1, above=0)]
-  all_headings: bool
+  geometry: Literal[tuple(GEOMETRIES)] = "drift"
+  # Height, width of a frame.
+  window_um: Annotated[tuple[float, float], Range(above=0)] = (84.0, 84.0)
+  # Between frames; walk: 0 = side by side.
+  step_um: Annotated[float, Range(0)] = 2.0
+  frames: Annotated[int, Range(1)] = 96
+  # Counter-clockwise, 0 = to the right, 90 = up.
+  headings_deg: Annotated[tuple[float, ...], DIFFERENT_DIRECTIONS] = tuple(
+    45.0 * k for k in range(-4, 4)
+  )
+  serpentine_columns: Annotated[int, Range(0)] = 0  # walk: 0 = along headings
+  zoom_factor: float = 16.0  # zoom: last over first field of view
+  spacing_um: Annotated[float, Range(0)] = 0.0  # of centres; 0 = strip length
+  max_centres: Annotated[int, Range(0)] = 128  # a slide; 0 = all
+  # Smallest share of tissue in any frame.
+  min_tissue: Annotated[float, Range(0, 1, above=0)] = 0.25
+  all_headings: bool = True  # drop centres where not all are valid
 
 
 def from_config(config: Mapping[str, Any]) -> Geometry:

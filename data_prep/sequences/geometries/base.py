@@ -38,33 +38,23 @@ class Readable(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Centre:
-  """A region centre and the paths that start there.
+  """A region centre and the paths that start there."""
 
-  Attributes:
-    xy: level-0 pixels.
-    paths: indices into `Geometry.paths`, that is the headings to cut.
-  """
-
-  xy: tuple[int, int]
+  xy: tuple[int, int]  # level-0 pixels
+  # Indices into `Geometry.paths`, that is the headings to cut.
   paths: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Geometry(abc.ABC):
-  """Frames around a centre, in pixels at the target resolution.
+  """Frames around a centre, in pixels at the target resolution."""
 
-  Attributes:
-    sentence: what a reader of a report is told; with {width} and {height} of a
-      frame in um.
-    mpp: micrometres per pixel of the (finest) frames.
-    window_px: (h, w) of a frame, both even.
-    frames: frames in a sequence.
-  """
-
+  # What a reader of a report is told; with {width} and {height} of a frame in
+  # um.
   sentence: ClassVar[str]
-  mpp: float
-  window_px: tuple[int, int]
-  frames: int
+  mpp: float  # micrometres per pixel of the (finest) frames
+  window_px: tuple[int, int]  # (h, w) of a frame, both even
+  frames: int  # frames in a sequence
 
   @classmethod
   @abc.abstractmethod

@@ -15,21 +15,15 @@ from data_prep.sequences.geometries import base
 
 @dataclasses.dataclass(frozen=True)
 class Walk(base.Geometry):
-  """Windows side by side.
-
-  Attributes:
-    step_px: distance of neighbouring frames, whole pixels.
-    headings_deg: directions of travel; () for a serpentine.
-    columns: windows in a row of a serpentine; 0 = along headings.
-  """
+  """Windows side by side."""
 
   sentence: ClassVar[str] = (
     "A frame shows {width} × {height} µm of tissue; frames lie side by side "
     "and do not overlap."
   )
-  step_px: float
-  headings_deg: tuple[float, ...]
-  columns: int = 0
+  step_px: float  # distance of neighbouring frames, whole pixels
+  headings_deg: tuple[float, ...]  # directions of travel; () for a serpentine
+  columns: int = 0  # windows in a row of a serpentine; 0 = along headings
 
   @classmethod
   def from_config(

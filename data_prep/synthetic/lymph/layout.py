@@ -45,25 +45,17 @@ _APART_UM = 160.0
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NodeLayout:
-  """Where what lies; maps are at the layout's resolution.
+  """Where what lies; maps are at the layout's resolution."""
 
-  Attributes:
-    types: index into `LYMPH_TYPES`; -1 = glass.
-    regions: number of the region, whose colour is its own; -1 = glass.
-    lesions: 0 = none, else the number of the lesion.
-    lesion_kinds: kind of lesion 1, 2, ...
-    vessels: x, y, outer radius, in layout pixels.
-    depth_um: distance from the node's edge, negative outside of it.
-    around_um: position along the edge.
-  """
-
-  types: Int[np.ndarray, "h w"]
+  types: Int[np.ndarray, "h w"]  # index into `LYMPH_TYPES`; -1 = glass
+  # Number of the region, whose colour is its own; -1 = glass.
   regions: Int[np.ndarray, "h w"]
-  lesions: Int[np.ndarray, "h w"]
-  lesion_kinds: tuple[str, ...]
-  vessels: Float[np.ndarray, "v 3"]
+  lesions: Int[np.ndarray, "h w"]  # 0 = none, else the number of the lesion
+  lesion_kinds: tuple[str, ...]  # kind of lesion 1, 2, ..
+  vessels: Float[np.ndarray, "v 3"]  # x, y, outer radius, in layout pixels
+  # Distance from the node's edge, negative outside of it.
   depth_um: Float[np.ndarray, "h w"]
-  around_um: Float[np.ndarray, "h w"]
+  around_um: Float[np.ndarray, "h w"]  # position along the edge
 
 
 def layout(

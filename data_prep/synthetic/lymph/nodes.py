@@ -43,6 +43,7 @@ import json
 import os
 import pathlib
 import time
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -78,21 +79,14 @@ _COLOURS = {
 
 @dataclasses.dataclass(frozen=True)
 class Scanner:
-  """How a centre's slides look, beside their stain.
+  """How a centre's slides look, beside their stain."""
 
-  Attributes:
-    light: factor on the grey level of blank glass in R, G, B.
-    gamma: exponent of the brightness; above 1 is darker.
-    blur_px: standard deviation of the optics.
-    noise: of the sensor, in grey levels.
-    quality: of the JPEG.
-  """
-
+  # Factor on the grey level of blank glass in R, G, B.
   light: tuple[float, float, float]
-  gamma: float
-  blur_px: float
-  noise: float
-  quality: int
+  gamma: float  # exponent of the brightness; above 1 is darker
+  blur_px: float  # standard deviation of the optics
+  noise: float  # of the sensor, in grey levels
+  quality: int  # of the JPEG
 
 
 CENTRES = {
@@ -192,10 +186,7 @@ def _tint(rng, h, e, plan, s) -> None:
     targets[mine] = np.array([red, green]) * np.exp(shift)
   step = 2 * d
   gains = optics.match_mean_colour(
-    h[d::step, d::step],
-    e[d::step, d::step],
-    plan.regions[1::2, 1::2],
-    targets,
+    h[d::step, d::step], e[d::step, d::step], plan.regions[1::2, 1::2], targets
   )
   # Fat, and the blood in vessels, keep their own colour.
   gains[~np.isin(kind_of, list(_COLOURS))] = 1
@@ -241,7 +232,7 @@ def make_cohort(
   slides: int = 60,
   seed: int = 0,
   mpp: float | int = MPP,
-  size_px: tuple[int, int] = SIZE_PX,
+  size_px: Sequence[int] = SIZE_PX,
 ) -> pathlib.Path:
   """Writes a cohort of slides with their truth; see the module's docstring."""
   if slides < 1:
@@ -343,21 +334,10 @@ def main(argv: list[str] | None = None) -> None:
   parser.add_argument("--slides", type=int, default=60)
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--mpp", type=float, default=MPP)
-  parser.add_argument(
-    "--size_px",
-    type=int,
-    nargs=2,
-    default=SIZE_PX,
-    metavar=("WIDTH", "HEIGHT"),
-  )
-  args = parser.parse_args(argv)
-  make_cohort(
-    args.out,
-    slides=args.slides,
-    seed=args.seed,
-    mpp=args.mpp,
-    size_px=tuple(args.size_px),
-  )
+  size = {"nargs": 2, "help": "width, height"}
+  parser.add_argument("--size_px", type=int, default=SIZE_PX, **size)
+  options = vars(parser.parse_args(argv))
+  make_cohort(options.pop("out"), **options)
 
 
 if __name__ == "__main__":

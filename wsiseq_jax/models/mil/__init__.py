@@ -101,10 +101,6 @@ def settings(name: str) -> dict[str, Any]:
 
   Raises:
     ValueError: There is no such model.
-
-  Example:
-    >>> settings("max")["hidden"]
-    512
   """
   if name not in MODELS:
     hint = schema.did_you_mean(name, MODELS)
@@ -128,10 +124,6 @@ def configure(name: str, *, width: int, outputs: int = 1, **fields) -> Any:
   Raises:
     ValueError: All that is wrong, by config key; a field that the model does
       not have, and which it has.
-
-  Example:
-    >>> configure("clam_mb", width=1024, outputs=3).loss_weights
-    (0.7, 0.3)
   """
   known = settings(name)
   more = [key for key in fields if key not in known]
@@ -157,10 +149,7 @@ def init(key: Key[Array, ""], config: MilConfig) -> Params:
 
 
 def apply(
-  params: Params,
-  config: MilConfig,
-  bag: Bag,
-  key: Key[Array, ""] | None = None,
+  params: Params, config: MilConfig, bag: Bag, key: Key[Array, ""] | None = None
 ) -> MilOutput:
   """Reads a bag.
 
@@ -173,15 +162,6 @@ def apply(
 
   Raises:
     ValueError: Features are not as wide as the model.
-
-  Example:
-    >>> import jax
-    >>> import jax.numpy as jnp
-    >>> config = configure("gated", width=3, hidden=4, attention_width=2)
-    >>> bag = Bag(jnp.ones((5, 3)), jnp.ones(5, bool), jnp.zeros((5, 2)))
-    >>> output = apply(init(jax.random.key(0), config), config, bag)
-    >>> output.logits.shape, output.attention.shape
-    ((1,), (5, 1))
   """
   shapes = [x.shape for x in (bag.features, bag.mask, bag.grid_xy)]
   tiles = shapes[1][0] if len(shapes[1]) == 1 else None

@@ -40,27 +40,18 @@ from wsiseq_jax.models.mil.config import Count, MilConfig, Rate
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionConfig(MilConfig):
-  """`attention` and `gated`.
+  """`attention` and `gated`."""
 
-  Attributes:
-    hidden: Channels of embedded tiles.
-    attention_width: Channels in which attention is computed.
-    dropout: Of embedded tiles and attention branches.
-  """
-
-  hidden: Count = 512
-  attention_width: Count = 256
-  dropout: Rate = 0.25
+  hidden: Count = 512  # channels of embedded tiles
+  attention_width: Count = 256  # channels in which attention is computed
+  dropout: Rate = 0.25  # of embedded tiles and attention branches
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdditiveConfig(AttentionConfig):
-  """`additive`.
+  """`additive`."""
 
-  Attributes:
-    tile_hidden: Hidden channels of the classifier of tiles; 0 makes it linear.
-  """
-
+  # Hidden channels of the classifier of tiles; 0 makes it linear.
   tile_hidden: Annotated[int, Range(0)] = 0
 
   def __post_init__(self):

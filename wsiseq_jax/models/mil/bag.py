@@ -26,41 +26,31 @@ class Bag:
 
   The same class holds one bag or, with a leading axis, a batch of them for
   `vmap`, hence the loose types.
-
-  Attributes:
-    features: One vector a tile, f32 `[m d]`.
-    mask: Which tiles are real, bool `[m]`.
-    grid_xy: Column and row in units of a tile's side, f32 `[m 2]`. Only
-      transmil looks at it.
   """
 
-  features: Any
-  mask: Any
+  features: Any  # one vector a tile, f32 `[m d]`
+  mask: Any  # which tiles are real, bool `[m]`
+  # Column and row in units of a tile's side, f32 `[m 2]`. Only transmil looks
+  # at it.
   grid_xy: Any
 
 
 @flax.struct.dataclass
 class MilOutput:
-  """What a model says about a bag.
+  """What a model says about a bag."""
 
-  Attributes:
-    logits: `[y]`.
-    attention: `[m y]` or, where outputs share it, `[m 1]`: how much each tile
-      counts. Not negative, sums to 1 over the tiles, 0 where padded.
-    contribution: `[m y]`, signed. Sums over tiles to the logits, but in
-      chowder, transmil and instance by log-sum-exp, where it is attention ·
-      instance logit.
-    instance_logits: `[m y]`, what a tile says by itself, whatever else is in
-      the bag: the logits of a bag of this tile alone (but dsmil's: those of its
-      instance stream). Comparable between slides. 0 where padded.
-    aux: What the auxiliary loss needs.
-  """
-
-  logits: Any
+  logits: Any  # `[y]`
+  # `[m y]` or, where outputs share it, `[m 1]`: how much each tile counts. Not
+  # negative, sums to 1 over the tiles, 0 where padded.
   attention: Any
+  # `[m y]`, signed. Sums over tiles to the logits, but in chowder, transmil and
+  # instance by log-sum-exp, where it is attention · instance logit.
   contribution: Any
+  # `[m y]`, what a tile says by itself, whatever else is in the bag: the logits
+  # of a bag of this tile alone (but dsmil's: those of its instance stream).
+  # Comparable between slides. 0 where padded.
   instance_logits: Any
-  aux: dict[str, Any]
+  aux: dict[str, Any]  # what the auxiliary loss needs
 
 
 class MilModel(nnx.Module):

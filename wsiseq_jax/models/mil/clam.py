@@ -49,19 +49,15 @@ from wsiseq_jax.models.mil.config import Count
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClamConfig(AttentionConfig):
-  """`clam_sb` and `clam_mb`.
+  """`clam_sb` and `clam_mb`."""
 
-  Attributes:
-    instance_tiles: B: that many tiles of highest and of lowest attention, at
-      most half of the bag.
-    instance_loss: Of these tiles, 'svm' (smooth top-1) or 'cross_entropy'.
-    subtyping: Whether classes exclude each other in every tile.
-    auxiliary_weight: Of the instance loss; the bag's loss has the rest of 1.
-  """
-
+  # B: that many tiles of highest and of lowest attention, at most half of the
+  # bag.
   instance_tiles: Count = 8
+  # Of these tiles, 'svm' (smooth top-1) or 'cross_entropy'.
   instance_loss: Literal["svm", "cross_entropy"] = "svm"
-  subtyping: bool = False
+  subtyping: bool = False  # whether classes exclude each other in every tile
+  # Of the instance loss; the bag's loss has the rest of 1.
   auxiliary_weight: Annotated[float, Range(0, 1)] = 0.3
 
   @property

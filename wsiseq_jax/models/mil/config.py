@@ -13,25 +13,19 @@ Rate = Annotated[float, Range(0, 0.99)]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MilConfig:
-  """Shape of a bag model.
+  """Shape of a bag model."""
 
-  Attributes:
-    name: One of `mil.MODELS`.
-    width: Channels of a tile's feature.
-    outputs: Logits of a slide: classes of a multi-class or multi-label target,
-      1 for binary, regression and survival.
-    dtype: Compute dtype of matrix products.
-    remat: What the backward pass recomputes: 'none' stores all of a tile,
-      'dots' recomputes all but matrix products, 'full' stores nothing.
-    chunk_tiles: Tiles computed at once.
-  """
-
-  name: str
-  width: Count
+  name: str  # one of `mil.MODELS`
+  width: Count  # channels of a tile's feature
+  # Logits of a slide: classes of a multi-class or multi-label target, 1 for
+  # binary, regression and survival.
   outputs: Count = 1
+  # Compute dtype of matrix products.
   dtype: Literal["float32", "bfloat16"] = "float32"
+  # What the backward pass recomputes: 'none' stores all of a tile, 'dots'
+  # recomputes all but matrix products, 'full' stores nothing.
   remat: Literal[vit.REMAT] = "dots"
-  chunk_tiles: Count = 4096
+  chunk_tiles: Count = 4096  # tiles computed at once
 
   # A field of models that have an auxiliary loss.
   auxiliary_weight: ClassVar[float] = 0.0

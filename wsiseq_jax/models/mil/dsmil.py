@@ -39,15 +39,10 @@ from wsiseq_jax.models.mil.config import Count, MilConfig
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DsmilConfig(MilConfig):
-  """`dsmil`.
+  """`dsmil`."""
 
-  Attributes:
-    query_width: Channels of the queries.
-    auxiliary_weight: Of the instance stream's loss; the bag stream has the rest
-      of 1.
-  """
-
-  query_width: Count = 128
+  query_width: Count = 128  # channels of the queries
+  # Of the instance stream's loss; the bag stream has the rest of 1.
   auxiliary_weight: Annotated[float, Range(0, 1)] = 0.5
 
 

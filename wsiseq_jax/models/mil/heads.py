@@ -76,9 +76,6 @@ class _SlideLoss:
 class Multilabel(_SlideLoss):
   """Classes that do not exclude each other, each with a logit.
 
-  Attributes:
-    outputs: Classes.
-
   Example:
     >>> head = Multilabel(2)
     >>> labels = jnp.array([[1.0, jnp.nan]])
@@ -86,7 +83,7 @@ class Multilabel(_SlideLoss):
     0.6931
   """
 
-  outputs: int
+  outputs: int  # classes
 
   def losses(
     self, logits: Float[Array, "b y"], labels: Any, label_weights: Any = None
@@ -112,16 +109,13 @@ class Binary(Multilabel):
 class Multiclass(_SlideLoss):
   """Classes that exclude each other, one logit each.
 
-  Attributes:
-    outputs: Classes.
-
   Example:
     >>> head = Multiclass(3)
     >>> round(float(head.loss(jnp.zeros((1, 3)), jnp.array([2.0]))), 4)  # log 3
     1.0986
   """
 
-  outputs: int
+  outputs: int  # classes
 
   def losses(
     self, logits: Float[Array, "b y"], labels: Any, label_weights: Any = None
@@ -146,15 +140,12 @@ class Multiclass(_SlideLoss):
 class Regression(_SlideLoss):
   """Standardised numbers: mean squared error.
 
-  Attributes:
-    outputs: Numbers.
-
   Example:
     >>> float(Regression().loss(jnp.array([[1.0]]), jnp.array([3.0])))
     4.0
   """
 
-  outputs: int = 1
+  outputs: int = 1  # numbers
 
   def losses(
     self, logits: Float[Array, "b y"], labels: Any, label_weights: Any = None

@@ -50,21 +50,13 @@ _BLOCK = 128  # tokens that are convolved by one matrix
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NystromConfig(MilConfig):
-  """`transmil`.
+  """`transmil`."""
 
-  Attributes:
-    hidden: Channels of tokens.
-    heads: Attention heads.
-    landmarks: Of the attention.
-    pinv_iterations: Of the pseudo-inverse.
-    attention_dropout: Of the output of attention.
-  """
-
-  hidden: Count = 512
-  heads: Count = 8
-  landmarks: Count = 256
-  pinv_iterations: Count = 6
-  attention_dropout: Rate = 0.1
+  hidden: Count = 512  # channels of tokens
+  heads: Count = 8  # attention heads
+  landmarks: Count = 256  # of the attention
+  pinv_iterations: Count = 6  # of the pseudo-inverse
+  attention_dropout: Rate = 0.1  # of the output of attention
 
   def __post_init__(self):
     if self.hidden % self.heads:
@@ -129,25 +121,15 @@ def _softmax(scores: Array, mask: Array) -> Array:
 
 
 class _Landmarks(NamedTuple):
-  """What a sequence is reduced to, whichever tokens are read out.
+  """What a sequence is reduced to, whichever tokens are read out."""
 
-  Attributes:
-    queries: Scaled ones of landmarks, [l h c].
-    keys: Of landmarks, [l h c].
-    is_landmark: Which landmarks there are, [l].
-    inverse: softmax(q̃ k̃ᵀ)⁺, [h l l].
-    shift: Maximum over tokens of q̃ kᵀ, [h l].
-    total: Sum over tokens of exp(q̃ kᵀ − shift), [h l].
-    mixed: inverse · softmax(q̃ kᵀ) v, [h l c].
-  """
-
-  queries: Array
-  keys: Array
-  is_landmark: Array
-  inverse: Array
-  shift: Array
-  total: Array
-  mixed: Array
+  queries: Array  # scaled ones of landmarks, [l h c]
+  keys: Array  # of landmarks, [l h c]
+  is_landmark: Array  # which landmarks there are, [l]
+  inverse: Array  # softmax(q̃ k̃ᵀ)⁺, [h l l]
+  shift: Array  # maximum over tokens of q̃ kᵀ, [h l]
+  total: Array  # sum over tokens of exp(q̃ kᵀ − shift), [h l]
+  mixed: Array  # inverse · softmax(q̃ kᵀ) v, [h l c]
 
 
 class NystromAttention(nnx.Module):

@@ -33,41 +33,27 @@ from wsiseq_jax.models.mil.config import Count, MilConfig, Rate
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PoolingConfig(MilConfig):
-  """`mean` and `max`.
+  """`mean` and `max`."""
 
-  Attributes:
-    hidden: Channels of embedded tiles.
-    dropout: Of embedded tiles.
-  """
-
-  hidden: Count = 512
-  dropout: Rate = 0.25
+  hidden: Count = 512  # channels of embedded tiles
+  dropout: Rate = 0.25  # of embedded tiles
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InstanceConfig(PoolingConfig):
-  """`instance`.
+  """`instance`."""
 
-  Attributes:
-    top_tiles: k: tiles whose logits are averaged.
-  """
-
-  top_tiles: Count = 10
+  top_tiles: Count = 10  # k: tiles whose logits are averaged
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ChowderConfig(MilConfig):
-  """`chowder`.
+  """`chowder`."""
 
-  Attributes:
-    extremes: R: that many smallest and largest scores.
-    mlp_hidden: Channels of the two hidden layers after them.
-    dropout: Of these layers.
-  """
-
-  extremes: Count = 5
+  extremes: Count = 5  # R: that many smallest and largest scores
+  # Channels of the two hidden layers after them.
   mlp_hidden: tuple[Count, Count] = (200, 100)
-  dropout: Rate = 0.25
+  dropout: Rate = 0.25  # of these layers
 
 
 class TilePooling(mil_bag.MilModel):

@@ -46,19 +46,14 @@ class PreparedSlide:
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-  """A folder written by `python -m data_prep`.
+  """A folder written by `python -m data_prep`."""
 
-  Attributes:
-    metadata: metadata of the shards.
-    table: rows of `slides.csv`, or of `series.csv` with the series' name as
-      `slide_id`.
-    errors: rows of `errors.csv`.
-    slides: finished slides that gave a thumbnail, sorted by name.
-  """
-
-  metadata: Mapping[str, Any]
+  metadata: Mapping[str, Any]  # metadata of the shards
+  # Rows of `slides.csv`, or of `series.csv` with the series' name as
+  # `slide_id`.
   table: Sequence[Mapping[str, str]]
-  errors: Sequence[Mapping[str, str]]
+  errors: Sequence[Mapping[str, str]]  # rows of `errors.csv`
+  # Finished slides that gave a thumbnail, sorted by name.
   slides: Sequence[PreparedSlide]
 
 

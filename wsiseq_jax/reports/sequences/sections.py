@@ -41,29 +41,19 @@ _SLIDE_PX, _FRAME_PX = 720, 64
 
 @dataclasses.dataclass(frozen=True)
 class ReportSettings:
-  """How much the report shows.
+  """How much the report shows."""
 
-  Attributes:
-    clusters: number of clusters; fewer where there are fewer sequences.
-    members: members shown per cluster.
-    one_per_region: at most one member of a region in a cluster's picture.
-    frames: frames shown per sequence.
-    queries: sequences whose neighbours are shown.
-    neighbours: neighbours per query.
-    examples: sequences shown as strips.
-    max_slides: most slides shown; the rest is counted.
-    seed: seed of the clusters and of every choice of what to show.
-  """
-
+  # Number of clusters; fewer where there are fewer sequences.
   clusters: int = 16
-  members: int = 10
+  members: int = 10  # members shown per cluster
+  # At most one member of a region in a cluster's picture.
   one_per_region: bool = True
-  frames: int = 16
-  queries: int = 6
-  neighbours: int = 5
-  examples: int = 6
-  max_slides: int = 24
-  seed: int = 0
+  frames: int = 16  # frames shown per sequence
+  queries: int = 6  # sequences whose neighbours are shown
+  neighbours: int = 5  # neighbours per query
+  examples: int = 6  # sequences shown as strips
+  max_slides: int = 24  # most slides shown; the rest is counted
+  seed: int = 0  # seed of the clusters and of every choice of what to show
 
 
 def write_page(

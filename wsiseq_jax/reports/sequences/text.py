@@ -14,17 +14,12 @@ Measures = list[tuple[str, str, str]]
 
 @dataclasses.dataclass(frozen=True)
 class ReportText:
-  """What the report says of a task.
+  """What the report says of a task."""
 
-  Attributes:
-    facts: About the model, for the summary.
-    curve: How to read the curves of the loss.
-    measures: Result of the job `evaluate` → (name, value, meaning) of each
-      number worth showing.
-  """
-
-  facts: Mapping[str, str]
-  curve: str
+  facts: Mapping[str, str]  # about the model, for the summary
+  curve: str  # how to read the curves of the loss
+  # Result of the job `evaluate` → (name, value, meaning) of each number worth
+  # showing.
   measures: Callable[[Mapping[str, Any]], Measures]
 
 

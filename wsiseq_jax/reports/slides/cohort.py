@@ -26,17 +26,12 @@ from wsiseq_jax.reports.slides.slide import Context
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-  """What the cohort's page shows of a slide.
+  """What the cohort's page shows of a slide."""
 
-  Attributes:
-    row: what was predicted.
-    sizes: width and height of its pictures, by name of the file.
-    note: what is missing, and why.
-  """
-
-  row: SlideRow
+  row: SlideRow  # what was predicted
+  # Width and height of its pictures, by name of the file.
   sizes: Mapping[str, tuple[int, int] | list[int]]
-  note: str = ""
+  note: str = ""  # what is missing, and why
 
 
 def write_page(

@@ -18,32 +18,23 @@ NUMBERS = ("regression", "survival")
 
 @dataclasses.dataclass(frozen=True)
 class SlideRow:
-  """What was predicted for one slide.
+  """What was predicted for one slide."""
 
-  Attributes:
-    slide_id: the slide.
-    patient_id: its patient.
-    label: as the table writes it; '' = unknown.
-    status: 'ok', 'no_tissue' or 'error'; of a failure all values are what the
-      models knew before they saw anything.
-    models: how many models `values` is the mean of.
-    values: probability of each class or label, or the number.
-    spread: standard deviation over the models, of each value.
-    threshold: of each class that has one: the positive of two, every label.
-    is_scored: whether it counts in the metrics.
-    reason: why a failure is one.
-  """
-
-  slide_id: str
-  patient_id: str
-  label: str
+  slide_id: str  # the slide
+  patient_id: str  # its patient
+  label: str  # as the table writes it; '' = unknown
+  # 'ok', 'no_tissue' or 'error'; of a failure all values are what the models
+  # knew before they saw anything.
   status: str
-  models: int
+  models: int  # how many models `values` is the mean of
+  # Probability of each class or label, or the number.
   values: Mapping[str, float]
+  # Standard deviation over the models, of each value.
   spread: Mapping[str, float]
+  # Of each class that has one: the positive of two, every label.
   threshold: Mapping[str, float]
-  is_scored: bool = True
-  reason: str = ""
+  is_scored: bool = True  # whether it counts in the metrics
+  reason: str = ""  # why a failure is one
 
   @property
   def is_ok(self) -> bool:
@@ -53,27 +44,21 @@ class SlideRow:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictions:
-  """All predictions of a workdir.
+  """All predictions of a workdir."""
 
-  Attributes:
-    target_type: of the job's config.
-    classes: classes, labels, or the one name 'value'.
-    rows: a row a slide, as `predictions_slide.csv` has them.
-    single: each whole prediction (of a repeat and seed, or of one model) as
-      {slide_id: values in the order of `classes`}.
-    summary: rows of `summary.csv`; () where no label is known.
-    is_crossed: whether every slide was predicted only by models that were
-      trained without it and its patient.
-    notes: `summary.md`.
-  """
-
-  target_type: str
-  classes: tuple[str, ...]
+  target_type: str  # of the job's config
+  classes: tuple[str, ...]  # classes, labels, or the one name 'value'
+  # A row a slide, as `predictions_slide.csv` has them.
   rows: tuple[SlideRow, ...]
+  # Each whole prediction (of a repeat and seed, or of one model) as {slide_id:
+  # values in the order of `classes`}.
   single: tuple[Mapping[str, tuple[float, ...]], ...]
+  # Rows of `summary.csv`; () where no label is known.
   summary: tuple[Mapping[str, str], ...]
+  # Whether every slide was predicted only by models that were trained without
+  # it and its patient.
   is_crossed: bool
-  notes: str
+  notes: str  # `summary.md`
 
   @property
   def is_number(self) -> bool:
@@ -215,15 +200,10 @@ def values(
 
 @dataclasses.dataclass(frozen=True)
 class Decisions:
-  """How predictions become words.
+  """How predictions become words."""
 
-  Attributes:
-    threshold_from: 'validation' or 'given'.
-    threshold: where it is given.
-  """
-
-  threshold_from: str = "validation"
-  threshold: float = 0.5
+  threshold_from: str = "validation"  # 'validation' or 'given'
+  threshold: float = 0.5  # where it is given
 
   def threshold_of(self, row: SlideRow, name: str) -> float:
     """Above which a slide is of that class; NaN = the class has none."""

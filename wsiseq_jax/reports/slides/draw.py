@@ -45,82 +45,58 @@ Picture = UInt8[np.ndarray, "h w 3"]
 
 @dataclasses.dataclass(frozen=True)
 class SlideFiles:
-  """The files that a slide's page is drawn from.
+  """The files that a slide's page is drawn from."""
 
-  Attributes:
-    entry: the slide; None if there is none.
-    missing: why there is none.
-    tile_map: its map; None if it has none.
-    map_problem: why the map cannot be read; '' if it can.
-    annotation: what people drew on it; None if it has none.
-  """
-
-  entry: SlideEntry | None
-  missing: str
-  tile_map: pathlib.Path | None
-  map_problem: str
-  annotation: pathlib.Path | None
+  entry: SlideEntry | None  # the slide; None if there is none
+  missing: str  # why there is none
+  tile_map: pathlib.Path | None  # its map; None if it has none
+  map_problem: str  # why the map cannot be read; '' if it can
+  annotation: pathlib.Path | None  # what people drew on it; None if it has none
 
 
 @dataclasses.dataclass(frozen=True)
 class TilePicture:
-  """A tile with what is around it.
+  """A tile with what is around it."""
 
-  Attributes:
-    found: its row in the map, its place and score.
-    picture: the tile in the middle of its surroundings; None if the slide
-      cannot be read there.
-    inner: left, top and side of the tile in the picture, pixels.
-  """
-
-  found: TileScore
+  found: TileScore  # its row in the map, its place and score
+  # The tile in the middle of its surroundings; None if the slide cannot be read
+  # there.
   picture: Picture | None
+  # Left, top and side of the tile in the picture, pixels.
   inner: tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
 class SlideFigures:
-  """What was made of a slide.
+  """What was made of a slide."""
 
-  Attributes:
-    notes: sentences on what is missing, and why.
-    trace: tracebacks of what nobody expected.
-    slide_error: why the slide's file is not shown; '' if it is.
-    tile_map: the map with all that is known; None without one.
-    slide: the slide's picture, white where its file cannot be read; None
-      where the map cannot be drawn either.
-    canvases: by kind, of `heatmaps.KINDS`.
-    overlays: by kind, as large as the canvases.
-    tissue: where colours are painted; None: on all tiles.
-    regions: the outlines that were written.
-    small_regions: how many more there are, too small.
-    detections: how many; None if there are none to be had.
-    highest: tiles with the highest scores.
-    lowest: tiles with the lowest.
-    bounds_xy: corner that QuPath counts from; None = unknown.
-    annotated: what people drew; None without a file that can be read.
-    files: names of what was written, beside the page.
-    cards: width and height of the pictures for the cohort's page, by name.
-  """
-
-  notes: tuple[str, ...] = ()
-  trace: str = ""
-  slide_error: str = ""
+  notes: tuple[str, ...] = ()  # sentences on what is missing, and why
+  trace: str = ""  # tracebacks of what nobody expected
+  slide_error: str = ""  # why the slide's file is not shown; '' if it is
+  # The map with all that is known; None without one.
   tile_map: TileMap | None = None
+  # The slide's picture, white where its file cannot be read; None where the map
+  # cannot be drawn either.
   slide: Picture | None = None
+  # By kind, of `heatmaps.KINDS`.
   canvases: Mapping[str, heatmaps.Canvas] = dataclasses.field(
     default_factory=dict
   )
+  # By kind, as large as the canvases.
   overlays: Mapping[str, Picture] = dataclasses.field(default_factory=dict)
+  # Where colours are painted; None: on all tiles.
   tissue: Bool[np.ndarray, "h2 w2"] | None = None
-  regions: tuple[Region, ...] = ()
-  small_regions: int = 0
-  detections: int | None = None
-  highest: tuple[TilePicture, ...] = ()
-  lowest: tuple[TilePicture, ...] = ()
+  regions: tuple[Region, ...] = ()  # the outlines that were written
+  small_regions: int = 0  # how many more there are, too small
+  detections: int | None = None  # how many; None if there are none to be had
+  highest: tuple[TilePicture, ...] = ()  # tiles with the highest scores
+  lowest: tuple[TilePicture, ...] = ()  # tiles with the lowest
+  # Corner that QuPath counts from; None = unknown.
   bounds_xy: tuple[int, int] | None = None
+  # What people drew; None without a file that can be read.
   annotated: Annotated | None = None
-  files: tuple[str, ...] = ()
+  files: tuple[str, ...] = ()  # names of what was written, beside the page
+  # Width and height of the pictures for the cohort's page, by name.
   cards: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
   def with_(self, notes=(), files=(), **changes: Any) -> "SlideFigures":

@@ -47,18 +47,12 @@ _OF_COHORT = {"out": "", "sequence_report": "", "resamples": 10, "bins": 1}
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-  """What was done.
+  """What was done."""
 
-  Attributes:
-    page: the cohort's page.
-    drawn: slides whose pages were written.
-    kept: slides whose pages were there before.
-    problems: why a slide's picture or map is not shown, by slide.
-  """
-
-  page: pathlib.Path
-  drawn: int
-  kept: int
+  page: pathlib.Path  # the cohort's page
+  drawn: int  # slides whose pages were written
+  kept: int  # slides whose pages were there before
+  # Why a slide's picture or map is not shown, by slide.
   problems: Mapping[str, str]
 
 

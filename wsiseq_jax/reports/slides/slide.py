@@ -48,18 +48,12 @@ _FILES = {
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-  """What the pages of all slides share.
+  """What the pages of all slides share."""
 
-  Attributes:
-    predictions: of the cohort.
-    decisions: how they become words.
-    settings: `config.report`.
-    annotated: slides that have a file of annotations.
-  """
-
-  predictions: Predictions
-  decisions: Decisions
-  settings: Report
+  predictions: Predictions  # of the cohort
+  decisions: Decisions  # how they become words
+  settings: Report  # `config.report`
+  # Slides that have a file of annotations.
   annotated: frozenset[str] = frozenset()
 
   def values(self) -> dict[str, Any]:

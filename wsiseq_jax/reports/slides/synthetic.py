@@ -90,9 +90,15 @@ def _result(seed, cohort, values, status) -> results.Result:
   ids = tuple(cohort.ids)
   test = results.Predicted(ids, values, tuple(status[name] for name in ids))
   return results.Result(
-    results.FoldRun(0, 0, seed), 1, ((1.0, 1.0),), (0.0, 1.0), np.full(2, 0.5),
-    np.array([1 - _THRESHOLD, _THRESHOLD]), True, {"test": test},
-  )  # fmt: skip
+    results.FoldRun(0, 0, seed),
+    1,
+    ((1.0, 1.0),),
+    (0.0, 1.0),
+    np.full(2, 0.5),
+    np.array([1 - _THRESHOLD, _THRESHOLD]),
+    True,
+    {"test": test},
+  )
 
 
 def _map(folder, slide, row, p, tile_um, rng) -> TileMap:
