@@ -66,14 +66,6 @@ def _parts(state: TrainState) -> dict[str, Any]:
 def tree_differences(expected: Any, found: Any) -> list[str]:
   """What differs between the arrays a model wants and those in a checkpoint.
 
-  Args:
-    expected: Tree of arrays or `ShapeDtypeStruct`s.
-    found: Tree whose leaves have `shape` and `dtype`.
-
-  Returns:
-    One line for each path that is missing, left over, or of another shape or
-    type; empty if the trees agree.
-
   Example:
     >>> a, b = np.zeros((2, 3), np.float32), np.zeros(4, np.float32)
     >>> tree_differences({"w": a, "b": b}, {"w": a.T, "c": b})
@@ -249,18 +241,7 @@ class Checkpoints:
   def restore(
     self, abstract: TrainState, step: int | None = None
   ) -> tuple[TrainState, dict[str, Any]]:
-    """Loads a state and its position in the data.
-
-    Args:
-      abstract: Shapes with target shardings, `state.with_shardings`.
-      step: Which checkpoint; the newest by default.
-
-    Returns:
-      The state, and what was saved as `data`.
-
-    Raises:
-      ValueError: The checkpoint holds other arrays; every difference is named.
-    """
+    """Loads a state and its position in the data."""
     step = self._existing(step)
     wanted = _parts(abstract)
     self._check(step, wanted, everything=True)

@@ -28,29 +28,18 @@ from wsiseq_jax.tasks import base
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-  """A trained model, ready to be used.
+  """A trained model, ready to be used."""
 
-  Attributes:
-    task: the task, rebuilt from the checkpoint.
-    params: the parameters to use, on the mesh (`Task.inference_params`).
-    extra: the task's own state.
-    step: the checkpoint's step.
-    config: the config of the training, with the runtime keys of this run.
-    spec: what the data set says of itself.
-    mesh: the devices.
-    meta: the checkpoint's own description.
-    identity: tells the checkpoint from any other.
-  """
-
-  task: base.Task
-  params: Any
-  extra: Any
-  step: int
+  task: base.Task  # the task, rebuilt from the checkpoint
+  params: Any  # the parameters to use, on the mesh (`Task.inference_params`)
+  extra: Any  # the task's own state
+  step: int  # the checkpoint's step
+  # the config of the training, with the runtime keys of this run
   config: ConfigDict
-  spec: DataSpec
-  mesh: Mesh
-  meta: Mapping[str, Any]
-  identity: str
+  spec: DataSpec  # what the data set says of itself
+  mesh: Mesh  # the devices
+  meta: Mapping[str, Any]  # the checkpoint's own description
+  identity: str  # tells the checkpoint from any other
 
 
 def checkpoint_folder(config: ConfigDict) -> epath.Path:
@@ -141,21 +130,7 @@ def evaluate_split(
   prefix: str,
   preemption: launch.Preemption | None = None,
 ) -> dict[str, float] | None:
-  """Means over all records of a split.
-
-  Args:
-    eval_step: what `make_eval_step` returned.
-    params: parameters, see `Task.inference_params`.
-    extra: the task's own state.
-    source: the split.
-    config: for batch size, threads and worker processes.
-    mesh: the devices.
-    prefix: put before the names of the metrics.
-    preemption: asked before every batch, if given.
-
-  Returns:
-    {prefix + name: mean}, or None if it was told to stop.
-  """
+  """Means over all records of a split."""
   batches = loader.eval_batches(
     source,
     batch_size=config.data.batch_size,

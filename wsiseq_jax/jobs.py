@@ -10,17 +10,12 @@ from data_prep.files.schema import did_you_mean
 
 
 class JobEntry(NamedTuple):
-  """Where a job is.
+  """Where a job is."""
 
-  Attributes:
-    module: has `run(config)`; imported when it is needed.
-    config: the job's own config file; '' is that of a pretraining experiment.
-    block: a block of that config that others do not have.
-  """
-
-  module: str
+  module: str  # has `run(config)`; imported when it is needed
+  # the job's own config file; '' is that of a pretraining experiment
   config: str = ""
-  block: str = "task"
+  block: str = "task"  # a block of that config that others do not have
 
 
 JOBS: Mapping[str, JobEntry] = {

@@ -180,11 +180,6 @@ def is_stacked(name: str) -> bool:
 def fsdp_spec(name: str, shape: Sequence[int], fsdp: int) -> PartitionSpec:
   """Where the one rule puts an array.
 
-  Args:
-    name: path of the parameter, see `path_name`.
-    shape: its shape.
-    fsdp: size of the mesh axis `fsdp`.
-
   Example:
     >>> tuple(fsdp_spec("encoder/blocks/mlp/up/kernel", (12, 768, 3072), 4))
     (None, None, 'fsdp')
@@ -203,19 +198,7 @@ def fsdp_spec(name: str, shape: Sequence[int], fsdp: int) -> PartitionSpec:
 
 
 def param_shardings(params: Any, mesh: Mesh, rules: Rules = ()) -> Any:
-  """Shardings of a tree of parameters, by the rule or an override.
-
-  Args:
-    params: arrays or `ShapeDtypeStruct`s.
-    mesh: the mesh.
-    rules: (regex, spec): the first whose regex is found in the path wins.
-
-  Returns:
-    A tree of `NamedSharding`.
-
-  Raises:
-    ValueError: a regex matches no parameter, or a spec does not fit one.
-  """
+  """Shardings of a tree of parameters, by the rule or an override."""
   used = set()
 
   def place(path, leaf):
@@ -256,12 +239,6 @@ def shardings_like(tree: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
 
   A leaf belongs to the parameter whose path its own path ends in and whose
   shape it has; counters and the like are replicated.
-
-  Args:
-    tree: arrays or `ShapeDtypeStruct`s.
-    params: the parameters.
-    shardings: their shardings.
-    mesh: the mesh.
   """
   known = {
     path_name(path): (leaf.shape, sharding)

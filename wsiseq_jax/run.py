@@ -23,31 +23,19 @@ from wsiseq_jax.tasks import base
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What a training run is made of, before its state exists.
+  """What a training run is made of, before its state exists."""
 
-  Attributes:
-    config: the experiment.
-    source: the training records.
-    eval_source: the evaluation records, None if they are never used.
-    task: the task.
-    mesh: the devices.
-    total_steps: updates in all.
-    schedule: learning rate by step.
-    tx: the optimiser.
-    abstract: shapes of the state, with their shardings.
-    shardings: the shardings alone.
-  """
-
-  config: ConfigDict
-  source: Records
+  config: ConfigDict  # the experiment
+  source: Records  # the training records
+  # the evaluation records, None if they are never used
   eval_source: Records | None
-  task: base.Task
-  mesh: jax.sharding.Mesh
-  total_steps: int
-  schedule: optax.Schedule
-  tx: optax.GradientTransformation
-  abstract: TrainState
-  shardings: TrainState
+  task: base.Task  # the task
+  mesh: jax.sharding.Mesh  # the devices
+  total_steps: int  # updates in all
+  schedule: optax.Schedule  # learning rate by step
+  tx: optax.GradientTransformation  # the optimiser
+  abstract: TrainState  # shapes of the state, with their shardings
+  shardings: TrainState  # the shardings alone
 
 
 def prepare(config: ConfigDict) -> Run:
@@ -137,15 +125,7 @@ def describe_run(run: Run) -> dict[str, Any]:
 
 
 def check_resume(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-  """Refuses to go on with another experiment than the checkpoint's.
-
-  Args:
-    old: `meta` of the checkpoint.
-    new: `describe_run` of this run.
-
-  Raises:
-    ValueError: which keys differ, and what to do.
-  """
+  """Refuses to go on with another experiment than the checkpoint's."""
   lines = [
     f"config.{key}: {was!r} in the checkpoint, now {now!r}"
     for key, was, now in configs.differences(

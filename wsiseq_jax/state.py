@@ -33,18 +33,13 @@ class TrainState:
   """State at step s: after s updates.
 
   The same class holds arrays, shapes or shardings, hence the loose types.
-
-  Attributes:
-    step: Number of updates made, int32 scalar.
-    params: Nested dictionary of float32 arrays.
-    opt_state: What optax keeps.
-    extra: What the task keeps: averaged parameters, a teacher, a queue. An
-      empty dictionary where it keeps nothing.
   """
 
-  step: Any
-  params: Params
-  opt_state: Any
+  step: Any  # Number of updates made, int32 scalar
+  params: Params  # Nested dictionary of float32 arrays
+  opt_state: Any  # What optax keeps
+  # What the task keeps: averaged parameters, a teacher, a queue. An empty
+  # dictionary where it keeps nothing
   extra: Any = dataclasses.field(default_factory=dict)
 
 

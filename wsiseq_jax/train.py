@@ -234,16 +234,7 @@ def _loop(run, state, pending, checkpoints, preemption, log, meta):
 def check_finite(
   rows: list[dict[str, list[float]]], first_step: int, run: Run
 ) -> None:
-  """Raises if a loss is no number, naming the step and its records.
-
-  Args:
-    rows: metrics of consecutive steps, fetched.
-    first_step: the updates made before the first of them.
-    run: to find the records by the step.
-
-  Raises:
-    FloatingPointError: with the step, the loss and the sequence ids.
-  """
+  """Raises if a loss is no number, naming the step and its records."""
   for offset, row in enumerate(rows):
     loss = row["loss"][0]
     if math.isfinite(loss) and math.isfinite(row["grad_norm"][0]):

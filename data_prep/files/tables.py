@@ -78,36 +78,24 @@ def plain(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A line of a table.
+  """A line of a table."""
 
-  Attributes:
-    where: `row 7 of cohort.csv`, counted as a spreadsheet does.
-    cells: column to text, without blanks around it; '' where nothing is known.
-  """
-
-  where: str
+  where: str  # `row 7 of cohort.csv`, counted as a spreadsheet does
+  # column to text, without blanks around it; '' where nothing is known
   cells: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Table:
-  """A table as somebody wrote it.
+  """A table as somebody wrote it."""
 
-  Attributes:
-    path: the file.
-    heading: names of the columns.
-    rows: lines with anything in them.
-    bad: (first cell, what is wrong) of lines that are no rows.
-    twins: columns of which there are two.
-    has_comma: whether numbers may have a decimal comma.
-  """
-
-  path: pathlib.Path
-  heading: tuple[str, ...]
-  rows: tuple[Row, ...]
+  path: pathlib.Path  # the file
+  heading: tuple[str, ...]  # names of the columns
+  rows: tuple[Row, ...]  # lines with anything in them
+  # (first cell, what is wrong) of lines that are no rows
   bad: tuple[tuple[str, str], ...] = ()
-  twins: frozenset[str] = frozenset()
-  has_comma: bool = False
+  twins: frozenset[str] = frozenset()  # columns of which there are two
+  has_comma: bool = False  # whether numbers may have a decimal comma
 
   @property
   def is_ours(self) -> bool:

@@ -127,13 +127,7 @@ def class_number(classes: Sequence[str], text: str) -> float:
 def without_unknown(
   texts: Sequence[str], keep: Collection[str] = ()
 ) -> list[str]:
-  """A column with '' for every word that says nothing.
-
-  Args:
-    texts: its cells.
-    keep: words that are values whatever they look like, such as the names of
-      classes. '-' beside '+' is a value too.
-  """
+  """A column with '' for every word that says nothing."""
   words = {word.strip().casefold() for word in keep}
   words |= {"-"} if any(text.strip() == "+" for text in texts) else set()
   return [

@@ -103,18 +103,7 @@ def make_shards(
   window_px: int = 40,
   step_px: int = 4,
 ) -> pathlib.Path:
-  """Writes plain shards to `<folder>/shards`, unless they are there already.
-
-  Args:
-    folder: where; made if it is missing.
-    sequences: records of each of the slides in `SPLITS`.
-    frames: stored frames of a sequence.
-    window_px: side of a frame.
-    step_px: drift from one frame to the next.
-
-  Returns:
-    The TFDS directory.
-  """
+  """Writes plain shards to `<folder>/shards`, unless they are there already."""
   made = {
     slide: [
       drift_record(slide, i, frames, window_px, step_px)
@@ -208,14 +197,7 @@ _KINDS = {"": make_shards, "labelled": make_labelled_shards}
 
 @functools.cache
 def cached(kind: str = "") -> pathlib.Path:
-  """Shards in the machine's folder for temporary files, made at first use.
-
-  Args:
-    kind: '' for plain ones, or 'labelled'.
-
-  Raises:
-    ValueError: there is no such kind.
-  """
+  """Shards in the machine's folder for temporary files, made at first use."""
   if kind not in _KINDS:
     raise ValueError(
       f"config.data.path = 'synthetic:{kind}': must be one of 'synthetic', "

@@ -43,31 +43,21 @@ _MAX_MASK_PX = 4_000_000_000
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Polygon:
-  """One drawn shape.
+  """One drawn shape."""
 
-  Attributes:
-    name: what the file calls it.
-    group: its group or class.
-    rings: the outline, then holes; [n 2] x, y in level-0 pixels, not closed.
-  """
-
-  name: str
-  group: str
+  name: str  # what the file calls it
+  group: str  # its group or class
+  # the outline, then holes; [n 2] x, y in level-0 pixels, not closed
   rings: tuple[Float[np.ndarray, "_ 2"], ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Annotations:
-  """The annotations of one slide.
+  """The annotations of one slide."""
 
-  Attributes:
-    include: what is drawn.
-    exclude: what is cut out of it.
-    skipped: one sentence for each thing without an area (points, lines).
-  """
-
-  include: tuple[Polygon, ...]
-  exclude: tuple[Polygon, ...]
+  include: tuple[Polygon, ...]  # what is drawn
+  exclude: tuple[Polygon, ...]  # what is cut out of it
+  # one sentence for each thing without an area (points, lines)
   skipped: tuple[str, ...]
 
 

@@ -36,20 +36,14 @@ _COD = 0xFF52  # the marker of how it is coded
 
 @dataclasses.dataclass(frozen=True)
 class DicomSeries:
-  """One slide stored as DICOM.
+  """One slide stored as DICOM."""
 
-  Attributes:
-    path: the instance with the largest picture.
-    slide_id: the file's name where the slide is one file or shares its folder
-      with others; else the folder's, because files are called `level-0`.
-    patient_id: PatientID, '' where there is none.
-    members: all VOLUME instances.
-  """
-
-  path: pathlib.Path
+  path: pathlib.Path  # the instance with the largest picture
+  # the file's name where the slide is one file or shares its folder with
+  # others; else the folder's, because files are called `level-0`
   slide_id: str
-  patient_id: str
-  members: list[pathlib.Path]
+  patient_id: str  # PatientID, '' where there is none
+  members: list[pathlib.Path]  # all VOLUME instances
 
 
 def is_dicom(path: pathlib.Path) -> bool:
@@ -132,12 +126,6 @@ def is_mislabelled_ycbcr(path: str | os.PathLike) -> bool:
   salmon glass. The first frame decides: a JPEG with a JFIF marker is YCbCr
   whatever is said, and JPEG 2000 called YBR_ICT is it too unless its header
   says that the decoder turns it into RGB.
-
-  Args:
-    path: a DICOM file.
-
-  Returns:
-    True where the colours have to be converted.
   """
   with open(path, "rb") as file:
     header = pydicom.dcmread(

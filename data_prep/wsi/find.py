@@ -53,27 +53,17 @@ _COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class SlideEntry:
-  """One slide to work on.
+  """One slide to work on."""
 
-  Attributes:
-    slide_id: unique in a run.
-    path: the file.
-    patient_id: splits never part the slides of a patient.
-    label: class name; None = unknown.
-    mpp: um/px that replaces what the file says.
-    tissue: parameters of `tissue.tissue_mask` for this slide alone.
-    mask_path: tissue mask to use instead of computing one.
-    split: 'train', 'val', 'test'; None = to be drawn.
-  """
-
-  slide_id: str
-  path: str
-  patient_id: str
-  label: str | None = None
-  mpp: float | None = None
+  slide_id: str  # unique in a run
+  path: str  # the file
+  patient_id: str  # splits never part the slides of a patient
+  label: str | None = None  # class name; None = unknown
+  mpp: float | None = None  # um/px that replaces what the file says
+  # parameters of `tissue.tissue_mask` for this slide alone
   tissue: dict[str, str | float] = dataclasses.field(default_factory=dict)
-  mask_path: str | None = None
-  split: str | None = None
+  mask_path: str | None = None  # tissue mask to use instead of computing one
+  split: str | None = None  # 'train', 'val', 'test'; None = to be drawn
 
 
 def patient_id_of(slide_id: str) -> str:
@@ -90,12 +80,7 @@ def patient_id_of(slide_id: str) -> str:
 def warn_of_patients(
   patients: Mapping[str, str], log: Callable[[str], None] = tables.say
 ) -> None:
-  """Says how many slides count as patients of their own.
-
-  Args:
-    patients: slide id to patient.
-    log: is told.
-  """
+  """Says how many slides count as patients of their own."""
   alone = sum(slide == patient for slide, patient in patients.items())
   if alone > 1:
     log(
@@ -110,23 +95,7 @@ def find_slides(
   classes: Collection[str] = (),
   log: Callable[[str], None] = tables.say,
 ) -> tuple[list[SlideEntry], list[SlideError]]:
-  """Finds the slides a user named.
-
-  Args:
-    spec: a file, folder, glob, or table, or several of them in a list (or in
-      one string, with commas between).
-    table: describes slides named in `spec` (patient, label, mpp, ...); it
-      selects nothing.
-    classes: names of classes, which are labels even if they look like
-      "unknown".
-    log: is told what was made of tables.
-
-  Returns:
-    The slides, sorted by id, and what cannot be used, each with its reason.
-
-  Raises:
-    ValueError: `spec` names nothing, or `table` is no table.
-  """
+  """Finds the slides a user named."""
   finder = _Finder(classes, log)
   if isinstance(spec, (str, os.PathLike)):
     whole = str(spec)
@@ -148,25 +117,15 @@ def find_slides(
 
 @dataclasses.dataclass(frozen=True)
 class _Note:
-  """What a row of a table says of a slide.
+  """What a row of a table says of a slide."""
 
-  Attributes:
-    table: the table.
-    where: the row, for messages.
-    name: the slide's id, for messages.
-    asked: how the row names the file, or else the slide.
-    has_file: whether it names the file.
-    facts: fields of `SlideEntry` that are known.
-    problem: why the row cannot be used; '' if it can.
-  """
-
-  table: pathlib.Path
-  where: str
-  name: str
-  asked: str
-  has_file: bool
-  facts: dict[str, Any]
-  problem: str = ""
+  table: pathlib.Path  # the table
+  where: str  # the row, for messages
+  name: str  # the slide's id, for messages
+  asked: str  # how the row names the file, or else the slide
+  has_file: bool  # whether it names the file
+  facts: dict[str, Any]  # fields of `SlideEntry` that are known
+  problem: str = ""  # why the row cannot be used; '' if it can
 
 
 class _Finder:
@@ -551,9 +510,6 @@ def content(entry: SlideEntry) -> dict[str, Any]:
   """Returns everything of a slide that shapes what is made from it.
 
   Where its file lies, its label and its split do not.
-
-  Raises:
-    SlideError: the slide or its mask file cannot be read.
   """
   own = dataclasses.asdict(entry)
   for key in ("path", "split", "label"):

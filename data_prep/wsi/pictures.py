@@ -33,23 +33,16 @@ _MATRICES = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Showing:
-  """How stored pixels become what a viewer shows.
+  """How stored pixels become what a viewer shows."""
 
-  Attributes:
-    orientation: of EXIF, 1 to 8; 1 = as stored.
-    aspect: width of a stored pixel over its height.
-    palette: colours [n, c] that the pixels are numbers of.
-    is_inverted: whether the smallest value is white; pixels are unsigned.
-    has_alpha: whether the last channel is opacity.
-    background: what shows through, from 0, black, to 1, white.
-  """
-
-  orientation: int = 1
-  aspect: float = 1.0
+  orientation: int = 1  # of EXIF, 1 to 8; 1 = as stored
+  aspect: float = 1.0  # width of a stored pixel over its height
+  # colours [n, c] that the pixels are numbers of
   palette: Shaped[np.ndarray, "n c"] | None = None
+  # whether the smallest value is white; pixels are unsigned
   is_inverted: bool = False
-  has_alpha: bool = False
-  background: float = 1.0
+  has_alpha: bool = False  # whether the last channel is opacity
+  background: float = 1.0  # what shows through, from 0, black, to 1, white
 
   def size(self, stored: tuple[int, int]) -> tuple[int, int]:
     """Returns (h, w) of what is shown; no pixel is lost to `aspect`."""

@@ -18,14 +18,7 @@ _INK = (20, 20, 20)
 
 @functools.cache
 def caption_font(size: int) -> ImageFont.FreeTypeFont:
-  """Returns a font for captions; Pillow's own lacks the micro sign.
-
-  Args:
-    size: in points.
-
-  Returns:
-    The font that Matplotlib brings.
-  """
+  """Returns a font for captions; Pillow's own lacks the micro sign."""
   folder = os.path.join(matplotlib.get_data_path(), "fonts", "ttf")
   return ImageFont.truetype(os.path.join(folder, "DejaVuSans.ttf"), size)
 
@@ -58,19 +51,7 @@ def scale_bar(
   um_per_px: float | int,
   size: int,
 ) -> float:
-  """Draws a scale bar and its label.
-
-  Args:
-    pen: of the picture.
-    right: where the bar ends, pixels.
-    y: of the bar and of the middle of its label.
-    width_px: of the picture that is measured.
-    um_per_px: of that picture.
-    size: of the letters.
-
-  Returns:
-    Where the label begins, pixels.
-  """
+  """Draws a scale bar and its label."""
   um, label = scale(width_px * um_per_px)
   start, font = right - um / um_per_px, caption_font(size)
   pen.line((start, y, right, y), fill=_INK, width=max(2, size // 5))
@@ -95,19 +76,6 @@ def qc_picture(
   What is not tissue is paled, so that both "too much" and "too little" show. A
   caption below gives slide, scale and where it is from, area, and regions; a
   bar gives the size.
-
-  Args:
-    thumbnail: RGB picture of the slide.
-    mask: True where there is tissue.
-    downsample: level-0 pixels per thumbnail pixel.
-    mpp: um per level-0 pixel.
-    title: slide id.
-    mpp_origin: 'override', 'vendor', 'ome', 'tiff' or 'default'.
-    centres_level0: x, y of region centres, level-0 pixels.
-    region_px: side of a region in level-0 pixels; drawn as a square if given.
-
-  Returns:
-    RGB picture, the caption included.
   """
   height, width = mask.shape
   picture = thumbnail.copy()

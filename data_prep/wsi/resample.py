@@ -37,14 +37,6 @@ ReadInto = Callable[[tuple[int, int], np.ndarray], object]
 def align(start: float, scale: float) -> tuple[int, int] | None:
   """Finds a whole-pixel start whose grid runs through a fractional one.
 
-  Args:
-    start: where the first result pixel begins, in source pixels.
-    scale: source pixels per result pixel.
-
-  Returns:
-    (whole, skip) with `whole + skip * scale` within 1/64 px of `start` and skip
-    at least the kernel's margin; None where there is none.
-
   Example:
     >>> align(10.5, 1.5)  # 3 + 5 * 1.5 = 10.5
     (3, 5)
@@ -64,17 +56,7 @@ def read_scaled(
   size_px: tuple[int, int],
   scale: float,
 ) -> UInt8[np.ndarray, "h w 3"]:
-  """Reads a window that begins anywhere and resamples it once.
-
-  Args:
-    read: fills an array with source pixels from a whole-pixel (x, y) on.
-    corner: x, y where the result begins, in source pixels.
-    size_px: width, height of the result.
-    scale: source pixels per result pixel.
-
-  Returns:
-    RGB pixels, uint8 [h, w, 3].
-  """
+  """Reads a window that begins anywhere and resamples it once."""
   width, height = size_px
   whole = tuple(round(v) for v in corner)
   at_whole = all(

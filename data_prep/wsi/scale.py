@@ -61,13 +61,6 @@ def stored_mpp(
   generic TIFF OpenSlide computes its `openslide.mpp-x` from the resolution
   tags, which is no vendor's word, so it counts as `tiff`.
 
-  Args:
-    properties: OpenSlide's properties of the slide.
-    vendor: OpenSlide's name of the format.
-
-  Returns:
-    (mpp_x, mpp_y, 'vendor', 'ome' or 'tiff'); None where the file says nothing.
-
   Example:
     >>> stored_mpp({'aperio.MPP': '0.499'}, 'aperio')
     (0.499, 0.499, 'vendor')
@@ -119,20 +112,6 @@ def choose_mpp(
   Nothing is guessed. An absurd or lopsided stored value is refused rather than
   replaced by the default, because the default is for slides that say nothing.
 
-  Args:
-    properties: OpenSlide's properties.
-    vendor: OpenSlide's name of the format.
-    override: um/px the user gave for this slide.
-    default: um/px the user gave for slides that state none.
-    slide: slide id, for messages.
-
-  Returns:
-    um/px at level 0, and its origin: 'override', 'vendor', 'ome', 'tiff',
-    'default'.
-
-  Raises:
-    SlideError: no mpp, or one that cannot be true.
-
   Example:
     >>> choose_mpp({'aperio.MPP': '0.25'}, 'aperio', override=0.5)
     (0.5, 'override')
@@ -174,15 +153,6 @@ def level_downsample(
   padding) the last incomplete ones, so the true factor is an integer, mostly a
   power of two, that explains both sides. The ratio of the sizes is not: it is
   off by percents where a side of the level is a few pixels.
-
-  Args:
-    level0: width, height of level 0.
-    level: width, height of the level.
-    reported: OpenSlide's factor. It is the mean of both ratios, which says
-      nothing, unless the format states it.
-
-  Returns:
-    The factor; None where no factor explains both sides.
 
   Example:
     >>> level_downsample((120_000, 2100), (1875, 32), 64.8125)

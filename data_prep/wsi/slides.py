@@ -44,15 +44,10 @@ _BLOCK_PX = 256  # side of what a damaged tile costs, where it is not stated
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-  """One pyramid level.
+  """One pyramid level."""
 
-  Attributes:
-    size_px: width, height.
-    downsample: level-0 pixels per pixel of this level.
-  """
-
-  size_px: tuple[int, int]
-  downsample: float
+  size_px: tuple[int, int]  # width, height
+  downsample: float  # level-0 pixels per pixel of this level
 
 
 _CONVERT = "vips copy IN.tif 'OUT.tif[tile,pyramid,compression=jpeg,Q=90]'"
@@ -317,12 +312,6 @@ class Slide:
 
     A level up to 2 % coarser than the target counts: 1.0112 um/px serves 1.0
     as well as four times the pixels of the next finer level do.
-
-    Args:
-      mpp: um/px of the picture to be made.
-
-    Returns:
-      Index of the level.
     """
     good = [
       i
@@ -339,21 +328,7 @@ class Slide:
     out: UInt8[np.ndarray, "h w 3"] | None = None,
     lost: list[SlideError] | None = None,
   ) -> UInt8[np.ndarray, "h w 3"]:
-    """Reads pixels of one pyramid level as they are stored.
-
-    Args:
-      level: pyramid level, 0 = finest.
-      corner: x, y of the top-left pixel, in pixels of that level.
-      size_px: width, height.
-      out: array to fill instead of a new one.
-      lost: takes an error for each damaged tile, which is then left white.
-
-    Returns:
-      RGB pixels; white outside the slide and where it is transparent.
-
-    Raises:
-      SlideError: a tile in there is damaged; `tile` says where.
-    """
+    """Reads pixels of one pyramid level as they are stored."""
     if out is None:
       out = np.empty((size_px[1], size_px[0], 3), np.uint8)
     if self._pyramid is not None:

@@ -35,19 +35,12 @@ _AHEAD = 2  # slides opened, their tissue found, before their turn
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What shapes the tiles of a slide.
+  """What shapes the tiles of a slide."""
 
-  Attributes:
-    tile_px: side of a tile.
-    window_px: side of what is read around a tile's middle.
-    tiles: `config.tiles` of `configs/embed_tiles.py`.
-    tissue: `config.tissue`.
-  """
-
-  tile_px: int
-  window_px: int
-  tiles: Mapping[str, Any]
-  tissue: Mapping[str, Any]
+  tile_px: int  # side of a tile
+  window_px: int  # side of what is read around a tile's middle
+  tiles: Mapping[str, Any]  # `config.tiles` of `configs/embed_tiles.py`
+  tissue: Mapping[str, Any]  # `config.tissue`
 
   def check(self) -> None:
     """Raises a ValueError for what does not depend on a slide."""
@@ -65,30 +58,21 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Begin:
-  """A slide begins.
+  """A slide begins."""
 
-  Attributes:
-    entry: the slide.
-    grid: its tiles.
-    info: what is known of it: state, scale, size, tissue; plain values.
-  """
-
-  entry: SlideEntry
-  grid: tiles.TileGrid
+  entry: SlideEntry  # the slide
+  grid: tiles.TileGrid  # its tiles
+  # what is known of it: state, scale, size, tissue; plain values
   info: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class End:
-  """All tiles of the slide have been yielded.
+  """All tiles of the slide have been yielded."""
 
-  Attributes:
-    bad: an error for each place of the slide that could not be read.
-    bad_tiles: tiles that were lost.
-  """
-
+  # an error for each place of the slide that could not be read
   bad: tuple[SlideError, ...]
-  bad_tiles: int
+  bad_tiles: int  # tiles that were lost
 
 
 @dataclasses.dataclass(frozen=True)

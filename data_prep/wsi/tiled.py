@@ -62,24 +62,16 @@ class TileError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class TiledLevel:
-  """Where the tiles of one pyramid level lie in the file.
+  """Where the tiles of one pyramid level lie in the file."""
 
-  Attributes:
-    size_px: width, height of the level.
-    tile_px: width, height of a tile.
-    offsets: byte position of each tile, row by row.
-    lengths: byte length of each tile; 0 marks a tile that was not stored.
-    header: what a stored tile needs in front of it to be a JPEG file.
-    rgb: the JPEG stores RGB, not YCbCr.
-    decode: tifffile's decoder of what is not JPEG, and its arguments.
-  """
-
-  size_px: tuple[int, int]
-  tile_px: tuple[int, int]
-  offsets: tuple[int, ...]
+  size_px: tuple[int, int]  # width, height of the level
+  tile_px: tuple[int, int]  # width, height of a tile
+  offsets: tuple[int, ...]  # byte position of each tile, row by row
+  # byte length of each tile; 0 marks a tile that was not stored
   lengths: tuple[int, ...]
-  header: bytes
-  rgb: bool
+  header: bytes  # what a stored tile needs in front of it to be a JPEG file
+  rgb: bool  # the JPEG stores RGB, not YCbCr
+  # tifffile's decoder of what is not JPEG, and its arguments
   decode: Callable[..., tuple] | None = None
 
 
@@ -133,15 +125,6 @@ def pyramid_levels(
   of its levels is a page of the same size with 8-bit, three-channel JPEG
   tiles. One level that is not decides for the whole slide, so that a slide is
   never read by two readers.
-
-  Args:
-    path: the slide.
-    vendor: OpenSlide's name of the format.
-    level_sizes: width, height of each level.
-    any_compression: decode also what is not JPEG, which OpenSlide cannot see.
-
-  Returns:
-    The levels and ''; or () and the reason, a sentence for a log.
   """
   if vendor not in VENDORS:
     return (), f"format {vendor} is read by OpenSlide"

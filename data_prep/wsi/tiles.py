@@ -58,21 +58,13 @@ class Measured(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TileGrid:
-  """The tiles of a slide that hold tissue, row by row.
+  """The tiles of a slide that hold tissue, row by row."""
 
-  Attributes:
-    xy: x, y of the top-left corners, level-0 pixels.
-    tissue: share of each tile that is tissue.
-    tile_px: side of a tile at `mpp`.
-    mpp: um per pixel of the tiles.
-    tile_level0: side of a tile in level-0 pixels, not rounded.
-  """
-
-  xy: Int[np.ndarray, "m 2"]
-  tissue: Float32[np.ndarray, " m"]
-  tile_px: int
-  mpp: float
-  tile_level0: float
+  xy: Int[np.ndarray, "m 2"]  # x, y of the top-left corners, level-0 pixels
+  tissue: Float32[np.ndarray, " m"]  # share of each tile that is tissue
+  tile_px: int  # side of a tile at `mpp`
+  mpp: float  # um per pixel of the tiles
+  tile_level0: float  # side of a tile in level-0 pixels, not rounded
 
   def __len__(self) -> int:
     return len(self.xy)
@@ -80,17 +72,13 @@ class TileGrid:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TileBatch:
-  """Some tiles with their pixels.
+  """Some tiles with their pixels."""
 
-  Attributes:
-    pixels: windows around the middles of the tiles.
-    xy: x, y of the tiles' top-left corners, level-0 pixels.
-    index: number of each tile in the grid.
-  """
-
+  # windows around the middles of the tiles
   pixels: UInt8[np.ndarray, "b window window 3"]
+  # x, y of the tiles' top-left corners, level-0 pixels
   xy: Int[np.ndarray, "b 2"]
-  index: Int[np.ndarray, " b"]
+  index: Int[np.ndarray, " b"]  # number of each tile in the grid
 
 
 def check_settings(
@@ -101,11 +89,7 @@ def check_settings(
   min_tissue: Number,
   anchor: str,
 ) -> None:
-  """Checks what does not depend on a slide; see `tile_grid`, `read_tiles`.
-
-  Raises:
-    ValueError: naming the value and what is allowed.
-  """
+  """Checks what does not depend on a slide; see `tile_grid`, `read_tiles`."""
   if tile_px < 1:
     raise ValueError(f"tile_px={tile_px}: want at least 1")
   if window_px < tile_px:
@@ -135,23 +119,6 @@ def tile_grid(
 
   A tile at the right or lower edge may hang over it: what lies outside is
   white, and is no tissue.
-
-  Args:
-    slide: the slide.
-    mask: tissue on a thumbnail that begins at level-0 (0, 0).
-    downsample: level-0 pixels per mask pixel.
-    tile_px: side of a tile at `mpp`.
-    mpp: um per pixel of the tiles.
-    overlap_px: overlap of neighbouring tiles at `mpp`.
-    min_tissue: smallest share of a tile's area that is tissue.
-    anchor: 'level0': the grid begins at (0, 0); 'bounds': at the corner of
-      the scanned part (of MIRAX slides, where (0, 0) is far outside).
-
-  Returns:
-    The tiles, row by row; none if there is no tissue.
-
-  Raises:
-    ValueError: as `check_settings`.
   """
   check_settings(
     tile_px=tile_px,
@@ -212,14 +179,6 @@ def reading_order(
 ) -> Int[np.ndarray, " m"]:
   """Returns the order in which tiles are read: strip by strip, row by row.
 
-  Args:
-    xy: corners in level-0 pixels.
-    tile_level0: side of what is read around a tile, level-0 pixels.
-    downsample: of the pyramid level that is read.
-
-  Returns:
-    Numbers of the tiles.
-
   Example:
     >>> xy = np.array([[0, 0], [9000, 0], [0, 500], [9000, 500]])
     >>> reading_order(xy, 500, 1.0).tolist()
@@ -244,23 +203,6 @@ def read_tiles(
   """Reads the tiles of a grid, a batch at a time, several at once.
 
   The pixels of a tile are `slide.read_region` around its middle.
-
-  Args:
-    slide: the slide; stays open, is used by all threads.
-    grid: its tiles.
-    window_px: side of the window around the middle of a tile, at `grid.mpp`;
-      larger than the tile where an encoder looks around it.
-    batch_size: tiles of a batch; the last one has what is left.
-    threads: that read at the same time.
-    max_bad_share: share of tiles that may be lost.
-    bad: takes an error for every tile that could not be read.
-
-  Yields:
-    The tiles that could be read, in `reading_order`.
-
-  Raises:
-    SlideError: more tiles are lost than allowed.
-    ValueError: the window is smaller than the tile.
   """
   if window_px < grid.tile_px:
     raise ValueError(f"window_px={window_px}: want at least {grid.tile_px}")

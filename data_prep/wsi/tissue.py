@@ -158,12 +158,6 @@ def why_empty(thumbnail: Picture) -> str:
 def otsu_threshold(values: UInt8[np.ndarray, " m"]) -> float:
   """Returns Otsu's threshold of 8-bit values: above it is the upper class.
 
-  Args:
-    values: grey levels.
-
-  Returns:
-    The threshold; 0 of no values.
-
   Example:
     >>> 10 <= otsu_threshold(np.uint8([10] * 50 + [90] * 50)) < 90
     True
@@ -331,15 +325,6 @@ def _hsv_otsu(thumbnail: Picture, mpp: float, params: dict) -> Mask:
 
 def keep_large(mask: Mask, min_px: Number, keep_border: bool = False) -> Mask:
   """Removes the connected pieces of a mask that are too small.
-
-  Args:
-    mask: the pieces, 8-connected.
-    min_px: pixels a piece must have.
-    keep_border: keep pieces that touch the picture's border, of which one
-      cannot know how large they are.
-
-  Returns:
-    The mask without them.
 
   Example:
     >>> mask = np.zeros((4, 6), bool); mask[1, 1] = mask[2, 3:5] = True

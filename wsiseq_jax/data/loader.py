@@ -56,14 +56,6 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
   The hash is written out here, because no version of NumPy promises to shuffle
   as another does. Changing it must raise `ORDER_VERSION`.
 
-  Args:
-    count: Records in the split.
-    seed: Seed of the shuffle, below 2^64.
-    epoch: Number of the epoch, from 0.
-
-  Returns:
-    int64 [count].
-
   Example:
     >>> epoch_order(6, seed=0, epoch=1).tolist()
     [0, 4, 3, 2, 1, 5]
@@ -78,13 +70,7 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def record_index(count: int, seed: int, position: int) -> int:
-  """The record at a position of the endless stream of records.
-
-  Args:
-    count: Records in the split.
-    seed: Seed of the shuffle.
-    position: From 0; each stretch of `count` positions holds every record once.
-  """
+  """The record at a position of the endless stream of records."""
   epoch, place = divmod(position, count)
   return int(epoch_order(count, seed, epoch)[place])
 
@@ -186,17 +172,12 @@ class _Plan:
   """Which record goes where: numbers count this host's rows, step by step.
 
   Picklable, for worker processes.
-
-  Attributes:
-    source: The records.
-    batch_size: Rows of the global batch.
-    rows: Those of this host.
-    seed: Seed of the order; None for every record once, as they are stored.
   """
 
-  source: Records
-  batch_size: int
-  rows: tuple[int, ...]
+  source: Records  # The records
+  batch_size: int  # Rows of the global batch
+  rows: tuple[int, ...]  # Those of this host
+  # Seed of the order; None for every record once, as they are stored
   seed: int | None
 
   def __call__(self, number: int, panels: np.ndarray | None = None) -> Batch:

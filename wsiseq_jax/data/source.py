@@ -25,31 +25,20 @@ from data_prep import records, targets
 
 @dataclasses.dataclass(frozen=True)
 class DataSpec:
-  """What all records of a data set share.
+  """What all records of a data set share."""
 
-  Attributes:
-    fingerprint: names schema and preparation settings; equal means mixable.
-    geometry: 'drift', 'walk', 'zoom' or 'series'.
-    frames: stored frames of a sequence (T).
-    panels: stored images of a sequence (p).
-    panel_px: (h, w) of a panel.
-    frame_px: (h, w) of a frame in panel pixels.
-    time_unit: unit of `time`: 'um', 's', 'year' or 'frame'.
-    target_names: names of the labels in `targets`.
-    target_classes: class names of each label that is a class, in the order of
-      their numbers; a label that is a number is not in it.
-    metadata: the whole `metadata.json`.
-  """
-
-  fingerprint: str
-  geometry: str
-  frames: int
-  panels: int
-  panel_px: tuple[int, int]
-  frame_px: tuple[int, int]
-  time_unit: str
-  target_names: tuple[str, ...]
+  fingerprint: str  # names schema and preparation settings; equal means mixable
+  geometry: str  # 'drift', 'walk', 'zoom' or 'series'
+  frames: int  # stored frames of a sequence (T)
+  panels: int  # stored images of a sequence (p)
+  panel_px: tuple[int, int]  # (h, w) of a panel
+  frame_px: tuple[int, int]  # (h, w) of a frame in panel pixels
+  time_unit: str  # unit of `time`: 'um', 's', 'year' or 'frame'
+  target_names: tuple[str, ...]  # names of the labels in `targets`
+  # class names of each label that is a class, in the order of their numbers; a
+  # label that is a number is not in it
   target_classes: Mapping[str, tuple[str, ...]] = dataclasses.field(hash=False)
+  # the whole `metadata.json`
   metadata: Mapping[str, Any] = dataclasses.field(repr=False, hash=False)
 
   @property
@@ -59,14 +48,7 @@ class DataSpec:
 
 
 def shard_folder(path: str | os.PathLike) -> epath.Path:
-  """The TFDS directory: the path itself, or `shards` in what preparation wrote.
-
-  Args:
-    path: a folder, or `gs://bucket/folder`.
-
-  Raises:
-    ValueError: there are no shards.
-  """
+  """The TFDS directory: the path, or `shards` in what preparation wrote."""
   # Unlike pathlib, also understands gs://bucket/folder.
   folder = epath.Path(path)
   for candidate in (folder, folder / "shards"):
@@ -79,14 +61,7 @@ def shard_folder(path: str | os.PathLike) -> epath.Path:
 
 
 def read_spec(path: str | os.PathLike) -> DataSpec:
-  """Reads what a data set says of itself.
-
-  Args:
-    path: the shards, or the folder that preparation wrote.
-
-  Raises:
-    ValueError: no shards, or a schema this code does not know.
-  """
+  """Reads what a data set says of itself."""
   folder = shard_folder(path)
   builder = tfds.builder_from_directory(folder)
   metadata = dict(builder.info.metadata or {})
@@ -139,17 +114,11 @@ def split_names(path: str | os.PathLike) -> tuple[str, ...]:
 
 @runtime_checkable
 class Records(Protocol):
-  """Records by index: what reading batches needs of a source.
+  """Records by index: what reading batches needs of a source."""
 
-  Attributes:
-    spec: what the data set says of itself.
-    split: name of the split, for messages.
-    identity: tells these records from others that were prepared alike.
-  """
-
-  spec: DataSpec
-  split: str
-  identity: str
+  spec: DataSpec  # what the data set says of itself
+  split: str  # name of the split, for messages
+  identity: str  # tells these records from others that were prepared alike
 
   def __len__(self) -> int: ...
 

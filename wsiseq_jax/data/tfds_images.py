@@ -30,11 +30,7 @@ from wsiseq_jax.data.source import DataSpec
 
 @functools.lru_cache(maxsize=2)
 def _builder(name: str, folder: str) -> Any:
-  """The prepared set.
-
-  Raises:
-    ValueError: it is not there, or not in ArrayRecord files.
-  """
+  """The prepared set."""
   try:
     # From its files alone: the code that made them is not needed.
     builder = read_only_builder.builder_from_files(name, data_dir=folder)
@@ -53,16 +49,7 @@ def _builder(name: str, folder: str) -> Any:
 
 
 def read_spec(name: str, folder: str | os.PathLike, frames: int) -> DataSpec:
-  """What a set says of itself, as if it were one of our shards.
-
-  Args:
-    name: name of the TFDS set.
-    folder: where TFDS keeps its sets.
-    frames: length of the records (T).
-
-  Raises:
-    ValueError: the set is not there, or its pictures are of many sizes.
-  """
+  """What a set says of itself, as if it were one of our shards."""
   builder = _builder(name, os.fspath(folder))
   # A `FeaturesDict` is no mapping.
   features = dict(builder.info.features.items())
@@ -103,15 +90,10 @@ def _targets(features: Any) -> dict[str, tuple[str, ...]]:
 
 @dataclasses.dataclass(frozen=True)
 class PictureSet:
-  """A set as `sources.DataSet`.
+  """A set as `sources.DataSet`."""
 
-  Attributes:
-    place: `[FOLDER/]NAME`; the folder is TFDS's own by default.
-    frames: length of the records (T).
-  """
-
-  place: str
-  frames: int
+  place: str  # `[FOLDER/]NAME`; the folder is TFDS's own by default
+  frames: int  # length of the records (T)
 
   @property
   def _where(self) -> tuple[str, str]:

@@ -18,20 +18,14 @@ FAILED = "error"
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """What became of one slide.
+  """What became of one slide."""
 
-  Attributes:
-    entry: the slide.
-    status: 'ok', 'no_tissue' or 'error'.
-    info: what is known of it, as in its mark; empty if it failed.
-    before: it was finished before this run.
-    error: what is wrong with it; None unless it failed.
-  """
-
-  entry: SlideEntry
-  status: str
+  entry: SlideEntry  # the slide
+  status: str  # 'ok', 'no_tissue' or 'error'
+  # what is known of it, as in its mark; empty if it failed
   info: Mapping[str, Any]
-  before: bool = False
+  before: bool = False  # it was finished before this run
+  # what is wrong with it; None unless it failed
   error: SlideError | None = None
 
   def row(self) -> dict[str, Any]:
@@ -62,25 +56,15 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-  """What a run did.
+  """What a run did."""
 
-  Attributes:
-    outcomes: what became of each slide, by slide id.
-    errors: what is in errors.csv.
-    tiles: embedded in this run.
-    seconds: that took, compilation left out.
-    waiting: share of them in which the device waited for slides.
-    text: the result in words.
-    exit_code: see `configs/embed_tiles.py`.
-  """
-
-  outcomes: Mapping[str, Outcome]
-  errors: Sequence[SlideError]
-  tiles: int
-  seconds: float
-  waiting: float
-  text: str
-  exit_code: int
+  outcomes: Mapping[str, Outcome]  # what became of each slide, by slide id
+  errors: Sequence[SlideError]  # what is in errors.csv
+  tiles: int  # embedded in this run
+  seconds: float  # that took, compilation left out
+  waiting: float  # share of them in which the device waited for slides
+  text: str  # the result in words
+  exit_code: int  # see `configs/embed_tiles.py`
 
 
 def write(
@@ -89,14 +73,7 @@ def write(
   outcomes: Mapping[str, Outcome],
   found: Sequence[SlideError],
 ) -> list[SlideError]:
-  """Writes slides.csv and errors.csv, or those of a part; returns the errors.
-
-  Args:
-    workdir: where.
-    part: `config.data.part`.
-    outcomes: what became of the slides.
-    found: what could not even be found.
-  """
+  """Writes slides.csv and errors.csv (of a part); returns the errors."""
   rows = [outcome.row() for _, outcome in sorted(outcomes.items())]
   wrong = [*found, *(e for o in outcomes.values() for e in o.errors())]
   tables.write(

@@ -64,18 +64,7 @@ def run(config: ConfigDict) -> None:
 
 
 def embed_slides(config: ConfigDict, encoder: encoders.Encoder) -> Summary:
-  """Embeds all slides that are not finished, and writes the tables.
-
-  Args:
-    config: see `configs/embed_tiles.py`.
-    encoder: what makes the features.
-
-  Returns:
-    What was done.
-
-  Raises:
-    ValueError: there is nothing to do, or settings contradict each other.
-  """
+  """Embeds all slides that are not finished, and writes the tables."""
   settings = embed_config.settings_of(config, encoder)
   workdir = pathlib.Path(config.workdir)
   (workdir / "features").mkdir(parents=True, exist_ok=True)

@@ -31,36 +31,26 @@ Metrics = dict[str, tuple[Any, Any] | list[float]]
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-  """What a task wants of a record; known before the data are.
+  """What a task wants of a record; known before the data are."""
 
-  Attributes:
-    frames: Frames of a clip.
-    frame_step: Stored frames from one frame of the clip to the next.
-    image_px: (h, w) of a frame as the network gets it.
-    stored: Fewest stored frames of a record that has the clip in its middle.
-    embedded: Stored frames in the middle of such a record that `Task.embed`
-      looks at.
-  """
-
-  frames: int
-  frame_step: int
-  image_px: tuple[int, int]
+  frames: int  # Frames of a clip
+  frame_step: int  # Stored frames from one frame of the clip to the next
+  image_px: tuple[int, int]  # (h, w) of a frame as the network gets it
+  # Fewest stored frames of a record that has the clip in its middle
   stored: int
+  # Stored frames in the middle of such a record that `Task.embed` looks at
   embedded: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluations:
-  """What the job `evaluate` measures.
+  """What the job `evaluate` measures."""
 
-  Attributes:
-    facts: What tells these measures from others, beside the checkpoint and the
-      data; part of the result.
-    functions: name → a function like `Task.evaluate`; a task may be measured in
-      several ways.
-  """
-
+  # What tells these measures from others, beside the checkpoint and the data;
+  # part of the result
   facts: Mapping[str, Any]
+  # name → a function like `Task.evaluate`; a task may be measured in several
+  # ways
   functions: Mapping[str, Callable[[Params, Extra, Batch], Metrics]]
 
 
@@ -70,59 +60,55 @@ class Task:
 
   `params` means the parameters being trained in `loss` and `update_extra`, and
   those that `inference_params` chose everywhere else.
-
-  Attributes:
-    init: key → parameters, a nested dictionary.
-    loss: (params, extra, batch, key, progress) → (the scalar to minimise,
-      (metrics, aux)). `metrics["loss"]` is the pair whose quotient the scalar
-      is. `aux` is a tree of arrays with a leading axis of clips, for
-      `update_extra`. Progress is the part of training that is done, in [0, 1).
-    evaluate: (params, extra, batch) → metrics, the same for the same record
-      whatever batch or device it comes with.
-    embed: (params, batch) → arrays with a leading batch axis, deterministic:
-      features [b, d], averaged over dense test clips where the config asks for
-      them; tokens [b, n, d], token_mask [b, n] (1 = real) and token_time [b, n]
-      (unit of the data), what a probe that pools by itself works on;
-      frame_level0_xy, time and frames of the frames looked at.
-    encode: (params, batch, key or None) → features [b, d], differentiable.
-      With a key it cuts random clips with mild augmentation, for fine-tuning;
-      without it returns `embed`'s features.
-    evaluations: config → what the job `evaluate` measures.
-    clips_per_record: Clips computed for each record loaded.
-    flops: Model FLOPs of a training step for one clip (`models.flops`).
-    init_extra: params → the extra state at step 0.
-    update_extra: (params after the update, extra, aux) → extra.
-    inference_params: (params, extra) → the parameters to evaluate and to embed
-      with, such as a teacher's. Chooses, computes nothing.
-    pool: (params, tokens, token_mask, token_time, cls_token [d]) → [b, d], the
-      task's own pooling of `embed`'s tokens, with another class token in place
-      of the trained one; None where a task has no such pooling.
-    load_params: path → parameters from a file of weights of others; None where
-      a task reads none.
-    reconstruct: (params, batch, sequence ids, ratio or None, kind or None) →
-      pictures of hidden patches; None where a task hides none.
-    compares_batch: Whether the loss of a record depends on the other records of
-      its batch, so that gradients cannot be accumulated over parts of it.
   """
 
+  # key → parameters, a nested dictionary
   init: Callable[[Key[Array, ""]], Params]
+  # (params, extra, batch, key, progress) → (the scalar to minimise, (metrics,
+  # aux)). `metrics["loss"]` is the pair whose quotient the scalar is. `aux` is
+  # a tree of arrays with a leading axis of clips, for `update_extra`. Progress
+  # is the part of training that is done, in [0, 1)
   loss: Callable[..., tuple[Array, tuple[Metrics, Any]]]
+  # (params, extra, batch) → metrics, the same for the same record whatever
+  # batch or device it comes with
   evaluate: Callable[[Params, Extra, Batch], Metrics]
+  # (params, batch) → arrays with a leading batch axis, deterministic: features
+  # [b, d], averaged over dense test clips where the config asks for them;
+  # tokens [b, n, d], token_mask [b, n] (1 = real) and token_time [b, n] (unit
+  # of the data), what a probe that pools by itself works on; frame_level0_xy,
+  # time and frames of the frames looked at
   embed: Callable[[Params, Batch], dict[str, Array]]
+  # (params, batch, key or None) → features [b, d], differentiable. With a key
+  # it cuts random clips with mild augmentation, for fine-tuning; without it
+  # returns `embed`'s features
   encode: Callable[[Params, Batch, Key[Array, ""] | None], Array]
+  # config → what the job `evaluate` measures
   evaluations: Callable[[ConfigDict], Evaluations]
-  clips_per_record: int
-  flops: int
+  clips_per_record: int  # Clips computed for each record loaded
+  flops: int  # Model FLOPs of a training step for one clip (`models.flops`)
+  # params → the extra state at step 0
   init_extra: Callable[[Params], Extra] = lambda params: {}
+  # (params after the update, extra, aux) → extra
   update_extra: Callable[[Params, Extra, Any], Extra] = (
     lambda params, extra, aux: extra
   )
+  # (params, extra) → the parameters to evaluate and to embed with, such as a
+  # teacher's. Chooses, computes nothing
   inference_params: Callable[[Params, Extra], Params] = lambda params, extra: (
     params
   )
+  # (params, tokens, token_mask, token_time, cls_token [d]) → [b, d], the task's
+  # own pooling of `embed`'s tokens, with another class token in place of the
+  # trained one; None where a task has no such pooling
   pool: Callable[[Params, Array, Array, Array, Array], Array] | None = None
+  # path → parameters from a file of weights of others; None where a task reads
+  # none
   load_params: Callable[[str], Params] | None = None
+  # (params, batch, sequence ids, ratio or None, kind or None) → pictures of
+  # hidden patches; None where a task hides none
   reconstruct: Callable[..., Any] | None = None
+  # Whether the loss of a record depends on the other records of its batch, so
+  # that gradients cannot be accumulated over parts of it
   compares_batch: bool = False
 
 

@@ -50,14 +50,7 @@ _NO_TPU_HERE = {
 
 
 def make_topology(name: str) -> Sequence[jax.Device]:
-  """The devices of a slice that is not there.
-
-  Args:
-    name: `v5e:16x16`.
-
-  Raises:
-    ValueError: No such slice, or libtpu is not installed.
-  """
+  """The devices of a slice that is not there."""
   chip = chips.find(name)
   if importlib.util.find_spec("libtpu") is None:
     raise ValueError(
@@ -206,16 +199,7 @@ def table(report: StepReport) -> str:
 def analyse(
   run: train_setup.Run, topology: str
 ) -> tuple[StepReport, jax.stages.Compiled | None]:
-  """Compiles a step and says whether it fits.
-
-  Args:
-    run: What `run.build` made for the devices of the slice.
-    topology: The slice.
-
-  Returns:
-    The report and the program; that it does not fit (None) is an answer, not
-    an error.
-  """
+  """Compiles a step and says whether it fits."""
   records = run.config.data.batch_size // run.mesh.size
   clips = records * run.task.clips_per_record
   start, compiled, more = time.monotonic(), None, {}
@@ -259,14 +243,6 @@ def find_largest(
   program says how fast, which gives a guess; from there it is doubled or halved
   until one fits and twice as much does not. Three programs are compiled, as a
   rule.
-
-  Args:
-    report: Compiles for a number of records per chip.
-    first: Where to begin, a power of two.
-
-  Returns:
-    All reports made, the largest that fits last; if one record does not fit,
-    the report that says so.
   """
   done = {first: report(first)}
   count = first

@@ -42,9 +42,6 @@ CHIPS = {
 def find(topology: str) -> Chip:
   """The chip of a topology, `v5e:16x16` → v5e.
 
-  Raises:
-    ValueError: No such chip; the message lists topologies that work.
-
   Example:
     >>> find("v6e:2x4").flops
     918000000000000.0

@@ -77,20 +77,7 @@ def predict_frames(
   real: Bool[Array, "b t"],
   hidden: Bool[Array, "b t"],
 ) -> tuple[Array, Array, Array]:
-  """Predicts frame features from others of the same clip.
-
-  Args:
-    network: The model.
-    objective: 'masked_frames' or 'next_frame'.
-    frames: Features of all frames; neither this array nor the target made of it
-      ever holds a mask token.
-    time: Of the frames.
-    real: Frames that exist.
-    hidden: Frames to predict, for 'masked_frames'.
-
-  Returns:
-    Prediction, target and weight of each frame that is asked for.
-  """
+  """Predicts frame features from others of the same clip."""
   context, target = frames, jax.lax.stop_gradient(frames)
   if objective.kind == "masked_frames":
     token = network.mask_token[...][None, None]
@@ -111,19 +98,7 @@ def objective_terms(
   key: Key[Array, " b"],
   jitter: float,
 ) -> tuple[base.Metrics, tuple[Array, Array] | None]:
-  """All that is measured on the views of a batch.
-
-  Args:
-    setup: The task.
-    params: Parameters.
-    seen: Two views of each record.
-    record_mask: 0 for records that only fill up a batch, else 1.
-    key: Keys for hidden frames and jitter, one a record.
-    jitter: Deviation of the noise on times.
-
-  Returns:
-    Metrics as pairs, and the prediction's pair.
-  """
+  """All that is measured on the views of a batch."""
   network, objective = setup.merge(params), setup.objective
   b, v, t = seen.time.shape
   noise_keys, mask_keys = jax.vmap(jax.random.split, out_axes=1)(key)

@@ -117,14 +117,7 @@ def _compare(
   first: Int[Array, ""] | int,
   temperature: float,
 ) -> tuple[Float[Array, "r v"], Float[Array, "r v"]]:
-  """Loss and rank of own views; vectors have their record's weight at the end.
-
-  Args:
-    own: Records first, first + 1, ... of everything.
-    everything: All records.
-    first: See above.
-    temperature: See `info_nce`.
-  """
+  """Loss and rank of own views; the last entry of vectors is the weight."""
   r, views, _ = own.shape
   own, vectors = own[..., :-1], everything[..., :-1]
   marks = everything[..., -1:]
@@ -166,11 +159,6 @@ def cosine_loss(
   """Negative cosine of predicted and true frame features, as (sum, weight).
 
   A batch in which no frame counts has sum and weight 0; divide by at least 1.
-
-  Args:
-    prediction: What the model expects.
-    target: What the frame encoder says.
-    weight: 1 for frames that were to be predicted.
 
   Example:
     >>> frames = jnp.array([[[1.0, 0.0], [0.0, 2.0]]])
@@ -270,11 +258,6 @@ def switched_weight(
 ) -> Float[Array, ""]:
   """Weight of the prediction term: 0 up to a part of training, then fixed.
 
-  Args:
-    progress: Part of training that is done, updates over all updates.
-    start: Part after which the weight applies.
-    weight: The weight.
-
   Example:
     >>> [switched_weight(jnp.array(p), 0.5, 0.5).item() for p in (0.5, 0.51)]
     [0.0, 0.5]
@@ -287,13 +270,7 @@ def total_loss(
   prediction: tuple[Array, Array] | None,
   prediction_weight: Float[Array, ""],
 ) -> Float[Array, ""]:
-  """(1 - w) contrast + w prediction, of the means; contrast alone without one.
-
-  Args:
-    contrast: What `info_nce` returned.
-    prediction: What `cosine_loss` returned.
-    prediction_weight: w.
-  """
+  """(1 - w) contrast + w prediction, of the means; or contrast alone."""
   loss = mean_of(contrast["contrastive_loss"])
   if prediction is None:
     return loss

@@ -66,22 +66,15 @@ class Model:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-  """What the model learns: the block `objective` of a config.
+  """What the model learns: the block `objective` of a config."""
 
-  Attributes:
-    kind: See the package.
-    temperature: Of InfoNCE.
-    directions: Directions of LTN's shift.
-    mask_ratio: Chance of each frame to be hidden.
-    prediction_weight: Weight w of the prediction; 1 - w is the contrast's.
-    prediction_start: Part of training after which w applies; before, it is 0.
-  """
-
-  kind: Literal[clip_encoder.OBJECTIVES] = "contrastive"
-  temperature: Annotated[float, Range(1e-3, 10)] = 0.1
-  directions: AtLeast1 = 64
-  mask_ratio: Share = 0.15
+  kind: Literal[clip_encoder.OBJECTIVES] = "contrastive"  # See the package
+  temperature: Annotated[float, Range(1e-3, 10)] = 0.1  # Of InfoNCE
+  directions: AtLeast1 = 64  # Directions of LTN's shift
+  mask_ratio: Share = 0.15  # Chance of each frame to be hidden
+  # Weight w of the prediction; 1 - w is the contrast's
   prediction_weight: Share = 0.5
+  # Part of training after which w applies; before, it is 0
   prediction_start: Share = 0.5
 
   @property
@@ -108,22 +101,15 @@ class Config(configs.Experiment):
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-  """Everything static about a run of this task.
+  """Everything static about a run of this task."""
 
-  Attributes:
-    model: Shape and numerics of the network.
-    graphdef: The network without its parameters.
-    views: What views to cut.
-    objective: What is asked.
-    time_jitter: Standard deviation of the noise on times in training.
-    dense_step: Stored frames between test clips; 0 for the middle clip alone.
-  """
-
-  model: clip_encoder.ClipEncoderConfig
+  model: clip_encoder.ClipEncoderConfig  # Shape and numerics of the network
+  # The network without its parameters
   graphdef: Any = dataclasses.field(repr=False)
-  views: views.ViewSpec
-  objective: Objective
-  time_jitter: float
+  views: views.ViewSpec  # What views to cut
+  objective: Objective  # What is asked
+  time_jitter: float  # Standard deviation of the noise on times in training
+  # Stored frames between test clips; 0 for the middle clip alone
   dense_step: int
 
   def merge(self, params: Any) -> clip_encoder.ClipEncoder:

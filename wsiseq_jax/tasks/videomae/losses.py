@@ -78,14 +78,6 @@ def denormalise_patches(
   """Gives predicted patches the brightness and contrast of the true ones.
 
   For pictures only: mean and std come from the very pixels that were hidden.
-
-  Args:
-    prediction: Predicted patches in normalised units.
-    patches: True pixels in [0, 1] of the same patches.
-    channels: Number of image channels.
-
-  Returns:
-    Pixels, about [0, 1], not clipped.
   """
   _, mean, std = _patch_statistics(patches, channels)
   values = prediction.reshape(*prediction.shape[:-1], -1, channels)
@@ -104,14 +96,6 @@ def masked_mse(
   where some positions are decoded but not supervised (weight 0):
 
     sum = sum_bm weight[b, m] * mean_p (prediction - target)[b, m, p] ** 2
-
-  Args:
-    prediction: Decoder output.
-    target: What it should be.
-    weight: Weight of each patch; 0 leaves it out.
-
-  Returns:
-    The weighted sum and the sum of weights, float32 scalars.
 
   Example:
     >>> zeros, threes = jnp.zeros((1, 2, 4)), jnp.full((1, 2, 4), 3.0)

@@ -20,30 +20,22 @@ from wsiseq_jax.tasks.videomae.setup import Setup
 class Reconstruction:
   """A clip before masking, under the mask, and as the model fills it in.
 
-  Attributes:
-    sequence_id: The sequence.
-    mask_kind: A kind of mask, see `models.masking`.
-    mask_ratio: Share of tokens hidden from the encoder.
-    original: The frames as the model gets them.
-    masked: The same with hidden patches grey.
-    reconstructed: Visible patches as given, hidden ones as predicted.
-    used_true_statistics: Whether hidden patches were given the mean and std of
-      the *true* patch. A model of normalised targets predicts neither, so that
-      colour and brightness are borrowed: say so beside the picture.
-    loss: Training loss of this clip.
-
   Raises:
     ValueError: The three clips differ in shape.
   """
 
-  sequence_id: str
-  mask_kind: str
-  mask_ratio: float
-  original: UInt8[np.ndarray, "t h w 3"]
-  masked: UInt8[np.ndarray, "t h w 3"]
+  sequence_id: str  # The sequence
+  mask_kind: str  # A kind of mask, see `models.masking`
+  mask_ratio: float  # Share of tokens hidden from the encoder
+  original: UInt8[np.ndarray, "t h w 3"]  # The frames as the model gets them
+  masked: UInt8[np.ndarray, "t h w 3"]  # The same with hidden patches grey
+  # Visible patches as given, hidden ones as predicted
   reconstructed: UInt8[np.ndarray, "t h w 3"]
+  # Whether hidden patches were given the mean and std of the *true* patch. A
+  # model of normalised targets predicts neither, so that colour and brightness
+  # are borrowed: say so beside the picture
   used_true_statistics: bool
-  loss: float
+  loss: float  # Training loss of this clip
 
   def __post_init__(self):
     shapes = [x.shape for x in (self.original, self.masked, self.reconstructed)]

@@ -86,19 +86,13 @@ class Config(configs.Experiment):
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-  """Everything static about a run of this task.
+  """Everything static about a run of this task."""
 
-  Attributes:
-    model: shape and numerics of the network.
-    graphdef: the network without its parameters.
-    clips: what clips to cut.
-    mask: how to mask them.
-  """
-
-  model: videomae.VideoMAEConfig
+  model: videomae.VideoMAEConfig  # shape and numerics of the network
+  # the network without its parameters
   graphdef: Any = dataclasses.field(repr=False)
-  clips: augment.ClipSpec
-  mask: masking.MaskSpec
+  clips: augment.ClipSpec  # what clips to cut
+  mask: masking.MaskSpec  # how to mask them
 
   def merge(self, params: Any) -> videomae.VideoMAE:
     """The network with parameters; used functionally, inside a traced call."""
