@@ -286,6 +286,24 @@ def _rows(path, heading, rows, keep, log) -> tuple[Row, ...]:
   )
 
 
+def refuse_others(folder: pathlib.Path, key: str) -> None:
+  """Keeps a run from writing its slides.csv over a table of the user.
+
+  Args:
+    folder: the output folder.
+    key: config key of it.
+
+  Raises:
+    ValueError: there is a slides.csv that no run wrote.
+  """
+  path = folder / "slides.csv"
+  if path.is_file() and not read(path, log=lambda text: None).is_ours:
+    raise ValueError(
+      f"config.{key} = {str(folder)!r} holds a slides.csv that no run wrote, "
+      "and that would be lost: choose another folder"
+    )
+
+
 def write(
   path: pathlib.Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
 ) -> bool:

@@ -102,6 +102,7 @@ def prepare(config: Mapping[str, Any]) -> runs.RunSummary:
   given = splits.pinned((e.slide_id, e.patient_id, e.split) for e in entries)
   label = label_of(entries, config["labels"])
   out = pathlib.Path(config["out"])
+  tables.refuse_others(out, "out")
   for name in ("parts", "qc"):
     (out / name).mkdir(parents=True, exist_ok=True)
   part, parts = runs.share(config["part"])

@@ -304,6 +304,16 @@ def test_window_around_a_tile(cohort, tmp_path):
   )
 
 
+def test_a_table_of_the_user_is_not_written_over(cohort, tmp_path):
+  text = "slide_id,case_id\ngood,c9\n"
+  (tmp_path / "slides.csv").write_text(text)
+  with pytest.raises(ValueError, match="config.workdir.*slides.csv"):
+    embed_tiles.embed_slides(
+      _config(cohort / "good.tiff", tmp_path), _encoder()
+    )
+  assert (tmp_path / "slides.csv").read_text() == text
+
+
 def test_parts_of_a_cohort(cohort, tmp_path):
   slides = ",".join(str(cohort / f"{n}.tiff") for n in ("blank", "good"))
   for part, done in (("1/2", ["blank"]), ("2/2", ["blank", "good"])):

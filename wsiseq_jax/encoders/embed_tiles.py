@@ -28,6 +28,7 @@ import tqdm
 from ml_collections import ConfigDict
 
 from data_prep import runs
+from data_prep.files import tables
 from data_prep.files.done import Done
 from data_prep.files.errors import SlideError, as_slide_error
 from data_prep.synthetic import slides
@@ -67,6 +68,7 @@ def embed_slides(config: ConfigDict, encoder: encoders.Encoder) -> Summary:
   """Embeds all slides that are not finished, and writes the tables."""
   settings = embed_config.settings_of(config, encoder)
   workdir = pathlib.Path(config.workdir)
+  tables.refuse_others(workdir, "workdir")
   (workdir / "features").mkdir(parents=True, exist_ok=True)
   source = config.data.slides
   if source == "synthetic":

@@ -113,8 +113,11 @@ def read(
   split_key = split_column
   if split_column and split_column != CAMELYON16:
     split_key = data.column(split_column, "data.split_column")
+  found = {"slide_id": slide_of, "patient_id": patient_of}
+  more = dict(zip(names, columns, strict=True)) | {"split": split_key}
+  tables.describe(data, found, launch.log, more)
   is_class = target_type in ("binary", "multiclass")
-  found: dict[str, list[tuple[str, CohortSlide]]] = {}
+  rows: dict[str, list[tuple[str, CohortSlide]]] = {}
   for row in data.rows:
     slide_id = slide_names.stem(row.cells[slide_of])
     cells = [row.cells[column] for column in columns]
@@ -127,8 +130,8 @@ def read(
       _given_split(slide_id, row.cells, split_key) if split_key else "",
     )
     key = slide_names.folded(slide_id)
-    found.setdefault(key, []).append((row.where, slide))
-  slides, errors = _one_each(found, data.bad)
+    rows.setdefault(key, []).append((row.where, slide))
+  slides, errors = _one_each(rows, data.bad)
   _check_splits(slides)
   unknown = [s.slide_id for s in slides if not _is_known(s, target_type, names)]
   find.warn_of_patients({s.slide_id: s.patient_id for s in slides}, launch.log)
@@ -204,7 +207,6 @@ def _open(table: str, classes: Sequence[str]) -> tuple[tables.Table, str, str]:
       f"config.data.table: {table} has the columns {list(data.heading)}: "
       f"expected one of {allowed}"
     )
-  tables.describe(data, found, launch.log)
   return data, found["slide_id"] or found["file"], found["patient_id"]
 
 

@@ -279,6 +279,12 @@ def test_every_bad_input_has_its_row(cohort, tmp_path):
     assert not (tmp_path / "out" / "parts" / name / "slide.json").exists()
 
 
+def test_a_table_of_the_user_is_not_written_over(cohort, tmp_path):
+  (tmp_path / "slides.csv").write_text("slide_id,case_id\nsyn_00,c9\n")
+  with pytest.raises(ValueError, match="config.out.*slides.csv"):
+    prepare.prepare(config_of(cohort, tmp_path))
+
+
 def test_nothing_usable_is_exit_code_1(tmp_path):
   tiff(tmp_path / "blank.tiff", level=244)
   summary = prepare.prepare(config_of(tmp_path, tmp_path / "out"))

@@ -463,6 +463,18 @@ def test_dicom_without_extension(tmp_path):
   assert not errors
 
 
+def test_dicom_that_cannot_be_read_is_a_row(tmp_path):
+  magic = b"\0" * 128 + b"DICM"
+  for number, content in enumerate((b"", b"\xff" * 300, b"\2\0\0\0UL\4\0")):
+    _touch(tmp_path, f"{number}.dcm", content=magic + content)
+  _dicom(tmp_path / "odd.dcm", uid="1.2")
+  odd = (tmp_path / "odd.dcm").read_bytes()
+  _touch(tmp_path, "cut.dcm", content=odd[: len(odd) // 2])
+  slides, errors = find_slides(tmp_path)
+  assert _ids(slides) == ["odd"]
+  assert {error.slide for error in errors} == {"0", "1", "2", "cut"}
+
+
 def test_dicom_folders_that_share_identifiers(tmp_path):
   for folder in ("one", "two"):
     for level in range(2):
