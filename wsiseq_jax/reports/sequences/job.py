@@ -64,7 +64,7 @@ def run(config: ConfigDict) -> pathlib.Path:
       },
     },
   )
-  if stage.read() is not None:
+  if launch.agree(stage.read() is not None):
     launch.log(f"report: {page} is up to date, nothing to do")
     return page
   # The model may be spread over processes: all of them take part.
