@@ -26,6 +26,7 @@ Written to the workdir, which belongs to one encoder:
                              seconds, share of these waiting for the slide
   errors.csv                 every slide or place in a slide that could not be
                              used, and why
+  done/<slide_id>.json       what each feature file was made from
   thumbnails/, qc/           each slide; each with its tissue and its tiles
 
 A slide without tissue is a result: a file with no row, `no_tissue` in the

@@ -10,19 +10,11 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
-# Marks what a killed run may leave behind; nothing else in its folder has it.
 TEMPORARY = ".tmp-"
 
 
 def temporary_path(path: pathlib.Path) -> pathlib.Path:
-  """Returns where to write before renaming to `path`.
-
-  Args:
-    path: the final name.
-
-  Returns:
-    A name beside it, private to this process.
-  """
+  """A name beside `path` to write to before renaming, of this process alone."""
   return path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
 
 
@@ -31,13 +23,8 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   """Gives the name to write a file under, and renames it at the end.
 
   Several processes may write the same file at the same time; the last counts.
-
-  Args:
-    path: the file; after an error the old one is still there, and no draft.
-
-  Yields:
-    Where to write, `temporary_path(path)`. Its ending is another one: say the
-    format where a writer would tell it from that.
+  After an error the old file is still there, and no draft. The draft has
+  another ending: say the format where a writer would tell it from that.
   """
   path = pathlib.Path(path)
   draft = temporary_path(path)
@@ -50,14 +37,7 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def write_atomic(path: pathlib.Path, data: str | bytes) -> bool:
-  """Writes a small file so that it is there complete or not at all.
-
-  Args:
-    path: the file.
-    data: its content; text is written as UTF-8.
-
-  Returns:
-    Whether it was written: False if it already had this content.
+  """Writes a small file; False if it already had this content.
 
   Raises:
     OSError: the disk is full or not writable; the old file is still there.
@@ -73,11 +53,7 @@ def write_atomic(path: pathlib.Path, data: str | bytes) -> bool:
 
 
 def remove_temporaries(folder: pathlib.Path) -> None:
-  """Removes what a killed run left behind in a folder and its sub-folders.
-
-  Args:
-    folder: the output folder of a run; nothing is done if there is none.
-  """
+  """Removes what a killed run left behind in a folder and below it."""
   for item in sorted(folder.rglob(f"*{TEMPORARY}*")):
     if item.is_dir():
       remove_tree(item)
@@ -86,21 +62,13 @@ def remove_temporaries(folder: pathlib.Path) -> None:
 
 
 def remove_tree(folder: pathlib.Path) -> None:
-  """Removes a folder and all in it, if there is one.
-
-  Args:
-    folder: the folder.
-  """
+  """Removes a folder and all in it, if there is one."""
   if folder.is_dir():
     shutil.rmtree(folder)
 
 
 def sync(path: pathlib.Path) -> None:
-  """Asks the system to put a file, or the entries of a folder, on disk.
-
-  Args:
-    path: the file or folder.
-  """
+  """Asks the system to put a file, or the entries of a folder, on disk."""
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)

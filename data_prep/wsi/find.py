@@ -138,7 +138,7 @@ class _Finder:
     self.notes = collections.defaultdict(list)  # real path -> rows of tables
     self.waiting: list[tuple[_Note, pathlib.Path | None]] = []
     self.errors: list[SlideError] = []
-    self.described: set[pathlib.Path] = set()  # tables that were found
+    self.tables: list[pathlib.Path] = []  # in the order they were read
 
   def error(self, slide, code: str, message: str) -> None:
     self.errors.append(SlideError(message, "find", code, str(slide)))
@@ -242,8 +242,7 @@ class _Finder:
     """Takes what a `slides.csv` in a folder or above it says."""
     place = place.absolute()
     for table in (place / "slides.csv", place.parent / "slides.csv"):
-      if table.is_file() and table not in self.described:
-        self.described.add(table)
+      if table.is_file() and table not in self.tables:
         self.describe(table, folder, is_named=False)
 
   def describe(
@@ -260,6 +259,7 @@ class _Finder:
     self, path: pathlib.Path, is_named: bool = True
   ) -> list[_Note]:
     """Reads a table; rows without a slide are errors."""
+    self.tables.append(path)
     try:
       table = tables.read(path, self.classes, self.log)
       if table.is_ours and not is_named:
@@ -366,35 +366,30 @@ class _Finder:
     keys = [os.path.realpath(path) for path in members]
     keys += [names.folded(slide_id)]
     notes = next((self.notes[k] for k in keys if k in self.notes), [])
-    # Of several tables the first counts.
-    notes = [note for note in notes if note.table == notes[0].table]
     wrong = [note for note in notes if note.problem]
-    if wrong:
-      for note in wrong:
-        self.error(note.name, "bad_row", note.problem)
-      return None
+    for note in wrong:
+      self.error(note.name, "bad_row", note.problem)
     facts: dict[str, Any] = {}
-    for note in notes:
-      facts = {**note.facts, **facts}
-    clash = sorted(
-      {
-        key
-        for note in notes
-        for key, value in note.facts.items()
-        if names.folded(str(value)) != names.folded(str(facts[key]))
-      }
-    )
-    if not clash:
-      return facts
-    where = " and ".join(note.where for note in notes)
-    for name in dict.fromkeys(note.name for note in notes):
-      self.error(
-        name,
-        "contradicting_rows",
-        f"{where} name one file, {members[0]}, and differ in {clash}: the "
-        "slide is left out; leave one of the rows",
-      )
-    return None
+    # Of several tables the one that was read first counts.
+    for table in self.tables:
+      own: dict[str, Any] = {}
+      clash = set()
+      rows = [note for note in notes if note.table == table]
+      for key, value in (item for row in rows for item in row.facts.items()):
+        first = own.setdefault(key, value)
+        if names.folded(str(value)) != names.folded(str(first)):
+          clash.add(key)
+      wrong += rows if clash else []
+      for name in dict.fromkeys(row.name for row in rows if clash):
+        self.error(
+          name,
+          "contradicting_rows",
+          f"{' and '.join(row.where for row in rows)} name one file, "
+          f"{members[0]}, and differ in {sorted(clash)}: it is left out; leave "
+          "one of the rows",
+        )
+      facts = {**own, **facts}
+    return None if wrong else facts
 
 
 def _files_below(folder: pathlib.Path) -> names.Files:

@@ -366,6 +366,15 @@ def test_spellings_of_one_name(tmp_path, name, file, column):
     assert "/" not in slides[0].slide_id
 
 
+def test_what_several_tables_say_is_joined(tmp_path):
+  _touch(tmp_path, "a.svs")
+  which = _table(tmp_path / "t.csv", "wsi,mpp,label\na.svs,0.5,x\n")
+  about = _table(tmp_path / "labels.csv", "slide_id,case_id,label\nA,P,y\n")
+  slides, errors = find_slides(which, table=about)
+  assert [(s.patient_id, s.mpp, s.label) for s in slides] == [("P", 0.5, "y")]
+  assert not errors
+
+
 def test_names_that_mean_another_file_or_two(tmp_path):
   _touch(tmp_path, "siteB/S3.tif", "x/S4.tif", "y/S4.tif", "S5.tif")
   text = "slide_id\nsiteA/S3\nS4\nS5.svs\n"
