@@ -89,6 +89,8 @@ def test_what_a_run_writes(undisturbed):
   assert (workdir / "loss.png").exists()
   saved = json.loads((workdir / "config.json").read_text())
   assert saved["optim"]["total_steps"] == 6
+  table = (workdir / "parameters.txt").read_text()
+  assert "encoder/patch/kernel" in table and "Total:" in table
   assert {p.name for p in (workdir / "checkpoints").iterdir()} >= {"3", "6"}
 
 

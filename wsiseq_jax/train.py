@@ -28,6 +28,7 @@ import time
 import jax
 import jax.numpy as jnp
 import optax
+from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from data_prep.files import atomic
@@ -146,6 +147,10 @@ def run(config: ConfigDict) -> TrainState:
     if launch.is_main():
       workdir.mkdir(parents=True, exist_ok=True)
       atomic.write_atomic(workdir / "config.json", configs.to_json(config))
+      table = parameter_overview.get_parameter_overview(
+        run.abstract.params, include_stats=False
+      )
+      atomic.write_atomic(workdir / "parameters.txt", table + "\n")
     _log_start(run, state)
     log = _Log(run, int(state.step)) if launch.is_main() else None
     try:
