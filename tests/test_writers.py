@@ -9,7 +9,7 @@ import pytest
 
 from tests import small_run
 from wsiseq_jax import config as configs
-from wsiseq_jax import evaluate, train, writers
+from wsiseq_jax import tasks, train, writers
 
 
 def write(path, rows, tail=""):
@@ -163,7 +163,7 @@ def test_a_checkpoint_from_before_can_be_used(tmp_path):
   config = small_run.small_config(tmp_path, tmp_path)
   saved = configs.to_dict(config)
   del saved["wandb"]
-  merged = evaluate._merge(saved, config)
+  merged = configs.complete(tasks.get(config.task).Config, saved, config)
   assert merged.wandb.project == ""
   assert not configs.differences(saved, configs.to_dict(config))
 

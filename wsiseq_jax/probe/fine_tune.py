@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from data_prep.files import done
 from wsiseq_jax import fit, parallel
 from wsiseq_jax.data import loader
 from wsiseq_jax.data import source as sources
@@ -105,6 +106,7 @@ class _Subset:
   def __init__(self, of: Samples):
     self.source, self.rows = of.source, tuple(map(int, of.index))
     self.spec, self.split = of.source.spec, of.source.split
+    self.identity = done.digest([of.source.identity, self.rows])
 
   def __len__(self) -> int:
     return len(self.rows)
