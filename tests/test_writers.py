@@ -163,9 +163,10 @@ def test_a_checkpoint_from_before_can_be_used(tmp_path):
   config = small_run.small_config(tmp_path, tmp_path)
   saved = configs.to_dict(config)
   del saved["wandb"]
-  merged = configs.complete(tasks.get(config.task).Config, saved, config)
+  kind = tasks.get(config.task).Config
+  merged = configs.complete(kind, saved, config)
   assert merged.wandb.project == ""
-  assert not configs.differences(saved, configs.to_dict(config))
+  assert not configs.differences(kind, saved, configs.to_dict(config))
 
 
 @pytest.mark.slow
