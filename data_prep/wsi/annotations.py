@@ -31,7 +31,7 @@ import numpy as np
 import tifffile
 from jaxtyping import Bool, Float, Shaped
 
-from data_prep.wsi import scale
+from data_prep.wsi import scale, tissue_masks
 
 INCLUDE = ("_0", "_1", "Tumor", "tumor", "Tumour", "tumour", "metastases")
 EXCLUDE = ("_2", "Exclusion", "exclusion", "normal")
@@ -242,15 +242,15 @@ def read_mask(
     path: PNG, or TIFF with or without a pyramid.
     level0_size: width, height of the slide in level-0 pixels.
     downsample: level-0 pixels per pixel of the result.
-    values: pixel values that count; None: whatever is above half of the
-      brightest value (0/1, 0/255 and JPEG masks all work).
+    values: pixel values that count; None: the brighter of two (0/1, 0/255 and
+      JPEG masks all work).
 
   Returns:
     A mask as `draw` makes it: each pixel is what lies at its centre.
 
   Raises:
-    ValueError: no picture, in colour, of another shape than the slide, or too
-      large without a pyramid.
+    ValueError: no picture, in colour, of another shape than the slide, of
+      several classes without `values`, or too large without a pyramid.
   """
   path = pathlib.Path(path)
   if path.suffix.lower() in (".tif", ".tiff"):
@@ -274,9 +274,13 @@ def read_mask(
       f"{path}: a mask of {width}x{height} px has not the shape of the slide "
       f"({level0_size[0]}x{level0_size[1]} level-0 px)"
     )
-  found = picture > picture.max() / 2
   if values is not None:
     found = np.isin(picture, np.asarray(values))
+  elif (found := tissue_masks.two_values(picture)) is None:
+    raise ValueError(
+      f"{path}: a mask of the values {np.unique(picture)[:8].tolist()}: name "
+      "those that count, such as config.data.annotation_include=('2',)"
+    )
   shape = mask_shape(level0_size, downsample)
   rows, columns = (
     np.minimum((np.arange(n) + 0.5) * downsample / ratio, side - 1).astype(int)

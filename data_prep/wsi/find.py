@@ -33,10 +33,10 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from data_prep import splits
-from data_prep.files import atomic, done, names, tables, values
+from data_prep.files import atomic, done, names, tables
 from data_prep.files.errors import SlideError
-from data_prep.wsi import dicom_series, tissue
+from data_prep.wsi import dicom_series, slide_table
+from data_prep.wsi.slide_table import Note
 
 # Slides of other programs, which nothing here reads.
 _UNREADABLE = (
@@ -45,10 +45,6 @@ _UNREADABLE = (
 )
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TCGA = re.compile(r"TCGA-\w{2}-\w{4}(?=-|$)", re.IGNORECASE)
-_COLUMNS = (
-  *("slide_id", "file", "patient_id", "label", "mpp", "split", "mask"),
-  "process",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,19 +111,6 @@ def find_slides(
   return finder.finish()
 
 
-@dataclasses.dataclass(frozen=True)
-class _Note:
-  """What a row of a table says of a slide."""
-
-  table: pathlib.Path  # the table
-  where: str  # the row, for messages
-  name: str  # the slide's id, for messages
-  asked: str  # how the row names the file, or else the slide
-  has_file: bool  # whether it names the file
-  facts: dict[str, Any]  # fields of `SlideEntry` that are known
-  problem: str = ""  # why the row cannot be used; '' if it can
-
-
 class _Finder:
   """Collects files and what tables say of them; see `find_slides`."""
 
@@ -136,7 +119,7 @@ class _Finder:
     self.files: dict[str, pathlib.Path] = {}  # real path -> path as named
     self.places: dict[pathlib.Path, str] = {}  # path below what was named
     self.notes = collections.defaultdict(list)  # real path -> rows of tables
-    self.waiting: list[tuple[_Note, pathlib.Path | None]] = []
+    self.waiting: list[tuple[Note, pathlib.Path | None]] = []
     self.errors: list[SlideError] = []
     self.tables: list[pathlib.Path] = []  # in the order they were read
 
@@ -208,7 +191,7 @@ class _Finder:
   def select(self, table: pathlib.Path) -> None:
     """Takes every slide of a table, and what it says of them."""
     below: names.Files | None = None
-    for note in self.read_table(table):
+    for note in self.read_table(table, is_named=True):
       name = note.asked
       path = names.below(table.parent, name)
       # `m.mrxs` has its data in the folder `m`.
@@ -255,41 +238,10 @@ class _Finder:
     notes = self.read_table(table, is_named)
     self.waiting += [(note, folder) for note in notes]
 
-  def read_table(
-    self, path: pathlib.Path, is_named: bool = True
-  ) -> list[_Note]:
-    """Reads a table; rows without a slide are errors."""
+  def read_table(self, path: pathlib.Path, is_named: bool) -> list[Note]:
     self.tables.append(path)
-    try:
-      table = tables.read(path, self.classes, self.log)
-      if table.is_ours and not is_named:
-        self.log(f"{path} was written by a run: it describes no slides")
-        return []
-      found = table.columns(_COLUMNS)
-    except ValueError as error:
-      self.error(path, "unreadable_table", str(error))
-      return []
-    if not (found["slide_id"] or found["file"]):
-      expected = [*tables.ALIASES["slide_id"], *tables.ALIASES["file"]]
-      self.error(
-        path,
-        "unreadable_table",
-        f"{path} has the columns {list(table.heading)}: expected one of "
-        f"{expected}",
-      )
-      return []
-    if table.is_ours:  # what was measured is no description
-      found |= {"mpp": "", "mask": ""}
-    tables.describe(table, found, self.log, _tissue_columns(table.heading))
-    for name, problem in table.bad:
-      self.error(name, "bad_row", problem)
-    notes = []
-    for row in table.rows:
-      note = _note(table, found, row)
-      if not note.name:
-        self.error(path, "bad_row", f"{row.where} names no slide")
-      elif values.number(row.cells.get(found["process"], "")) != 0:
-        notes.append(note)
+    notes, errors = slide_table.read(path, self.classes, self.log, is_named)
+    self.errors += errors
     return notes
 
   # From files to slides.
@@ -401,68 +353,6 @@ def _files_below(folder: pathlib.Path) -> names.Files:
       if path.name[0] != "." and (is_slide or dicom_series.is_dicom(path)):
         found[path] = os.path.relpath(path, folder)
   return names.Files(found)
-
-
-def _note(table: tables.Table, found: dict[str, str], row: tables.Row) -> _Note:
-  """What a row says."""
-  cell = {key: row.cells.get(column, "") for key, column in found.items()}
-  facts: dict[str, Any] = {}
-  problem = ""
-  if cell["slide_id"]:
-    facts["slide_id"] = names.stem(cell["slide_id"])
-  if cell["patient_id"]:
-    facts["patient_id"] = cell["patient_id"]
-  if cell["split"]:
-    facts["split"] = splits.name_of(cell["split"]) or cell["split"]
-  if cell["label"]:
-    facts["label"] = values.class_name(cell["label"])
-  if cell["mask"]:
-    mask = names.below(table.path.parent, cell["mask"])
-    facts["mask_path"] = str(mask or table.path.parent / cell["mask"])
-  try:
-    mpp = table.number(row, found["mpp"])
-    facts |= {} if mpp is None else {"mpp": mpp}
-    tissue_facts = _tissue(table, row)
-    facts |= {"tissue": tissue_facts} if tissue_facts else {}
-  except ValueError as error:
-    problem = str(error)
-    if row.where not in problem:
-      problem = f"{row.where}: {problem}"
-  name = names.stem(cell["slide_id"] or cell["file"])
-  asked = cell["file"] or cell["slide_id"]
-  return _Note(
-    table.path, row.where, name, asked, bool(cell["file"]), facts, problem
-  )
-
-
-def _tissue_columns(heading: Iterable[str]) -> dict[str, str]:
-  """The columns `tissue_<parameter>`, by parameter."""
-  plain = {re.sub(r"[\s-]+", "_", name.lower()): name for name in heading}
-  return {
-    name.removeprefix("tissue_"): column
-    for name, column in plain.items()
-    if name.startswith("tissue_") and name != "tissue_mm2"
-  }
-
-
-def _tissue(table: tables.Table, row: tables.Row) -> dict[str, str | float]:
-  """The parameters of tissue in a row; empty cells say none."""
-  found: dict[str, str | float] = {}
-  for name, column in _tissue_columns(table.heading).items():
-    if not row.cells[column]:
-      continue
-    if name != "method" and name not in tissue.PARAMETERS:
-      raise ValueError(
-        f"column {column}: no such tissue parameter; choose "
-        f"{['method', *sorted(tissue.PARAMETERS)]}"
-      )
-    is_name = name in ("method", "mask_values")
-    found[name] = row.cells[column] if is_name else table.number(row, column)
-  if found.get("method", "guarded") not in tissue.METHODS:
-    raise ValueError(
-      f"tissue_method={found['method']!r}: choose {sorted(tissue.METHODS)}"
-    )
-  return found
 
 
 def _not_a_slide(path: pathlib.Path) -> tuple[str, str] | None:

@@ -76,6 +76,15 @@ def _tissue_of(
     if not wanted:
       raise _bad_values(path, found, f"tissue_mask_values={values!r}")
     return np.isin(picture, wanted)
+  mask = two_values(picture)
+  if mask is None:
+    raise _bad_values(path, found, "nothing says which are tissue")
+  return mask
+
+
+def two_values(picture: Shaped[np.ndarray, "h w"]) -> Mask | None:
+  """The brighter of two values, whose border may be soft; None if more."""
+  found = np.unique(picture)
   if len(found) == 1 and found[0] in (0, 1, _top(picture)):
     return picture > 0
   if len(found) == 2 and found[0] == 0:
@@ -87,7 +96,7 @@ def _tissue_of(
     kernel = np.ones((_SOFT_PX, _SOFT_PX), np.uint8)
     if not cv2.erode(between.astype(np.uint8), kernel).any():
       return picture > top / 2
-  raise _bad_values(path, found, "nothing says which are tissue")
+  return None
 
 
 def _top(picture: Shaped[np.ndarray, "h w"]) -> Number:

@@ -100,7 +100,8 @@ def read(
     cut_out = tuple(ring for one in found.exclude for ring in one.rings)
     skipped = found.skipped
   else:
-    mask = annotations.read_mask(path, size, downsample)
+    named = [int(v) for v in data["annotation_include"] if v.isdigit()]
+    mask = annotations.read_mask(path, size, downsample, named or None)
     rings = tuple(
       np.array(ring) for ring in tissue_masks.mask_polygons(mask, downsample)
     )

@@ -235,6 +235,9 @@ def test_mask_pictures(tmp_path):
   cv2.imwrite(str(tmp_path / "l.png"), labels)
   found = annotations.read_mask(tmp_path / "l.png", (83, 40), 8, values=[2])
   np.testing.assert_array_equal(found, wanted)
+  # Nobody says which of several classes count.
+  with pytest.raises(ValueError, match=r"values \[1, 2\]: name those"):
+    annotations.read_mask(tmp_path / "l.png", (83, 40), 8)
   cv2.imwrite(str(tmp_path / "c.png"), np.uint8([[[1, 2, 3]]]))
   with pytest.raises(ValueError, match="colour picture"):
     annotations.read_mask(tmp_path / "c.png", (1, 1), 1)

@@ -472,6 +472,7 @@ def test_dicom_without_extension(tmp_path):
   assert not errors
 
 
+@pytest.mark.filterwarnings("ignore:End of file reached")
 def test_dicom_that_cannot_be_read_is_a_row(tmp_path):
   magic = b"\0" * 128 + b"DICM"
   for number, content in enumerate((b"", b"\xff" * 300, b"\2\0\0\0UL\4\0")):

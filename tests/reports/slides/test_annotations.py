@@ -107,6 +107,12 @@ def test_a_mask(tmp_path, tile_map):
   (ring,) = found.rings
   np.testing.assert_allclose(ring.min(axis=0), [40, 20], atol=1)
   np.testing.assert_allclose(ring.max(axis=0), [80, 40], atol=1)
+  classes = np.where(mask, 2, 1).astype(np.uint8)
+  cv2.imwrite(str(path), classes)
+  with pytest.raises(ValueError, match="annotation_include"):
+    read(path, tile_map)
+  again = read(path, tile_map, annotation_include=("2",))
+  assert again.area_mm2 == found.area_mm2
   with pytest.raises(ValueError, match="has not the shape of the slide"):
     cv2.imwrite(str(path), mask[:10])
     read(path, tile_map)
