@@ -76,7 +76,7 @@ MAE, the other baseline of the paper, is `configs/videomae.py:series`.
 
 Differences from the reference, beside its faults: no batch-norm in the model
 (projections are standardised over the global batch instead) and no dropout
-(models/clip.py), the target of frame prediction gets no gradient
+(models/clip_encoder.py), the target of frame prediction gets no gradient
 (tasks/contrastive.py), images keep three channels and are normalised, weight
 decay leaves biases and norms alone. The published data are private and no
 numbers of the paper could be had; no full run has been made with this code.

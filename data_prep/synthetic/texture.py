@@ -7,7 +7,7 @@ patient's stain is nothing but another 2×3 matrix.
 
 The types differ by *structure* and not by mean colour: every region gets gains
 that bring its mean transmitted light to a value drawn from one distribution
-shared by all types (`match_mean_colour`, in `synthetic_optics.py`). A feature
+shared by all types (`match_mean_colour`, in `optics.py`). A feature
 that only sees the average
 colour therefore learns mostly the region's tint and the patient's stain. The
 gains are limited, so that the picture stays believable, and a little colour
