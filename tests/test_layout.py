@@ -33,6 +33,7 @@ ORDER = (
   ("wsiseq_jax.probe",),
   ("wsiseq_jax.maps",),
   ("wsiseq_jax.mil",),
+  ("wsiseq_jax.spatial",),
   ("wsiseq_jax.search",),
   ("wsiseq_jax.reports",),
   ("wsiseq_jax.sweep",),

@@ -1,0 +1,1 @@
+"""Who sits where: statistics of points and regions in windows, in µm."""
