@@ -32,7 +32,7 @@ def embed(
     log: file for what is printed.
 
   Returns:
-    Arrays of all sequences, in order of `sequence_id`.
+    Arrays of all sequences and their `split`, in order of `sequence_id`.
   """
   command = (
     "main.py",
@@ -46,7 +46,9 @@ def embed(
   parts = []
   for path in sorted((workdir / "embeddings").glob("*.npz")):
     with np.load(path) as file:
-      parts.append({k: file[k] for k in file.files if file[k].ndim})
+      part = {k: file[k] for k in file.files if file[k].ndim}
+    part["split"] = np.full(len(part["features"]), path.stem)
+    parts.append(part)
   joined = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
   order = np.argsort(joined["sequence_id"])
   return {k: v[order] for k, v in joined.items()}

@@ -27,10 +27,10 @@ import pathlib
 import frozen_features
 import harness
 import numpy as np
-from sklearn import linear_model, model_selection, pipeline, preprocessing
 
 from data_prep import records
 from data_prep.synthetic import slides
+from wsiseq_jax.probe import separability
 from wsiseq_jax.search import clustering
 
 MASKS = ("tissue", "tube")
@@ -55,51 +55,17 @@ def embed(work, kind, seed, steps):
   return arrays, losses
 
 
-def majority_label(frame_labels, least_share):
-  """The label that most frames of a sequence have; -1 below the share."""
-  result = np.full(len(frame_labels), -1)
-  for i, row in enumerate(frame_labels):
-    values, counts = np.unique(row[row >= 0], return_counts=True)
-    if len(values) and counts.max() >= least_share * len(row):
-      result[i] = values[counts.argmax()]
-  return result
+def types_of(work, arrays):
+  """Tissue type of each sequence, -1 where it has none."""
+  return slides.sequence_types(
+    work / "slides" / "truth", arrays["slide_id"], arrays["frame_level0_xy"]
+  )
 
 
-def recalls(x, y, patients, folds=5):
-  """Recall per class of a logistic regression, tested on unseen patients.
-
-  Answers are pooled over the folds before they are scored, because a fold may
-  lack a class.
-  """
-  answers = np.empty_like(y)
-  folds = model_selection.GroupKFold(min(folds, len(np.unique(patients))))
-  for train, test in folds.split(x, y, patients):
-    present = np.unique(y[train])
-    if len(present) == 1:
-      answers[test] = present[0]
-      continue
-    model = pipeline.make_pipeline(
-      preprocessing.StandardScaler(),
-      linear_model.LogisticRegression(max_iter=2000, class_weight="balanced"),
-    )
-    answers[test] = model.fit(x[train], y[train]).predict(x[test])
-  return [float((answers[y == c] == c).mean()) for c in np.unique(y)]
-
-
-def labels_of(arrays, truth_folder):
-  """Tissue type of each sequence; -1 where fewer than 60 % of frames agree."""
-  frames = np.full(arrays["frame_level0_xy"].shape[:2], -1)
-  for slide in np.unique(arrays["slide_id"]):
-    truth = slides.Truth.load(truth_folder / f"{slide}.npz")
-    for i in np.flatnonzero(arrays["slide_id"] == slide):
-      frames[i] = truth.tissue_type(arrays["frame_level0_xy"][i])
-  return majority_label(frames, least_share=0.6)
-
-
-def mean_colours(work, sequence_ids):
+def mean_colours(shards, sequence_ids):
   """Mean of each channel over the stored strip of a sequence."""
   found = {}
-  for record in frozen_features.read_records(work / "prep" / "shards"):
+  for record in frozen_features.read_records(shards):
     panels = records.decode_panels(record)
     found[record.sequence_id] = panels.reshape(-1, 3).mean(axis=0)
   return np.stack([found[str(name)] for name in sequence_ids])
@@ -126,14 +92,13 @@ def main():
   rows = []
 
   def score(name, seed, features, arrays, losses=()):
-    labels = labels_of(arrays, work / "slides" / "truth")
+    labels = types_of(work, arrays)
     keep = labels >= 0
     clusters = clustering.kmeans(features[keep], clusters=16, seed=seed)
-    recall = recalls(
-      np.asarray(features[keep], np.float64),
-      labels[keep],
-      arrays["patient_id"][keep],
+    recall = separability.recalls(
+      features[keep], labels[keep], arrays["patient_id"][keep]
     )
+    recall = list(recall.values())
     row = {
       "features": name,
       "seed": seed,
@@ -152,13 +117,13 @@ def main():
     arrays, _ = embed(work, "tissue", seed, 0)
     score("untrained", seed, arrays["features"], arrays)
     if seed == 0:
-      colours = mean_colours(work, arrays["sequence_id"])
+      colours = mean_colours(work / "prep" / "shards", arrays["sequence_id"])
     score("mean colour", seed, colours, arrays)
     for kind in MASKS:
       arrays, losses = embed(work, kind, seed, args.steps)
       score(kind, seed, arrays["features"], arrays, losses)
 
-  labels = labels_of(arrays, work / "slides" / "truth")
+  labels = types_of(work, arrays)
   names, counts = np.unique(labels[labels >= 0], return_counts=True)
   result = {
     "steps": args.steps,

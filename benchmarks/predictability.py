@@ -47,6 +47,45 @@ def errors(pixels, shift_px, visible, patch):
   return [*found, np.square(pixels - mean)[~shown].mean()]
 
 
+def middle_clips(source, count, frames, frame_step, image_px):
+  """The middle clips, in [0, 1], of sequences spread over a split."""
+  rows = np.linspace(0, len(source) - 1, count).astype(int)
+  batch = loader.stack([loader.load(source, int(i)) for i in rows])
+  spec = augment.ClipSpec(
+    frames=frames,
+    frame_step=frame_step,
+    image_px=image_px,
+    frame_px=source.spec.frame_px,
+    mean=(0.0, 0.0, 0.0),
+    std=(1.0, 1.0, 1.0),
+  )
+  batch = jax.tree.map(jnp.asarray, batch)
+  return jax.tree.map(np.asarray, augment.centre_clips(batch, spec))
+
+
+def of_mask(clips, mask_spec):
+  """Errors of interpolation and of the mean colour under masks of a kind."""
+  mask = masking.make_mask(
+    jax.random.key(0),
+    jnp.asarray(clips.shift_px),
+    jnp.asarray(clips.panel),
+    mask_spec,
+  )
+  visible = np.asarray(masking.is_visible(mask, mask_spec))
+  rows = [
+    errors(pixels, shift, shown, mask_spec.patch)
+    for pixels, shift, shown in zip(
+      clips.pixels, clips.shift_px, visible, strict=True
+    )
+  ]
+  *widths, colour = np.mean(rows, axis=0)
+  return {
+    "interpolation": round(float(min(widths)), 5),
+    "mean_colour": round(float(colour), 5),
+    "relative": round(float(min(widths) / colour), 3),
+  }
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--data", required=True)
@@ -54,18 +93,7 @@ def main():
   parser.add_argument("--clips", type=int, default=48)
   args = parser.parse_args()
   source = sources.RecordSource(args.data, args.split)
-  rows = np.linspace(0, len(source) - 1, args.clips).astype(int)
-  batch = loader.stack([loader.load(source, int(i)) for i in rows])
-  batch = jax.tree.map(jnp.asarray, batch)
-  spec = augment.ClipSpec(
-    frames=8,
-    frame_step=2,
-    image_px=(48, 48),
-    frame_px=source.spec.frame_px,
-    mean=(0.0, 0.0, 0.0),
-    std=(1.0, 1.0, 1.0),
-  )
-  clips = jax.tree.map(np.asarray, augment.centre_clips(batch, spec))
+  clips = middle_clips(source, args.clips, 8, 2, (48, 48))
   table = []
   for patch in ((2, 6, 6), (2, 4, 4)):
     grid = (4, 48 // patch[1], 48 // patch[2])
@@ -74,30 +102,9 @@ def main():
         mask_spec = masking.MaskSpec(
           grid, patch, kind=kind, ratio=ratio, run_patches=4.0
         )
-        mask = masking.make_mask(
-          jax.random.key(0),
-          jnp.asarray(clips.shift_px),
-          jnp.asarray(clips.panel),
-          mask_spec,
-        )
-        visible = np.asarray(masking.is_visible(mask, mask_spec))
-        mean = np.mean(
-          [
-            errors(clips.pixels[i], clips.shift_px[i], visible[i], patch)
-            for i in range(args.clips)
-          ],
-          axis=0,
-        )
-        row = {
-          "patch": patch,
-          "mask": kind,
-          "ratio": ratio,
-          "interpolation": round(float(mean[:-1].min()), 5),
-          "mean_colour": round(float(mean[-1]), 5),
-          "relative": round(float(mean[:-1].min() / mean[-1]), 3),
-        }
-        table.append(row)
-        print(row, flush=True)
+        row = {"patch": patch, "mask": kind, "ratio": ratio}
+        table.append(row | of_mask(clips, mask_spec))
+        print(table[-1], flush=True)
   result = {
     "mpp": source.spec.metadata["mpp"],
     "slides": len(source.spec.metadata["slides"]),

@@ -125,6 +125,37 @@ class Truth:
     return np.where(ok, field[cell[:, 1], cell[:, 0]], outside).astype(np.int64)
 
 
+def sequence_types(
+  truth: str | os.PathLike,
+  slide_id: np.ndarray,
+  level0_xy: Float[np.ndarray, "n t 2"],
+  least_share: float = 0.6,
+) -> Int[np.ndarray, " n"]:
+  """The tissue type of sequences: the commonest under their frames' centres.
+
+  Args:
+    truth: the folder `truth` of a cohort.
+    slide_id: slide of each sequence, [n].
+    level0_xy: centres of the frames looked at, level-0 pixels.
+    least_share: part of all frames that must agree.
+
+  Returns:
+    Number of the type; -1 where fewer frames agree.
+
+  Raises:
+    FileNotFoundError: the cohort does not know a slide.
+  """
+  result = np.full(len(slide_id), -1)
+  for slide in np.unique(slide_id):
+    known = Truth.load(pathlib.Path(truth) / f"{slide}.npz")
+    for i in np.flatnonzero(slide_id == slide):
+      types = known.tissue_type(level0_xy[i])
+      found, counts = np.unique(types[types >= 0], return_counts=True)
+      if len(found) and counts.max() >= least_share * len(types):
+        result[i] = found[counts.argmax()]
+  return result
+
+
 def draw_slide(
   slide_id: str,
   seed: int,

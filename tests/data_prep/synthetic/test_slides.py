@@ -84,6 +84,25 @@ def test_lookup_by_hand():
   assert truth.lesion(xy).tolist() == [False] * 3 + [True] + [False] * 3
 
 
+def test_type_of_a_sequence_by_hand(tmp_path):
+  # Types 2 and 3 side by side, glass below; a cell is 2 px.
+  types = np.array([[2, 3], [-1, -1]])
+  truth = slides.Truth("a", types, np.zeros_like(types), (), 2, 1.0)
+  truth.save(tmp_path / "a.npz")
+  left, right, glass = (1.0, 1.0), (3.0, 1.0), (1.0, 3.0)
+  frames = np.array(
+    [
+      [left] * 5,
+      [left, right, right, right, glass],
+      [left, left, right, right, glass],
+      [glass] * 5,
+    ]
+  )
+  found = slides.sequence_types(tmp_path, np.array(["a"] * 4), frames)
+  # 5 of 5, 3 of 5, 2 of 5, none.
+  assert found.tolist() == [2, 3, -1, -1]
+
+
 def test_lesions_follow_the_label(cohort):
   for number, kinds in enumerate([("macro",), ("micro",) * 3, (), ("macro",)]):
     _, truth = load(cohort, number)
