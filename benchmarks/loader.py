@@ -74,7 +74,7 @@ def write(folder: pathlib.Path, pictures, is_strip: bool) -> int:
     box = np.full((t, 4), WINDOW, np.float32)
     box[:, 0], box[:, 1] = left, 0
     return records.SequenceRecord(
-      sequence_id=f"s{index}",
+      sequence_id=f"slide/{index}",
       slide_id="slide",
       patient_id="patient",
       panels=jpegs,
