@@ -7,6 +7,7 @@ where the window cuts it, or the cut is taken for a border.
 """
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -244,12 +245,18 @@ def _check_region(region, window):
   return region, window
 
 
-def _within(region, window, edges) -> list[windows.Window]:
+def _within(region, window, edges) -> tuple[windows.Window, ...]:
   """Part of the window nearer than each edge."""
+  return _zones(region, window, tuple(np.asarray(edges).tolist()))
+
+
+# All types of a slide are held against the same zones, which take seconds.
+@functools.lru_cache(maxsize=8)
+def _zones(region, window, edges: tuple[float, ...]):
   shapely.prepare(window)
-  return [
+  return tuple(
     window.intersection(region.buffer(edge, quad_segs=_ARC)) for edge in edges
-  ]
+  )
 
 
 def _uniform(observed: Profile, simulations: int, rng) -> np.ndarray:
