@@ -40,7 +40,7 @@ data, their place is `fixed`: data.path); `smoke`, four runs of seconds.
 
 Written to `out`:
 
-  runs/NAME/          workdir of a run, log.txt, run.json, probe/
+  runs/NAME/          workdir of a run, log.txt, stages/, probe/
   sweep.csv           a row a run: settings, state, last values
   sweep_summary.csv   mean and std of the metric over seeds, best first
   sweep.png           the metric over each setting that varies

@@ -63,7 +63,7 @@ def loss_and_gradients(run: train_setup.Run, progress: float):
     return run.task.loss(params, {}, batch, step_key, jnp.float32(progress))[0]
 
   step = jax.jit(
-    parallel.within(run.mesh, jax.value_and_grad(loss)),
+    parallel.with_mesh(run.mesh, jax.value_and_grad(loss)),
     in_shardings=(run.shardings.params, parallel.batch_sharding(run.mesh)),
     out_shardings=(parallel.replicated(run.mesh), run.shardings.params),
   )

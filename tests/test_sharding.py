@@ -162,7 +162,7 @@ def test_evaluation_and_embedding_exchange_no_activations(data, fsdp):
   batch = abstract_batch(run)
   step = evaluate.make_eval_step(run.task.evaluate, run.mesh)
   embed = jax.jit(
-    parallel.within(run.mesh, run.task.embed),
+    parallel.with_mesh(run.mesh, run.task.embed),
     out_shardings=parallel.batch_sharding(run.mesh),
   )
   params = run.abstract.params
@@ -249,7 +249,7 @@ OPERATIONS = {
     RECORDS,
   ),
   "middle clips": (lambda batch: augment.centre_clips(batch, CLIPS), RECORDS),
-  "target": (losses.patch_target, f32(8, 384)),
+  "target": (losses.normalised_patch_target, f32(8, 384)),
   "loss": (losses.masked_mse, f32(8, 384), f32(8, 384), f32(8)),
 }
 # The compiled program judges these alone. Explicit axes have no rule for a
@@ -267,7 +267,7 @@ def compiled_alone(function, arguments):
     ),
     arguments,
   )
-  return text_of(jax.jit(parallel.within(mesh, function)), *arguments)
+  return text_of(jax.jit(parallel.with_mesh(mesh, function)), *arguments)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

@@ -3,7 +3,6 @@
 Most tests give the runs to a program of a few lines in place of main.py.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -293,8 +292,8 @@ def test_real_runs(tmp_path, repo_root):
   ]  # fmt: skip
   first = subprocess.run(command, cwd=repo_root, capture_output=True, text=True)
   assert first.returncode == 0, first.stderr
-  states = [json.loads(p.read_text()) for p in tmp_path.glob("runs/*/run.json")]
-  assert [s["state"] for s in states] == ["done", "done"]
+  table = pd.read_csv(tmp_path / "sweep.csv")
+  assert table["state"].tolist() == ["done", "done"]
   assert "orbax" not in first.stderr.lower()
   logs = [p.read_text() for p in sorted(tmp_path.glob("runs/*/log.txt"))]
   again = subprocess.run(command, cwd=repo_root, capture_output=True, text=True)

@@ -183,13 +183,13 @@ def test_eight_devices_agree_with_one(
 
 def test_one_compilation_in_six_steps(data, tmp_path, monkeypatch):
   traces = []
-  loss = videomae._loss
+  loss = videomae.loss
 
   def counting(*args):
     traces.append(1)
     return loss(*args)
 
-  monkeypatch.setattr(videomae, "_loss", counting)
+  monkeypatch.setattr(videomae, "loss", counting)
   config = small_run.small_config(tmp_path, data)
   config.mesh.fsdp = 2
   small_run.use_devices(monkeypatch, 2)
@@ -200,6 +200,20 @@ def test_one_compilation_in_six_steps(data, tmp_path, monkeypatch):
   assert len(traces) == 1
   train.run(config)  # and one more in the resumed run
   assert len(traces) == 2
+
+
+def test_a_batch_that_is_not_on_the_devices_is_an_error(
+  undisturbed, data, tmp_path, monkeypatch
+):
+  small_run.use_devices(monkeypatch, 1)
+  monkeypatch.setattr(parallel, "prefetch", lambda batches, mesh: batches)
+  config = small_run.small_config(tmp_path, data)
+  config.checkpoint.path = str(undisturbed[2])
+  with pytest.raises(jax.errors.JaxRuntimeError, match="host-to-device"):
+    evaluate.run(config)
+  config.checkpoint.path = ""
+  with pytest.raises(jax.errors.JaxRuntimeError, match="host-to-device"):
+    train.run(config)
 
 
 def test_loss_that_is_no_number_names_step_and_records(
@@ -369,6 +383,8 @@ def test_embeddings(undisturbed, data, tmp_path, monkeypatch):
     arrays = dict(file)
   assert arrays["features"].shape == (16, 32)
   assert np.isfinite(arrays["features"]).all()
+  # Labels are joined when they are used: here they would go stale.
+  assert "targets" not in arrays
   assert list(arrays["index"]) == list(range(16))
   assert set(arrays["slide_id"]) == {"slide_c"}
   assert arrays["checkpoint_step"] == 6

@@ -47,7 +47,7 @@ def test_picture(tmp_path):
   writers.plot_loss(rows, tmp_path / "loss.png")
   assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
   writers.plot_loss([], tmp_path / "none.png")
-  assert (tmp_path / "none.png").exists()
+  assert not (tmp_path / "none.png").exists()
 
 
 class Terminal(io.StringIO):

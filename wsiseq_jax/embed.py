@@ -21,7 +21,7 @@ from wsiseq_jax.evaluate import Loaded
 def _compile_embed(embed, mesh: Mesh):
   """Compiles `Task.embed`, once for all splits."""
   return jax.jit(
-    parallel.within(mesh, embed), out_shardings=parallel.batch_sharding(mesh)
+    parallel.with_mesh(mesh, embed), out_shardings=parallel.batch_sharding(mesh)
   )
 
 
@@ -40,7 +40,7 @@ def embed_split(
     Arrays with a leading axis of records: features f32 [N, d]; sequence_id,
     slide_id, patient_id; frame_level0_xy f32 [N, t, 2], time f32 [N, t] and
     frames int32 [N, t] of the frames that were looked at; level0_xy f32 [N, 2],
-    their mean; mpp, heading_deg, targets, index. Without an axis:
+    their mean; mpp, heading_deg, index. Without an axis:
     checkpoint_step, checkpoint (its identity) and data (its fingerprint).
   """
   embed = _compile_embed(run.task.embed, run.mesh)
@@ -51,7 +51,8 @@ def embed_split(
     threads=run.config.data.threads,
     worker_processes=run.config.data.worker_processes,
   )
-  kept = ("mpp", "heading_deg", "targets", "index")
+  # Not `targets`: labels may be corrected, and are joined where they are used.
+  kept = ("mpp", "heading_deg", "index")
   parts = []
   with loader.closing(batches):
     for batch in parallel.prefetch(batches, run.mesh):

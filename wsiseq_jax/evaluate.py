@@ -83,16 +83,7 @@ def load(
     )
     mesh = parallel.make_mesh(merged.mesh.fsdp)
     parallel.check_batch_size(merged.data.batch_size, mesh)
-    abstract = states.abstract_state(
-      task.init, optax.identity(), task.init_extra
-    )
-    abstract = states.with_shardings(
-      abstract,
-      states.state_shardings(abstract, mesh, merged.mesh.sharding_rules),
-    )
-    loaded = ck.restore_parts(
-      {"params": abstract.params, "extra": abstract.extra}, step
-    )
+    loaded = restore(ck, task, mesh, merged.mesh.sharding_rules, step)
     identity = ck.identity(step)
   return Loaded(
     task=task,
@@ -107,6 +98,22 @@ def load(
   )
 
 
+def restore(
+  checkpoints: checkpoint.Checkpoints,
+  task: base.Task,
+  mesh: Mesh,
+  rules: parallel.Rules,
+  step: int | None = None,
+) -> dict[str, Any]:
+  """Loads `params` and `extra` of a task, on the mesh."""
+  abstract = states.abstract_state(task.init, optax.identity(), task.init_extra)
+  abstract = states.with_shardings(
+    abstract, states.state_shardings(abstract, mesh, rules)
+  )
+  wanted = {"params": abstract.params, "extra": abstract.extra}
+  return checkpoints.restore_parts(wanted, step)
+
+
 def find_data(config: ConfigDict) -> sources.DataSet:
   """The data of a config, with records as long as its task needs them."""
   frames = tasks.get(config.task).clip(config).stored
@@ -116,7 +123,7 @@ def find_data(config: ConfigDict) -> sources.DataSet:
 def make_eval_step(evaluate, mesh: Mesh):
   """Compiles `Task.evaluate`; metrics come back replicated."""
   return jax.jit(
-    parallel.within(mesh, evaluate), out_shardings=parallel.replicated(mesh)
+    parallel.with_mesh(mesh, evaluate), out_shardings=parallel.replicated(mesh)
   )
 
 
@@ -143,7 +150,8 @@ def evaluate_split(
     for batch in parallel.prefetch(batches, mesh):
       if preemption is not None and preemption.tick():
         return None
-      totals.append(eval_step(params, extra, batch))
+      with jax.transfer_guard("disallow"):
+        totals.append(eval_step(params, extra, batch))
   return base.mean_metrics(jax.device_get(totals), prefix)
 
 

@@ -222,9 +222,9 @@ def _programs(model: Model, adam: _Adam, mesh: Mesh) -> _Programs:
     return *placed(optax.apply_updates(params, updates), opt_state), loss
 
   return _Programs(
-    jax.jit(parallel.within(mesh, start)),
-    jax.jit(parallel.within(mesh, step), donate_argnums=(0, 1)),
-    jax.jit(parallel.within(mesh, model.apply)),
+    jax.jit(parallel.with_mesh(mesh, start)),
+    jax.jit(parallel.with_mesh(mesh, step), donate_argnums=(0, 1)),
+    jax.jit(parallel.with_mesh(mesh, model.apply)),
   )
 
 

@@ -1,4 +1,4 @@
-"""Starting up, logging once, and stopping when told to.
+"""Starting up, logging once, and stopping on a signal.
 
 Several processes. `start` must run before any device is touched. It joins the
 processes if there are several: under Slurm (`srun`), on a TPU slice, or where
@@ -149,7 +149,7 @@ def agree(answer: bool) -> bool:
   """The main process's answer, on all processes; each must ask.
 
   Args:
-    answer: this process's own; of the others' nothing is made.
+    answer: this process's own; only the main one's counts.
   """
   if jax.process_count() == 1:
     return answer

@@ -1,18 +1,18 @@
-"""How arrays lie on devices: the mesh, the batch, the parameters.
+"""How arrays are sharded: the mesh, the batch, the parameters.
 
     mesh (data=2, fsdp=4), eight devices         batch [b, ...]: over both axes,
                                                  every device its own clips
         fsdp 0   1   2   3
-    data 0 [ 0 | 1 | 2 | 3 ]                     parameters: large ones cut over
-         1 [ 4 | 5 | 6 | 7 ]                     `fsdp`, repeated over `data`;
-                                                 small ones on every device
+    data 0 [ 0 | 1 | 2 | 3 ]                     parameters: large ones sharded
+         1 [ 4 | 5 | 6 | 7 ]                     over `fsdp`, replicated over
+                                                 `data`; small ones replicated
 
-One rule places parameters, and one sentence says it: of an array with at least
-2^18 elements, cut the largest axis that `fsdp` divides, but never the axis
-that counts stacked layers (a scan reads one layer at a time, and would fetch
-it from one device); keep everything else whole. Optimiser slots lie like the
-parameter whose name they end in. `mesh.sharding_rules` overrides the rule for
-paths that match a regular expression.
+One rule places parameters: of an array with at least 2^18 elements, shard the
+largest axis that `fsdp` divides, but never the axis that counts stacked layers
+(a scan reads one layer at a time, and would fetch it from one device);
+replicate everything else. The optimiser's state has the sharding of the
+parameter whose path its own ends in. `mesh.sharding_rules` overrides the rule
+for paths that match a regular expression.
 
 The mesh's axes are `Auto`: the compiler propagates shardings and inserts the
 collectives. That is written out because JAX's default is `Explicit`; sizes and
@@ -45,7 +45,7 @@ def make_mesh(
   """The ('data', 'fsdp') mesh over all devices, `data` taking what is left.
 
   Args:
-    fsdp: devices over which large parameters are cut.
+    fsdp: devices over which large parameters are sharded.
     devices: the devices to use; all by default.
 
   Raises:
@@ -64,20 +64,20 @@ def make_mesh(
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The leading axis over all devices, everything else whole."""
+  """The leading axis over all devices, the others unsharded."""
   return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The same whole array on every device."""
+  """The same array on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
-def within(mesh: Mesh, function: Callable) -> Callable:
-  """The function, traced with the mesh announced to whatever it calls.
+def with_mesh(mesh: Mesh, function: Callable) -> Callable:
+  """The function, traced under the mesh, for whatever it calls.
 
   The compiler splits ordinary operations over devices by itself. A custom
-  kernel must be split by hand, and asks JAX for the mesh; so does `by_rows`.
+  kernel is split by hand, and asks JAX for the mesh, as `constrain_batch` does.
   """
 
   @functools.wraps(function)
@@ -88,19 +88,19 @@ def within(mesh: Mesh, function: Callable) -> Callable:
   return announced
 
 
-def by_rows(x: jax.Array) -> jax.Array:
-  """Activations that lie like the batch: each device keeps its own clips.
+def constrain_batch(x: jax.Array) -> jax.Array:
+  """Constrains activations to the batch's sharding.
 
-  Where weights are cut over `fsdp`, the compiler is free to cut activations
-  alike and to exchange those, which are larger, instead of the weights. Saying
-  at the boundary of every block how activations lie forbids that.
+  Where weights are sharded over `fsdp`, the compiler is free to shard
+  activations alike and to exchange those, which are larger, instead of the
+  weights. A constraint at the boundary of every block forbids that.
 
   Args:
     x: an array with a leading batch axis.
 
   Returns:
-    The same; unchanged where no mesh is announced (`within`), or weights are
-    whole.
+    The same; unchanged where there is no mesh (`with_mesh`) or weights are
+    replicated.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.shape["fsdp"] == 1:
@@ -108,23 +108,23 @@ def by_rows(x: jax.Array) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
 
 
-def beside_all(
+def all_gather_map(
   function: Callable[[jax.Array, jax.Array, Any], Any], rows: jax.Array
 ) -> Any:
-  """Lets each device work on its own rows beside those of all: one all-gather.
+  """Maps a function of its own and of all rows over devices: one all-gather.
 
-  What compares each clip with all others needs them all. Written out for each
-  device, because the compiler, left to itself, gathers whatever comes after the
-  comparison as well. Gradients of the rows come back as a sum over devices.
+  What compares each clip with all others needs them all. Written as a
+  `shard_map`, because the compiler, left to itself, gathers whatever comes
+  after the comparison as well. Gradients of the rows are summed over devices.
 
   Args:
     function: (own rows, all rows, number of the first own row) → arrays with a
       leading axis of own rows.
-    rows: an array with a leading batch axis, cut over it.
+    rows: an array with a leading batch axis, sharded over it.
 
   Returns:
-    The results, with a leading batch axis that is cut alike. Where no mesh is
-    announced (`within`) all rows are own rows.
+    The results, sharded alike over their batch axis. Where there is no mesh
+    (`with_mesh`) all rows are own rows.
   """
   if jax.sharding.get_abstract_mesh().empty:
     return function(rows, rows, 0)
@@ -139,7 +139,7 @@ def beside_all(
 
 
 def split_batch(x: jax.Array, parts: int) -> jax.Array:
-  """[b, ...] → [parts, b / parts, ...]; each device cuts its own rows."""
+  """[b, ...] → [parts, b / parts, ...]; each device splits its own rows."""
   mesh, (b, *rest) = jax.sharding.get_abstract_mesh(), x.shape
   devices = 1 if mesh.empty else mesh.size
   x = x.reshape(devices, parts, b // (devices * parts), *rest).swapaxes(0, 1)
@@ -279,9 +279,9 @@ def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
 
 
 def prefetch(
-  batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh, depth: int = 2
+  batches: Iterable[Mapping[str, np.ndarray]], mesh: Mesh
 ) -> Iterator[dict[str, Any]]:
-  """Keeps `depth` batches on their way to the devices, ahead of their use.
+  """Keeps two batches on their way to the devices, ahead of their use.
 
   Transfers are asynchronous: starting the next one before the current batch is
   computed upon hides it. Two are enough, and more would cost device memory.
@@ -289,14 +289,14 @@ def prefetch(
   queue: deque[dict[str, Any]] = deque()
   for batch in batches:
     queue.append(to_global(batch, mesh))
-    if len(queue) >= depth:
+    if len(queue) >= 2:
       yield queue.popleft()
   while queue:
     yield queue.popleft()
 
 
 def fetch(tree: Any) -> Any:
-  """Arrays of the devices as NumPy, whole on every process."""
+  """Arrays of the devices as NumPy, complete on every process."""
 
   def get(x):
     if isinstance(x, jax.Array) and not x.is_fully_addressable:

@@ -12,7 +12,7 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from wsiseq_jax import checkpoint, launch, optim, parallel, tasks
+from wsiseq_jax import checkpoint, evaluate, launch, optim, parallel, tasks
 from wsiseq_jax import config as configs
 from wsiseq_jax import state as states
 from wsiseq_jax.data import loader, sources
@@ -173,11 +173,23 @@ def first_state(run: Run) -> TrainState:
 
 
 def _initial_params(run: Run) -> Any:
-  """Parameters of a run of ours, or of a file of weights of others."""
-  path = run.config.model.init_from
+  """Parameters of a run of ours, or of a file of weights of others.
+
+  Of a run they are those that it is evaluated with, such as averaged ones.
+  """
+  config, path = run.config, run.config.model.init_from
   if checkpoint.is_run(path):
     with checkpoint.Checkpoints(path, read_only=True) as found:
-      return found.restore_parts({"params": run.abstract.params})["params"]
+      saved = found.meta()["config"]
+      saved = configs.complete(tasks.get(saved["task"]).Config, saved)
+      task = base.with_ema(
+        tasks.get(config.task).make_task(config, run.source.spec),
+        saved.optim.ema_decay,
+      )
+      rules = config.mesh.sharding_rules
+      return task.inference_params(
+        **evaluate.restore(found, task, run.mesh, rules)
+      )
   if run.task.load_params is None:
     raise ValueError(
       f"config.model.init_from = {path!r}: must be the folder of a run; task "

@@ -7,7 +7,6 @@ extends it, and a changed setting never meets the checkpoint of another.
 """
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import math
@@ -22,15 +21,14 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import jax
-import matplotlib.figure
 import numpy as np
 import pandas as pd
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from data_prep import runs as runs_
-from data_prep.files import atomic, schema
-from wsiseq_jax import checkpoint, tasks, writers
+from data_prep.files import atomic, done, schema
+from wsiseq_jax import charts, checkpoint, tasks, writers
 from wsiseq_jax import config as configs
 from wsiseq_jax.probe import settings as probe_settings
 
@@ -93,16 +91,27 @@ class SweepRun:
   folder: pathlib.Path
   stages: list[list[str]]  # arguments of main.py
 
-  def state(self) -> dict[str, Any]:
-    """What `run.json` says."""
-    path = self.folder / "run.json"
-    found = {"state": WAITING, "error": "", "done": []}
-    if path.exists():
-      found = json.loads(path.read_text())
-    # Another probe may be wanted than the one that was made.
-    if found["state"] == DONE and found["done"] != self.stages:
-      found["state"] = WAITING
-    return found
+  @property
+  def marks(self) -> list[done.Done]:
+    """The mark of each stage."""
+    folder = self.folder / "stages"
+    return [
+      done.Done(folder / f"{number}.json", stage)
+      for number, stage in enumerate(self.stages)
+    ]
+
+  @property
+  def outcome(self) -> pathlib.Path:
+    """How the last attempt ended; not there after one that got through."""
+    return self.folder / "outcome.json"
+
+  def state(self) -> dict[str, str]:
+    """`state` and, if it failed, `error`."""
+    if all(mark.read() is not None for mark in self.marks):
+      return {"state": DONE, "error": ""}
+    if self.outcome.exists():
+      return json.loads(self.outcome.read_text())
+    return {"state": WAITING, "error": ""}
 
   def is_trained(self) -> bool:
     """Whether the newest checkpoint is that of the last step."""
@@ -163,9 +172,7 @@ def _name(experiment: str, varied: Mapping, settings: Mapping) -> str:
     for key, value in varied.items()
   ]
   safe = re.sub(r"[^\w=.-]", "_", "-".join(parts))[:90]
-  everything = json.dumps([experiment, settings], sort_keys=True)
-  digest = hashlib.sha256(everything.encode()).hexdigest()[:8]
-  return "-".join(filter(None, (safe, digest)))
+  return "-".join(filter(None, (safe, done.digest([experiment, settings])[:8])))
 
 
 def _flags(config: str, pairs: Mapping[str, Any]) -> list[str]:
@@ -212,23 +219,22 @@ def execute(runs: Sequence[SweepRun], main: pathlib.Path = _MAIN) -> None:
   signal.signal(signal.SIGTERM, signal.default_int_handler)
   for number, run in enumerate(runs):
     run.folder.mkdir(parents=True, exist_ok=True)
-    state = run.state() | {"state": STOPPED, "error": ""}
-    try:
-      for stage in run.stages:
-        if stage in state["done"]:
-          continue
-        code = _call([str(main), *stage], run.folder / "log.txt")
-        if code not in (0, _STOPPED_CODE):
-          said = (run.folder / "log.txt").read_text().split("\n")[-2][:200]
-          state |= {"state": FAILED, "error": f"exit code {code}: {said}"}
-        if code or not run.is_trained():
-          break
-        state["done"] = [*state["done"], stage]
-      else:
-        state |= {"state": DONE, "done": run.stages}
-    finally:
-      text = json.dumps(state, indent=2)
-      atomic.write_atomic(run.folder / "run.json", text + "\n")
+    state = {"state": STOPPED, "error": ""}
+    atomic.write_atomic(run.outcome, json.dumps(state) + "\n")
+    for stage, mark in zip(run.stages, run.marks, strict=True):
+      if mark.read() is not None:
+        continue
+      code = _call([str(main), *stage], run.folder / "log.txt")
+      if code not in (0, _STOPPED_CODE):
+        said = (run.folder / "log.txt").read_text().split("\n")[-2][:200]
+        state = {"state": FAILED, "error": f"exit code {code}: {said}"}
+        atomic.write_atomic(run.outcome, json.dumps(state, indent=2) + "\n")
+      if code or not run.is_trained():
+        break
+      mark.write()
+    else:
+      run.outcome.unlink()
+      state["state"] = DONE
     words = f"[{number + 1}/{len(runs)}] {run.folder.name}: {state['state']}"
     print(words, state["error"], file=sys.stderr, flush=True)
 
@@ -290,8 +296,7 @@ def summarise(table: pd.DataFrame, config: Settings) -> pd.DataFrame:
 def plot(path: pathlib.Path, table: pd.DataFrame, config: Settings) -> None:
   """Draws the metric over each setting: points for runs, a line for means."""
   names = [name for name in config.varied if name != "seed"] or ["experiment"]
-  figure = matplotlib.figure.Figure((5 * len(names), 4), layout="constrained")
-  panels = figure.subplots(1, len(names), squeeze=False)[0]
+  figure, panels = charts.grid(len(names), size=(5, 4))
   for axes, name in zip(panels, names, strict=True):
     means = table.groupby(name)[config.metric].mean()
     axes.plot(table[name], table[config.metric], "o", alpha=0.5)
@@ -301,8 +306,7 @@ def plot(path: pathlib.Path, table: pd.DataFrame, config: Settings) -> None:
     axes.tick_params(axis="x", rotation=0 if is_number else 30)
     if is_number and table[name].min() > 0:
       axes.set_xscale("log")
-  with atomic.replacing(path) as draft:
-    figure.savefig(draft, format="png")
+  charts.to_png(figure, path)
 
 
 def sweep(config: ConfigDict, main: pathlib.Path = _MAIN) -> int:

@@ -69,7 +69,7 @@ def make_train_step(run: Run):
     return TrainState(state.step + 1, params, opt_state, extra), metrics
 
   return jax.jit(
-    parallel.within(run.mesh, train_step),
+    parallel.with_mesh(run.mesh, train_step),
     in_shardings=(run.shardings, parallel.batch_sharding(run.mesh)),
     out_shardings=(run.shardings, parallel.replicated(run.mesh)),
     donate_argnums=0,
@@ -215,7 +215,10 @@ def _loop(run, state, pending, checkpoints, preemption, log, meta):
         checkpoints.save(state, position, {**meta, "step": step})
       if is_last or is_stopping:
         break
-      state, metrics = train_step(state, next(batches))
+      batch = next(batches)
+      # An array that is not on the devices yet would be copied in each step.
+      with jax.transfer_guard("disallow"):
+        state, metrics = train_step(state, batch)
       pending.on_device.append(metrics)
       # Two steps under way keep the device busy. More would only delay a stop:
       # the state cannot be saved before they are through.

@@ -18,15 +18,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.figure
+import numpy as np
 import tensorboardX
 import tqdm
 from ml_collections import ConfigDict
 
 from data_prep.files import atomic
+from wsiseq_jax import charts
 from wsiseq_jax import config as configs
 
-# What a checkpoint has that was made before the block existed.
 # Seconds between progress lines where there is no terminal to redraw on.
 _LINE_EVERY = 10.0
 
@@ -109,21 +109,18 @@ class MetricWriter:
 def plot_loss(
   rows: Sequence[Mapping[str, Any]], path: str | pathlib.Path
 ) -> None:
-  """Draws all curves named `*/loss` over the step, as a PNG."""
-  figure = matplotlib.figure.Figure(figsize=(7, 4), layout="constrained")
-  axes = figure.add_subplot()
+  """Draws all curves named `*/loss` over the step, as a PNG; none, no file."""
   names = sorted({k for row in rows for k in row if k.endswith("/loss")})
-  for name in names:
-    points = [(row["step"], row[name]) for row in rows if name in row]
-    style = "-" if len(points) > 20 else ".-"
-    axes.plot(*zip(*points, strict=True), style, label=name, linewidth=1.2)
-  axes.set_xlabel("step (updates)")
-  axes.set_ylabel("loss")
-  axes.grid(alpha=0.3)
-  if names:
-    axes.legend()
-  with atomic.replacing(path) as draft:
-    figure.savefig(draft, dpi=120, format="png")
+  if not names:
+    return
+  curves = {
+    name: np.array([(r["step"], r[name]) for r in rows if name in r]).T
+    for name in names
+  }
+  figure, (axes,) = charts.grid(1, size=(7, 4))
+  charts.lines(axes, curves)
+  axes.set(xlabel="step (updates)", ylabel="loss")
+  charts.to_png(figure, pathlib.Path(path))
 
 
 class WandbSink:

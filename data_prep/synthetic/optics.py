@@ -18,6 +18,8 @@ from data_prep.synthetic.texture import draw_ellipses
 STAIN_MATRIX = np.array(
   [[0.80, 1.00, 0.52], [0.13, 0.72, 0.40]], dtype=np.float32
 )
+# Of `match_mean_colour`.
+GAIN_LIMITS = (0.5, 2.0)
 
 
 def match_mean_colour(
@@ -25,7 +27,6 @@ def match_mean_colour(
   e: Float[np.ndarray, "h w"],
   regions: Int[np.ndarray, "h w"],
   targets: Float[np.ndarray, "r 2"],
-  limits: tuple[float, float] = (0.5, 2.0),
 ) -> Float[np.ndarray, "r 2"]:
   """Finds gains that give every region a stated mean transmitted light.
 
@@ -60,10 +61,10 @@ def match_mean_colour(
     # Eosin makes up what is missing in green once haematoxylin, which may be
     # at its limit, has moved.
     step_h = (missing @ unmix)[:, 0] / amount[:, 0]
-    gain_h = np.clip(gains[:, 0] * np.clip(1 + step_h, 0.7, 1.4), *limits)
+    gain_h = np.clip(gains[:, 0] * np.clip(1 + step_h, 0.7, 1.4), *GAIN_LIMITS)
     moved = (gain_h - gains[:, 0]) * mean_amount[:, 0] * STAIN_MATRIX[0, 1]
     step_e = (missing[:, 1] - moved) / STAIN_MATRIX[1, 1] / amount[:, 1]
-    gain_e = np.clip(gains[:, 1] * np.clip(1 + step_e, 0.7, 1.4), *limits)
+    gain_e = np.clip(gains[:, 1] * np.clip(1 + step_e, 0.7, 1.4), *GAIN_LIMITS)
     gains = np.stack([gain_h, gain_e], 1)
   return gains
 
@@ -119,7 +120,7 @@ def fold(rng, shape, tissue, scale) -> np.ndarray:
   return cv2.GaussianBlur(band, (0, 0), 1.2).astype(np.float32) / 255
 
 
-def add_artefacts(rng, picture, tissue, s, number) -> None:
+def add_artefacts(rng, picture, s, number) -> None:
   """Draws dust, a textile fibre, and on some slides a pen mark, in place."""
   height, width = picture.shape[:2]
   shade = np.zeros((height, width), np.uint8)

@@ -103,18 +103,6 @@ class Truth:
     """Whether points (x, y in level-0 pixels) lie in a lesion."""
     return self._look_up(self.lesions, level0_xy, 0) > 0
 
-  def lesion_polygons(self) -> list[Float[np.ndarray, "v 2"]]:
-    """Outline of each lesion, x, y in level-0 pixels."""
-    outlines = []
-    for number in range(1, len(self.lesion_kinds) + 1):
-      mask = (self.lesions == number).astype(np.uint8)
-      rings, _ = cv2.findContours(
-        mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE
-      )
-      ring = max(rings, key=cv2.contourArea)
-      outlines.append((ring[:, 0] + 0.5) * float(self.downsample))
-    return outlines
-
   def _look_up(self, field, level0_xy, outside):
     xy = np.asarray(level0_xy, dtype=np.float64).reshape(-1, 2)
     # A point without a position (NaN) is outside.
@@ -195,7 +183,7 @@ def draw_slide(
   lamp = cv2.resize(lamp, size, interpolation=cv2.INTER_LINEAR)
   picture = optics.render(h, e, stain, light, lamp.astype(np.float32), rng)
   picture = np.ascontiguousarray(picture[:height, :width])
-  optics.add_artefacts(rng, picture, types >= 0, s, number)
+  optics.add_artefacts(rng, picture, s, number)
   truth = Truth(slide_id, types, lesions, kinds, d, float(mpp))
   return picture, truth
 

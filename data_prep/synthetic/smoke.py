@@ -52,7 +52,6 @@ def drift_record(
   frames: int,
   window_px: int,
   step_px: int,
-  quality: int = 85,
 ) -> records.SequenceRecord:
   """One strip with a window drifting right; a function of its name."""
   rng = np.random.default_rng([index, *slide_id.encode()])
@@ -66,7 +65,7 @@ def drift_record(
     sequence_id=f"{slide_id}/{index}_x{x}_y{y}_h0",
     slide_id=slide_id,
     patient_id=f"patient_of_{slide_id}",
-    panels=(simplejpeg.encode_jpeg(strip, quality=quality),),
+    panels=(simplejpeg.encode_jpeg(strip, quality=85),),
     frame_panel=np.zeros(frames, np.int32),
     frame_box=box,
     frame_level0_xy=centre.astype(np.float32),

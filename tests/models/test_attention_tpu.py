@@ -83,7 +83,7 @@ def test_each_device_keeps_its_clips():
     return out, *pull(arrays[3])
 
   compiled = jax.jit(
-    parallel.within(mesh, step), out_shardings=parallel.batch_sharding(mesh)
+    parallel.with_mesh(mesh, step), out_shardings=parallel.batch_sharding(mesh)
   )
   placed = jax.device_put(arrays, parallel.batch_sharding(mesh))
   for a, b in zip(compiled(*placed), expected, strict=True):

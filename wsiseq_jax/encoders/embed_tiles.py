@@ -195,7 +195,7 @@ class _Run:
       (batch, side, side, 3), np.uint8, sharding=rows
     )
     program = jax.jit(
-      parallel.within(mesh, self.encoder.apply), out_shardings=rows
+      parallel.with_mesh(mesh, self.encoder.apply), out_shardings=rows
     )
     program = program.lower(params, pixels).compile()
     return lambda tiles: program(params, jax.device_put(tiles, rows))

@@ -44,7 +44,6 @@ def find_lesions(
   level0_mpp: Number = LEVEL0_MPP,
   downsample: Number = DOWNSAMPLE,
   reach_um: Number = REACH_UM,
-  isolated_um: Number = ISOLATED_UM,
 ) -> Lesions:
   """Makes the evaluation mask of a slide from its drawn tumour.
 
@@ -54,7 +53,6 @@ def find_lesions(
     level0_mpp: um per level-0 pixel; the challenge takes 0.243 for all slides.
     downsample: level-0 pixels per pixel of the mask.
     reach_um: pixels nearer than this to the tumour belong to it.
-    isolated_um: a shorter major axis makes isolated tumour cells.
 
   Raises:
     ValueError: a scale that is not positive.
@@ -88,7 +86,7 @@ def find_lesions(
   found, count = ndimage.label(filled, structure=np.ones((3, 3), int))
   labels[window] = found
   isolated = [
-    major_axis_px(found[box] == number) < isolated_um / pixel_um
+    major_axis_px(found[box] == number) < ISOLATED_UM / pixel_um
     for number, box in enumerate(ndimage.find_objects(found, count), 1)
   ]
   return Lesions(labels, np.array(isolated, bool), float(downsample))

@@ -31,8 +31,9 @@ from jaxtyping import Float
 from data_prep.files import atomic, errors
 from data_prep.files import tables as files_tables
 from data_prep.files.errors import SlideError
+from wsiseq_jax import charts
 from wsiseq_jax.data.bags import Bags
-from wsiseq_jax.metrics import charts
+from wsiseq_jax.metrics import curves
 from wsiseq_jax.mil import summary
 from wsiseq_jax.mil.cohort import Cohort
 from wsiseq_jax.mil.results import Result
@@ -271,9 +272,9 @@ def _draw(workdir, cohort, joined, mean, resamples, bins) -> None:
   for (_, labels, score, patients, others), above, below in zip(
     panels, roc_axes, calibration_axes, strict=True
   ):
-    charts.roc(above, labels, score, patients, resamples, others)
-    found = charts.calibration_bins(labels, score, patients, bins)
-    charts.calibration_curve(below, found)
+    curves.roc(above, labels, score, patients, resamples, others)
+    found = curves.calibration_bins(labels, score, patients, bins)
+    curves.calibration_curve(below, found)
   charts.to_png(
     roc,
     workdir / "roc.png",

@@ -137,10 +137,8 @@ def bag_model(config: MilConfig, target_type: str) -> Model:
     if weights[1]:
       kind = heads.HEADS[target_type](outputs=config.outputs)
       each = jax.vmap(
-        lambda bag, output, label: mil.auxiliary_loss(
-          params, config, bag, output, label
-        )
-      )(bags, output, kind.onehot(_shaped(target_type, labels)))
+        lambda output, label: mil.auxiliary_loss(params, config, output, label)
+      )(output, kind.onehot(_shaped(target_type, labels)))
       total += weights[1] * (each * weight).sum() / weight.sum()
     if target_type == "survival":  # a mean over events, not over bags
       return total

@@ -19,7 +19,7 @@ heads off into an axis of their own, as the kernels that come with JAX expect
 it, would pad 64 channels to 128 and copy every operand on the way in and out.
 
 The compiler cannot split a kernel over devices by itself. Each device is given
-its part of the batch here, over the mesh that `parallel.within` has announced.
+its part of the batch here, over the mesh of `parallel.with_mesh`.
 """
 
 import functools

@@ -207,7 +207,7 @@ class FrameEncoder(nnx.Module):
 
   def __call__(self, pixels: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
     """Encodes frames, each by itself; float32."""
-    x = self.stem(parallel.by_rows(pixels))
+    x = self.stem(parallel.constrain_batch(pixels))
     cls = self.cls_token[...].astype(x.dtype)
     cls = jnp.broadcast_to(cls, (x.shape[0], 1, x.shape[2]))
     x = jnp.concatenate([cls, x], axis=1)

@@ -198,8 +198,10 @@ def run_blocks(
   params = _cast_kernels(params, x.dtype)
 
   def run_block(x, layer_params):
-    x = parallel.by_rows(x)
-    return parallel.by_rows(nnx.merge(graphdef, layer_params)(x, mask)), None
+    x = parallel.constrain_batch(x)
+    return parallel.constrain_batch(
+      nnx.merge(graphdef, layer_params)(x, mask)
+    ), None
 
   if remat not in REMAT:
     raise ValueError(f"model.remat={remat!r} is not one of {REMAT}")

@@ -51,7 +51,7 @@ def feature_width(task: base.Task, source: sources.Records, mesh: Mesh) -> int:
     for name, x in row.items()
   }
   params = jax.eval_shape(task.init, jax.random.key(0))
-  encode = parallel.within(mesh, lambda p, b: task.encode(p, b, None))
+  encode = parallel.with_mesh(mesh, lambda p, b: task.encode(p, b, None))
   return jax.eval_shape(encode, params, batch).shape[-1]
 
 

@@ -12,13 +12,13 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.figure
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
 from data_prep.files import atomic
 from data_prep.files import tables as csv_tables
+from wsiseq_jax import charts
 from wsiseq_jax.metrics import bootstrap
 from wsiseq_jax.probe import samples
 from wsiseq_jax.probe.samples import ProbeTarget
@@ -173,19 +173,13 @@ def _cell(row) -> str:
 def draw(path: pathlib.Path, summary: Sequence[Mapping[str, Any]]) -> None:
   """Draws the first metric of each target over the fraction of labels."""
   groups = list(pd.DataFrame(summary).groupby("target", sort=False))
-  columns = min(3, len(groups))
-  height = -(-len(groups) // columns)
-  figure = matplotlib.figure.Figure(
-    figsize=(4.2 * columns, 3.5 * height + 0.5), layout="constrained"
-  )
-  panels = figure.subplots(height, columns, squeeze=False).ravel()
-  for axes in panels[len(groups) :]:
-    axes.set_axis_off()
+  titles = [str(target) for target, _ in groups]
+  figure, panels = charts.grid(len(groups), titles, size=(4.2, 3.8))
   handles = {}
-  for axes, (target, mine) in zip(panels, groups, strict=False):
+  for axes, (_, mine) in zip(panels, groups, strict=True):
     first = mine["metric"].iloc[0]
     _panel(axes, mine[mine["metric"] == first], handles)
-    axes.set(title=target, xlabel="labels used", ylabel=_METRICS[first])
+    axes.set(xlabel="labels used", ylabel=_METRICS[first])
   figure.legend(
     handles.values(),
     [_PROBES[name][0] for name in handles],
@@ -193,21 +187,19 @@ def draw(path: pathlib.Path, summary: Sequence[Mapping[str, Any]]) -> None:
     ncols=len(handles),
     frameon=False,
   )
-  figure.supxlabel(
+  charts.to_png(
+    figure,
+    path,
     "Mean over seeds; bars: 95 % interval over the patients of the test split; "
     "dotted: chance",
-    fontsize=9,
-    color="#555555",
   )
-  with atomic.replacing(path) as draft:
-    figure.savefig(draft, dpi=150, format="png")
 
 
 def _panel(axes, rows: pd.DataFrame, handles: dict[str, Any]) -> None:
   fractions = sorted(rows["fraction"].unique())
   probes = rows["probe"].unique()
   chance = 0.5 if rows["metric"].iloc[0] == "auroc" else 0.0
-  axes.axhline(chance, color="#999999", linewidth=0.8, linestyle=":")
+  axes.axhline(chance, color=charts.SOFT, linewidth=0.8, linestyle=":")
   for number, probe in enumerate(probes):
     mine = rows[rows["probe"] == probe].sort_values("fraction")
     # Side by side, so that bars do not cover one another.
@@ -230,5 +222,3 @@ def _panel(axes, rows: pd.DataFrame, handles: dict[str, Any]) -> None:
   lowest = min(chance - 0.5, rows["mean"].min())
   low = max(min(chance, rows["low"].min()), lowest)
   axes.set_ylim(low - 0.03, 1.02)
-  axes.grid(axis="y", alpha=0.25)
-  axes.spines[["top", "right"]].set_visible(False)

@@ -159,7 +159,7 @@ def draw_slide(
   )
   picture = np.ascontiguousarray(picture[:height, :width])
   _defocus(rng, picture, plan, d, s)
-  optics.add_artefacts(rng, picture, plan.types >= 0, s, number)
+  optics.add_artefacts(rng, picture, s, number)
   picture = _scan(picture, scanner)
   truth = synthetic.Truth(
     slide_id,

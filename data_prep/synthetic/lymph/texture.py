@@ -240,14 +240,12 @@ class LymphPainter(texture.Painter):
 
   # Cells.
 
-  def _vesicular(self, points, long_um, short_um, angles=None) -> None:
+  def _vesicular(self, points, long_um, short_um) -> None:
     """Open nuclei: a dark rim, pale chromatin, a nucleolus."""
     rng, s = self.rng, self.s
     if not len(points):
       return
-    axes, angles = self._draw_nuclei(
-      points, long_um, short_um, (0.62, 0.85), angles
-    )
+    axes, angles = self._draw_nuclei(points, long_um, short_um, (0.62, 0.85))
     pale = rng.uniform(0.32, 0.46, len(points)) * 255
     texture.draw_ellipses(
       self.nuclei, points, np.maximum(axes - 1.0, 0.4) * s, angles, pale

@@ -33,8 +33,8 @@ def tumour_share(
 def outline(mask: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "v 2"]:
   """The outline of one piece along the edges of its pixels.
 
-  `Truth.lesion_polygons` goes through the centres of the outermost pixels and
-  loses half of them; this one gives the same mask again.
+  Drawn and filled it gives the same mask again; a line through the centres of
+  the outermost pixels would lose half of them.
 
   Example:
     >>> outline(np.ones((1, 2), bool)).tolist()

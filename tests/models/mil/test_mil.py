@@ -100,7 +100,7 @@ def one_tile_or_none(name):
 
   def loss(params, bag):
     output = mil.apply(params, cfg, bag, jax.random.key(0))
-    more = mil.auxiliary_loss(params, cfg, bag, output, jnp.eye(3)[1])
+    more = mil.auxiliary_loss(params, cfg, output, jnp.eye(3)[1])
     return jnp.sum(output.logits**2) + more
 
   step = jax.jit(jax.value_and_grad(loss))
@@ -213,7 +213,7 @@ def test_wrong_bags_and_labels_are_refused():
   with pytest.raises(ValueError, match="needs vmap"):
     mil.apply(p, cfg, batch)
   with pytest.raises(ValueError, match=r"\(2,\): must be \(3,\)"):
-    mil.auxiliary_loss(p, cfg, bag, forward(cfg)(bag), jnp.zeros(2))
+    mil.auxiliary_loss(p, cfg, forward(cfg)(bag), jnp.zeros(2))
   with pytest.raises(ValueError, match="21 tiles cannot have 20"):
     mil.pad(bag, 20)
 

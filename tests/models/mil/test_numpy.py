@@ -116,14 +116,14 @@ def test_clam_against_numpy(name, kind, subtyping):
     4,
     subtyping,
   )
-  got = auxiliary(cfg)(bag, found, jnp.eye(3)[1])
+  got = auxiliary(cfg)(found, jnp.eye(3)[1])
   assert float(got) == pytest.approx(want, rel=1e-5)
   # Nothing is learned from a label that is not known.
   unknown = jnp.full(3, jnp.nan)
-  assert float(auxiliary(cfg)(bag, found, unknown)) == 0.0
+  assert float(auxiliary(cfg)(found, unknown)) == 0.0
   # Padding: the same tiles are chosen.
   padded = with_garbage(bag, 32)
-  again = auxiliary(cfg)(padded, forward(cfg)(padded), jnp.eye(3)[1])
+  again = auxiliary(cfg)(forward(cfg)(padded), jnp.eye(3)[1])
   close(again, got)
 
 
@@ -145,8 +145,8 @@ def test_clam_with_one_logit_is_clam_with_two():
   close(single.contribution.sum(axis=0), single.logits)
   for label in (0, 1):
     close(
-      auxiliary(one)(bag, single, jnp.array([float(label)])),
-      auxiliary(two)(bag, double, jnp.eye(2)[label]),
+      auxiliary(one)(single, jnp.array([float(label)])),
+      auxiliary(two)(double, jnp.eye(2)[label]),
     )
 
 
@@ -180,7 +180,7 @@ def test_dsmil_against_numpy():
   close(found.logits, logits)
   best, onehot = single.max(axis=0), np.array([0.0, 1.0, np.nan])
   want = np.mean([np.log1p(np.exp(best[0])), np.log1p(np.exp(-best[1]))])
-  got = auxiliary(cfg)(bag, found, jnp.asarray(onehot))
+  got = auxiliary(cfg)(found, jnp.asarray(onehot))
   assert float(got) == pytest.approx(want, rel=1e-5)
 
 

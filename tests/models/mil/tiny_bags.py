@@ -52,9 +52,7 @@ def forward(cfg):
 def auxiliary(cfg):
   params = params_of(cfg)
   return jax.jit(
-    lambda bag, output, onehot: mil.auxiliary_loss(
-      params, cfg, bag, output, onehot
-    )
+    lambda output, onehot: mil.auxiliary_loss(params, cfg, output, onehot)
   )
 
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from wsiseq_jax.metrics import charts
+from wsiseq_jax import charts
 from wsiseq_jax.reports import figures, page
 from wsiseq_jax.reports.sequences import sections
 from wsiseq_jax.tasks.videomae.reconstruction import Reconstruction

@@ -104,9 +104,13 @@ def test_what_cannot_be_shown_is_said(written):
 
 
 def test_bounds_are_taken_off_for_qupath(made, tmp_path, monkeypatch):
-  monkeypatch.setattr(
-    Slide, "_find_bounds", lambda self, properties: (40, 20, 400, 300)
-  )
+  open_slide = Slide.__init__
+
+  def with_bounds(self, *args, **named):
+    open_slide(self, *args, **named)
+    self.bounds = (40, 20, 400, 300)
+
+  monkeypatch.setattr(Slide, "__init__", with_bounds)
   config = configured(
     made, made / "slides" / "syn_00.tiff", out=str(tmp_path), tiles=1,
     smooth_um=20.0, min_area_um2=1e6,

@@ -153,7 +153,7 @@ def test_without_hidden_frames_nothing_is_predicted(data, batch):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _loss(setup, params, batch, seed, progress):
-  return contrastive._loss(
+  return contrastive.loss(
     setup, params, {}, batch, jax.random.key(seed), progress
   )
 

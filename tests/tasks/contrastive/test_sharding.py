@@ -102,7 +102,7 @@ def info_nce_gradient(mesh, projected, weight):
 
   rows = parallel.batch_sharding(mesh)
   step = jax.jit(
-    parallel.within(mesh, jax.value_and_grad(loss, has_aux=True)),
+    parallel.with_mesh(mesh, jax.value_and_grad(loss, has_aux=True)),
     in_shardings=(rows, rows),
     out_shardings=(parallel.replicated(mesh), rows),
   )

@@ -4,7 +4,7 @@ r"""Bag models (attention MIL): from features of a slide's tiles to its label.
     params = init(key, config)              a plain nested dict
     output = apply(params, config, bag)     see `MilOutput`
     loss = a · head.loss(output.logits, label) +
-           b · auxiliary_loss(params, config, bag, output, onehot)
+           b · auxiliary_loss(params, config, output, onehot)
                                             a, b = config.loss_weights
 
 All functions work on one bag, under `jit` and `vmap`:
@@ -177,7 +177,6 @@ def apply(
 def auxiliary_loss(
   params: Params,
   config: MilConfig,
-  bag: Bag,
   output: MilOutput,
   label_onehot: Float[Array, " y"],
 ) -> Float[Array, ""]:
@@ -189,8 +188,7 @@ def auxiliary_loss(
   Args:
     params: What `init` returned.
     config: Shape.
-    bag: The bag that was read.
-    output: What `apply` made of it, in the same differentiated function.
+    output: What `apply` made of a bag, in the same differentiated function.
     label_onehot: 1 for the classes of the slide, 0 for others, NaN where it is
       not known (nothing is learned from it). For one logit: the label itself.
 

@@ -18,6 +18,7 @@ from wsiseq_jax import config as configs
 from wsiseq_jax import evaluate, launch
 from wsiseq_jax.data import loader
 from wsiseq_jax.data.source import Records
+from wsiseq_jax.reports import page
 from wsiseq_jax.reports.sequences import sections, text
 from wsiseq_jax.tasks.videomae.reconstruction import Reconstruction
 
@@ -26,6 +27,9 @@ _REBUILT = 2
 # Files that the page shows, of the preparation and of the run.
 _OF_PREP = ("slides.csv", "series.csv", "errors.csv", "shards/metadata.json")
 _OF_RUN = ("metrics.jsonl", "evaluation.json")
+# Changes when pages of an older version must be written again; templates and
+# style say so themselves (`page.design`).
+_VERSION = 1
 
 
 def run(config: ConfigDict) -> pathlib.Path:
@@ -46,7 +50,7 @@ def run(config: ConfigDict) -> pathlib.Path:
   if not config.report.prep and prep.name == "shards":
     prep = prep.parent
   out = pathlib.Path(config.report.out or workdir / "report")
-  page = out / "index.html"
+  index = out / "index.html"
   arrays, opened = _embeddings(loaded, workdir)
   shown = [prep / name for name in _OF_PREP]
   shown += [workdir / name for name in _OF_RUN]
@@ -54,6 +58,7 @@ def run(config: ConfigDict) -> pathlib.Path:
   stage = done.Done(
     out / "report.json",
     {
+      "version": [_VERSION, page.design()],
       "step": loaded.step,
       "fingerprint": loaded.spec.fingerprint,
       "report": configs.to_dict(config)["report"],
@@ -65,12 +70,12 @@ def run(config: ConfigDict) -> pathlib.Path:
     },
   )
   if launch.agree(stage.read() is not None):
-    launch.log(f"report: {page} is up to date, nothing to do")
-    return page
+    launch.log(f"report: {index} is up to date, nothing to do")
+    return index
   # The model may be spread over processes: all of them take part.
   rebuilt = _reconstructions(loaded, opened, arrays)
   if not launch.is_main():
-    return page
+    return index
   stage.clear()
   about = text.of(loaded.config)
   sections.write_page(
@@ -93,9 +98,9 @@ def run(config: ConfigDict) -> pathlib.Path:
     ),
     config_text=configs.to_json(loaded.config),
   )
-  stage.write({"kind": "report"}, [page])
-  launch.log(f"report: wrote {page}")
-  return page
+  stage.write({"kind": "report"}, [index])
+  launch.log(f"report: wrote {index}")
+  return index
 
 
 def _embeddings(

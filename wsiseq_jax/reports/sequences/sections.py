@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 
 from data_prep.files import errors
 from data_prep.sequences.geometries import GEOMETRIES
-from wsiseq_jax.metrics import charts
+from wsiseq_jax import charts
 from wsiseq_jax.reports import figures, page
 from wsiseq_jax.reports.sequences import data as report_data
 from wsiseq_jax.search import clustering

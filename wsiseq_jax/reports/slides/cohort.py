@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from wsiseq_jax.metrics import bootstrap, charts
+from wsiseq_jax import charts
+from wsiseq_jax.metrics import bootstrap, curves
 from wsiseq_jax.mil.summary import METRIC_NAMES
 from wsiseq_jax.reports import page
 from wsiseq_jax.reports.slides import data as report_data
@@ -87,12 +88,12 @@ def address(slide_id: str, file: str = "index.html") -> str:
 # Numbers of the tables.
 
 
-def _summary_row(
-  found: Predictions, of: str, name: str, metric: str
+def _ensemble_row(
+  found: Predictions, name: str, metric: str
 ) -> Mapping[str, str] | None:
-  """A row of `summary.csv`: of 'model' or 'ensemble', class ('' = all)."""
+  """The ensemble's row of `summary.csv`, of a class ('' = all)."""
   for row in found.summary:
-    if (row["of"], row["class"], row["metric"]) == (of, name, metric):
+    if (row["of"], row["class"], row["metric"]) == ("ensemble", name, metric):
       return row
   return None
 
@@ -119,7 +120,7 @@ def _facts(context: Context) -> list[tuple[str, Any]]:
     else ("classes", ", ".join(found.classes)),
   ]
   for metric in ("auroc", "r2", "concordance"):
-    row = _summary_row(found, "ensemble", "", metric)
+    row = _ensemble_row(found, "", metric)
     if row:
       name = f"{METRIC_NAMES[metric]}, ensemble"
       items.append((name, _cell(row)))
@@ -134,7 +135,7 @@ def _metrics(found: Predictions) -> list[tuple[str, ...]]:
       continue
     name = METRIC_NAMES[row["metric"]]
     of_class = f", {row['class']}" if row["class"] else ""
-    whole = _summary_row(found, "ensemble", row["class"], row["metric"])
+    whole = _ensemble_row(found, row["class"], row["metric"])
     rows.append(
       (
         name + of_class,
@@ -160,7 +161,7 @@ class _Question:
   true: Float[np.ndarray, " n"]
   score: Float[np.ndarray, " n"]
   patients: np.ndarray
-  others: Sequence[charts.Score]
+  others: Sequence[curves.Score]
 
 
 def _questions(context: Context) -> Iterable[_Question]:
@@ -210,7 +211,7 @@ def _curves(question: _Question, context: Context) -> dict[str, Any]:
     said = _positive(question, context)
     point = (said[true == 0].mean(), said[true == 1].mean())
   roc, (axes,) = charts.grid(1)
-  charts.roc(
+  curves.roc(
     axes,
     true,
     question.score,
@@ -219,11 +220,11 @@ def _curves(question: _Question, context: Context) -> dict[str, Any]:
     question.others,
     point,
   )
-  bins = charts.calibration_bins(
+  bins = curves.calibration_bins(
     true, question.score, question.patients, context.settings.bins
   )
   calibration, (axes,) = charts.grid(1)
-  charts.calibration_curve(axes, bins)
+  curves.calibration_curve(axes, bins)
   return shown | {
     "roc": page.svg(roc),
     "has_point": point is not None,
@@ -239,9 +240,9 @@ def _curves(question: _Question, context: Context) -> dict[str, Any]:
 
 def _of_class(found: Predictions, name: str, metric: str) -> str:
   """A score of one class with its interval, as text; '' if there is none."""
-  row = _summary_row(found, "ensemble", name, metric)
+  row = _ensemble_row(found, name, metric)
   if row is None and found.target_type == "binary":
-    row = _summary_row(found, "ensemble", "", metric)
+    row = _ensemble_row(found, "", metric)
   return f"{METRIC_NAMES[metric]} {_cell(row)}" if row else ""
 
 

@@ -25,6 +25,7 @@ from data_prep.wsi.find import SlideEntry
 from wsiseq_jax import jobs, launch
 from wsiseq_jax.maps import annotations, heatmaps
 from wsiseq_jax.maps.tile_map import TileMap
+from wsiseq_jax.reports import page as pages
 from wsiseq_jax.reports.slides import cohort, draw, slide
 from wsiseq_jax.reports.slides import data as report_data
 from wsiseq_jax.reports.slides.data import Predictions, SlideRow
@@ -33,7 +34,8 @@ from wsiseq_jax.reports.slides.settings import Data, Settings
 
 SYNTHETIC = "synthetic"
 _KIND = "mil_report"
-# Changes when pages of an older version must be written again.
+# Changes when pages of an older version must be written again; templates and
+# style say so themselves (`page.design`).
 _VERSION = 4
 _TABLES = (
   "predictions.csv",
@@ -113,7 +115,7 @@ def write_report(settings: Settings) -> Written:
   whole = done.Done(
     out / "report.json",
     {
-      "version": _VERSION,
+      "version": [_VERSION, pages.design()],
       "slides": {name: stage.inputs for name, stage in stages.items()},
       "tables": {name: _digest(workdir / name) for name in _TABLES},
       "settings": dataclasses.replace(report, out=""),
@@ -318,7 +320,7 @@ def _inputs(
     path = source.annotation
     drawn_by_people = [path.name, _digest(path), groups]
   return {
-    "version": _VERSION,
+    "version": [_VERSION, pages.design()],
     "row": row,
     "cohort": [found.target_type, found.classes, found.is_crossed],
     "map": _digest(source.tile_map) if source.tile_map else "",

@@ -1,10 +1,10 @@
 """Contrastive learning of clips in time: CVRL, LTN, cSimCLR, TVRL and others.
 
 A step cuts two views of each sequence (`data.views`), encodes their frames and
-clips (`models.clip`), and asks which view belongs to which (`info_nce`, over
-the global batch). What else it asks is `objective.kind`:
+clips (`models.clip_encoder`), and tells which views are of one record
+(`info_nce`, over the global batch). `objective.kind` adds:
 
-  contrastive     nothing else. Two clips of different times (data.clips =
+  contrastive     nothing. Two clips of different times (data.clips =
                   '2c...') make CVRL; one clip seen twice ('1c...') cSimCLR;
                   model.time_embedding makes it cSimCLR-TE.
   navigation      LTN: the second clip is moved by the time between the two,
@@ -85,7 +85,7 @@ def predict_frames(
     _, out = network.temporal(context, time, real)
     return network.predictor(out), target, hidden.astype(jnp.float32)
   _, out = network.temporal(context, time, real, is_causal=True)
-  # Only a frame that exists can be asked for.
+  # Padding is no target.
   weight = real[:, 1:].astype(jnp.float32)
   return network.predictor(out[:, :-1]), target[:, 1:], weight
 
@@ -147,7 +147,7 @@ def objective_terms(
   return metrics, pair
 
 
-def _loss(
+def loss(
   setup: Setup,
   params: Any,
   extra: base.Extra,
@@ -318,7 +318,7 @@ def make_task(config: ConfigDict, spec: DataSpec) -> base.Task:
   setup = make_setup(config, spec)
   return base.Task(
     init=functools.partial(clip_encoder.init_params, setup.model),
-    loss=functools.partial(_loss, setup),
+    loss=functools.partial(loss, setup),
     evaluate=functools.partial(evaluate, setup),
     embed=functools.partial(_embed, setup),
     encode=functools.partial(_encode, setup),

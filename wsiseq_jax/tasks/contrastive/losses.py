@@ -65,8 +65,8 @@ def info_nce(
   reference's projector, right on any number of devices and without averages to
   carry along.
 
-  The batch may be cut over devices. Then each device compares its own rows with
-  all (`parallel.beside_all`): one all-gather, of the vectors and weights side
+  The batch may be sharded. Then each device compares its own rows with all
+  (`parallel.all_gather_map`): one all-gather, of the vectors and weights side
   by side. It has the same value as on one device.
 
   Args:
@@ -97,7 +97,7 @@ def info_nce(
   marks = jnp.broadcast_to(weight[:, None, None], (b, views, 1))
   marked = jnp.concatenate([projected.astype(jnp.float32), marks], axis=-1)
   compare = functools.partial(_compare, temperature=temperature)
-  loss, rank = parallel.beside_all(compare, marked)
+  loss, rank = parallel.all_gather_map(compare, marked)
   rows = views * jnp.sum(weight)
 
   def pair(values: Array) -> tuple[Array, Array]:

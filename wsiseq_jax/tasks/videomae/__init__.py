@@ -61,7 +61,7 @@ __all__ = [
 _MILD_CROPS = (1.0, 0.9)
 
 
-def _loss(
+def loss(
   setup: Setup,
   params: Any,
   extra: base.Extra,
@@ -219,7 +219,7 @@ def make_task(config: ConfigDict, spec: DataSpec) -> base.Task:
   setup = make_setup(config, spec)
   return base.Task(
     init=functools.partial(init_params, setup.model),
-    loss=functools.partial(_loss, setup),
+    loss=functools.partial(loss, setup),
     evaluate=functools.partial(evaluate, setup, setup.mask),
     embed=functools.partial(_embed, setup),
     encode=functools.partial(_encode, setup),

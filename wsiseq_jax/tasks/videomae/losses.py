@@ -64,23 +64,22 @@ def normalised_patch_target(
 
 
 def patch_target(
-  patches: Float[Array, "b n p"], normalise: bool = True, channels: int = 3
+  patches: Float[Array, "b n p"], normalise: bool
 ) -> Float[Array, "b n p"]:
   """What the decoder predicts: normalised patches, or plain pixels."""
-  return normalised_patch_target(patches, channels) if normalise else patches
+  return normalised_patch_target(patches) if normalise else patches
 
 
 def denormalise_patches(
   prediction: Float[Array, "b n p"],
   patches: Float[Array, "b n p"],
-  channels: int = 3,
 ) -> Float[Array, "b n p"]:
   """Gives predicted patches the brightness and contrast of the true ones.
 
   For pictures only: mean and std come from the very pixels that were hidden.
   """
-  _, mean, std = _patch_statistics(patches, channels)
-  values = prediction.reshape(*prediction.shape[:-1], -1, channels)
+  pixels, mean, std = _patch_statistics(patches, channels=3)
+  values = prediction.reshape(pixels.shape)
   return (values * std + mean).reshape(prediction.shape)
 
 
