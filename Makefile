@@ -43,7 +43,8 @@ test: $(INSTALLED)
 # The compiler for TPU lies beside the environment: within it, every other
 # program would look for a TPU first.
 aot: $(INSTALLED) $(LIBTPU)/.installed
-	PYTHONPATH=$(LIBTPU) $(PY) -m pytest -n 2 --dist worksteal -m aot $(TESTS)
+	PYTHONPATH=$(LIBTPU) $(PY) -m pytest tests/tpu -n 2 --dist worksteal -m aot \
+	  $(TESTS)
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .

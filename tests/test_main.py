@@ -1,13 +1,11 @@
 """The real main.py, in processes of its own."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 
 from wsiseq_jax import launch
@@ -34,20 +32,13 @@ def run(repo_root, workdir, *more):
 
 
 @pytest.mark.slow
-def test_train_evaluate_embed(repo_root, tmp_path):
+def test_train_and_again(repo_root, tmp_path):
+  """`test_readme.py` calls all other jobs."""
   trained = run(repo_root, tmp_path)
   assert trained.returncode == 0, trained.stderr
   assert "finished at step 12" in trained.stderr
   # Quiet by default: nothing but our own lines.
   assert "orbax" not in trained.stderr.lower()
-  evaluated = run(repo_root, tmp_path, "--config.job=evaluate")
-  assert evaluated.returncode == 0, evaluated.stderr
-  result = json.loads((tmp_path / "evaluation.json").read_text())
-  assert result["step"] == 12 and set(result["loss"]) == {"0.5", "0.75", "0.9"}
-  embedded = run(repo_root, tmp_path, "--config.job=embed")
-  assert embedded.returncode == 0, embedded.stderr
-  with np.load(tmp_path / "embeddings" / "val.npz") as arrays:
-    assert arrays["features"].shape == (16, 32)
   again = run(repo_root, tmp_path)
   assert again.returncode == 0
   assert "training is complete: step 12" in again.stderr

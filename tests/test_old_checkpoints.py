@@ -72,12 +72,11 @@ def close(found, expected, rtol=1e-5):
   np.testing.assert_allclose(found, expected, rtol=rtol, atol=1e-5)
 
 
-@pytest.mark.parametrize("without", [(), YOUNGER], ids=["as_it_is", "older"])
 @pytest.mark.parametrize("name", EXPECTED)
 def test_an_old_run_is_evaluated_embedded_and_resumed(
-  name, without, tmp_path, data, monkeypatch
+  name, tmp_path, data, monkeypatch
 ):
-  run = run_of(tmp_path, name, without)
+  run = run_of(tmp_path, name, YOUNGER)
   config, expected = config_of(name, run, data), EXPECTED[name]
   for job in ("evaluate", "embed"):
     config.job = job

@@ -1,11 +1,13 @@
 """The commands of the README and the scripts of examples/, at smoke size."""
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 _SMOKE = {
@@ -68,6 +70,10 @@ def test_every_command_of_the_readme_runs(repo_root, tmp_path):
     for name, folder in folders.items():
       words = [re.sub(rf"\b{name}\b", str(folder), word) for word in words]
     call([sys.executable, *words[1:]], repo_root)
+  result = json.loads((folders["RUN"] / "evaluation.json").read_text())
+  assert result["step"] == 12 and set(result["loss"]) == {"0.5", "0.75", "0.9"}
+  with np.load(folders["RUN"] / "embeddings" / "val.npz") as arrays:
+    assert arrays["features"].shape == (len(arrays["index"]), 32)
   page = (folders["RUN"] / "report" / "index.html").read_text()
   for word in ("Reconstructions", "Nearest neighbours", "syn_00"):
     assert word in page

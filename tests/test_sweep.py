@@ -283,17 +283,17 @@ def test_presets(tmp_path, repo_root, monkeypatch, preset):
 
 @pytest.mark.slow
 def test_real_runs(tmp_path, repo_root):
-  """Two trainings and their probes, once; the second time nothing."""
+  """A training and its probe, once; the second time nothing."""
   command = [
     sys.executable, "-m", "wsiseq_jax.sweep",
     "--config=configs/sweep.py:smoke",
     f"--config.out={tmp_path}",
-    "--config.grid=(('seed', (0, 1)),)",
+    "--config.grid=(('seed', (0,)),)",
   ]  # fmt: skip
   first = subprocess.run(command, cwd=repo_root, capture_output=True, text=True)
   assert first.returncode == 0, first.stderr
   table = pd.read_csv(tmp_path / "sweep.csv")
-  assert table["state"].tolist() == ["done", "done"]
+  assert table["state"].tolist() == ["done"]
   assert "orbax" not in first.stderr.lower()
   logs = [p.read_text() for p in sorted(tmp_path.glob("runs/*/log.txt"))]
   again = subprocess.run(command, cwd=repo_root, capture_output=True, text=True)
@@ -302,4 +302,4 @@ def test_real_runs(tmp_path, repo_root):
     p.read_text() for p in sorted(tmp_path.glob("runs/*/log.txt"))
   ]
   summary = pd.read_csv(tmp_path / "sweep_summary.csv")
-  assert summary["count"].tolist() == [2]
+  assert summary["count"].tolist() == [1]

@@ -148,15 +148,8 @@ def test_a_complete_run_is_left_alone(undisturbed, data, monkeypatch, capsys):
   assert rows_without_clock(workdir) == rows
 
 
-@pytest.mark.parametrize(
-  "fsdp",
-  [
-    1,
-    pytest.param(2, marks=pytest.mark.slow),
-    pytest.param(4, marks=pytest.mark.slow),
-    8,
-  ],
-)
+# `test_sharding.py` compares gradients of the sizes between.
+@pytest.mark.parametrize("fsdp", [1, 8])
 def test_eight_devices_agree_with_one(
   data, tmp_path, monkeypatch, undisturbed, fsdp
 ):

@@ -148,6 +148,8 @@ def test_a_signal_ends_soon_and_the_next_run_goes_on(tmp_path, repo_root, name):
   assert "Traceback" not in said
   before = {p: p.stat().st_mtime_ns for p in out.glob("parts/*/slide.json")}
   assert 0 < len(before) < 6
+  if name == "SIGINT":  # from here on it is the same
+    return
   subprocess.run(command, cwd=repo_root, check=True, capture_output=True)
   assert {p: p.stat().st_mtime_ns for p in before} == before
   assert len(list(out.glob("parts/*/slide.json"))) == 6

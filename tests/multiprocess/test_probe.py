@@ -1,82 +1,77 @@
-"""The job `probe` in two processes says what one process says."""
+"""The job `probe` in two processes, stopped in the middle, and in one."""
 
-import os
-import socket
-import subprocess
-import sys
+import csv
+import pathlib
 
 import pytest
 
+from configs import probe as probe_configs
 from data_prep.synthetic import smoke
 from tests import small_run
-from wsiseq_jax import train
+from tests.multiprocess import processes
+from wsiseq_jax import launch, train
+from wsiseq_jax.probe import job
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
+RECORDED = pathlib.Path(__file__).with_name("recorded_main.py")
+EPOCHS = 8
 
 
-def start(root, address, count, number, log, *flags):
-  environ = os.environ | {
-    "JAX_PLATFORMS": "cpu",
-    "JAX_NUM_CPU_DEVICES": str(2 // count),
-    "PYTHONPATH": str(root),
-  }
-  if count > 1:
-    environ |= {
-      "JAX_COORDINATOR_ADDRESS": address,
-      "JAX_NUM_PROCESSES": str(count),
-      "JAX_PROCESS_ID": str(number),
+def scores(workdir):
+  with (workdir / "probe.csv").open() as file:
+    return {
+      tuple(row.values())[:5]: float(row["value"])
+      for row in csv.DictReader(file)
     }
-  return subprocess.Popen(
-    [sys.executable, str(root / "main.py"), *flags],
-    cwd=root,
-    env=environ,
-    stdout=log.open("w"),
-    stderr=subprocess.STDOUT,
-  )
 
 
-def test_two_processes_probe_as_one(repo_root, tmp_path):
+def test_two_processes_stop_go_on_and_probe_as_one(
+  repo_root, tmp_path, monkeypatch
+):
   data = smoke.make_labelled_shards(tmp_path / "data")
   config = small_run.small_config(tmp_path / "run", data)
   config.optim.update({"total_steps": 2, "warmup_steps": 0})
   config.data.batch_size = 8
   train.run(config)
-  found = {}
-  for count in (1, 2):
-    workdir = tmp_path / f"probe{count}"
-    with socket.socket() as held:
-      held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-      held.bind(("localhost", 0))
-      address = f"localhost:{held.getsockname()[1]}"
-      flags = (
-        f"--config={repo_root}/configs/probe.py:quick",
-        f"--config.workdir={workdir}",
-        f"--config.checkpoint.path={tmp_path / 'run'}",
-        f"--config.data.path={data}",
-        "--config.data.batch_size=8",
-        "--config.probe.targets=('kind',)",
-        "--config.probe.kinds=('knn','attentive','fine_tune')",
-        "--config.probe.fractions=(1.0,)",
-        "--config.probe.seeds=(0,)",
-        "--config.probe.resamples=10",
-        *(
-          f"--config.{block}.{key}={value}"
-          for block in ("head", "fine_tune")
-          for key, value in (("epochs", 2), ("batch_size", 8))
-        ),
-      )
-      logs = [tmp_path / f"{count}_{i}.log" for i in range(count)]
-      running = [
-        start(repo_root, address, count, i, log, *flags)
-        for i, log in enumerate(logs)
-      ]
-      codes = [process.wait(240) for process in running]
-      assert codes == [0] * count, "\n".join(log.read_text() for log in logs)
-    lines = (workdir / "probe.csv").read_text().splitlines()[1:]
-    found[count] = {
-      tuple(line.split(",")[:5]): float(line.split(",")[5]) for line in lines
-    }
-    name = workdir / "runs" / "0_kind-attentive-1-0" / "metrics.jsonl"
-    assert len(name.read_text().splitlines()) == 2
-  assert found[1].keys() == found[2].keys()
-  assert found[2] == pytest.approx(found[1], abs=1e-3)
+
+  config = probe_configs.get_config("quick")
+  config.checkpoint.path, config.data.path = str(tmp_path / "run"), str(data)
+  config.data.batch_size = 8
+  config.probe.update(
+    {"targets": ("kind",), "kinds": ("knn", "attentive", "fine_tune")}
+  )
+  config.probe.update({"fractions": (1.0,), "seeds": (0,), "resamples": 10})
+  config.head.update({"epochs": 2, "batch_size": 8})
+  config.fine_tune.update({"epochs": EPOCHS, "batch_size": 8, "patience": 0})
+  flags = [f"--config={repo_root}/configs/probe.py:quick"]
+  flags += [
+    f"--config.{block}.{key}={value}"
+    for block in ("checkpoint", "data", "probe", "head", "fine_tune")
+    for key, value in config[block].items()
+    if value != probe_configs.get_config("quick")[block][key]
+  ]
+  workdir = tmp_path / "two"
+  flags.append(f"--config.workdir={workdir}")
+  # The last of two reads 16 records for features, and four a step from then on;
+  # one step takes long enough for the signal to be seen before the last one.
+  codes, said = processes.run(
+    tmp_path / "stopped",
+    2,
+    *flags,
+    program=RECORDED,
+    environ={"RECORD": str(tmp_path / "record"), "READ_SECONDS": "0.02"},
+    last={"TROUBLE": "sigterm:24"},
+  )
+  assert codes == [launch.Stopped.CODE] * 2, said
+  assert "fine_tune-1-0: stopped at step" in said
+  codes, said = processes.run(tmp_path / "resumed", 2, *flags)
+  assert codes == [0, 0], said
+  assert "3 rows, 2 of them done" in said and "resuming at step" in said
+  for name, epochs in (("attentive", 2), ("fine_tune", EPOCHS)):
+    metrics = workdir / "runs" / f"0_kind-{name}-1-0" / "metrics.jsonl"
+    assert len(metrics.read_text().splitlines()) == epochs
+
+  small_run.use_devices(monkeypatch, 2)
+  config.workdir = str(tmp_path / "one")
+  job.run(config)
+  assert scores(workdir) == pytest.approx(scores(tmp_path / "one"), abs=1e-3)

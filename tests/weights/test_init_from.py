@@ -46,13 +46,6 @@ def test_training_starts_from_hugging_face_weights(
   assert evaluate.load(config).config.model.norm_eps == 1e-12
 
 
-def frozen(config):
-  """One step at a learning rate of 0 leaves the weights as they were read."""
-  config.optim.update({"lr_per_256": 0.0, "min_lr_per_256": 0.0})
-  config.optim.update({"warmup_steps": 0, "total_steps": 1})
-  return train.run(config)
-
-
 @pytest.mark.parametrize("task", ["videomae", "contrastive"])
 def test_training_starts_from_a_run_of_ours(task, tmp_path, monkeypatch):
   small_run.use_devices(monkeypatch, 1)
@@ -77,11 +70,11 @@ def test_training_starts_from_a_run_of_ours(task, tmp_path, monkeypatch):
   if task == "videomae":
     # Positions of another grid, resampled from that of the first run.
     config.data.frames = 4
-  second = frozen(config)
+  run = train_setup.prepare(config)
+  second = train_setup.first_state(run)
   jax.tree.map(np.testing.assert_array_equal, second.params, params)
   if task == "videomae":
-    resolved = evaluate.load(config).config.model
-    assert resolved.trained_grid == (4, 4, 4)
+    assert run.config.model.trained_grid == (4, 4, 4)
   with pytest.raises(ValueError, match="config.model.init_from"):
     config.model.init_from = str(tmp_path / "nowhere")
     train_setup.first_state(train_setup.prepare(config))

@@ -162,7 +162,7 @@ def test_a_full_disk_costs_one_part_and_is_tried_again(
 
 
 CRASH = """
-import os, sys
+import ast, os, sys
 sys.path.insert(0, sys.argv[1])
 from data_prep.series import files as series_files
 read = series_files.read
@@ -172,9 +172,9 @@ def crashing(path, *more, **named):
   return read(path, *more, **named)
 series_files.read = crashing
 if __name__ == "__main__":
-  from tests.data_prep.series import tiny_series
-  summary = tiny_series.run(sys.argv[2], sys.argv[3], workers=2, parts=1)
-  sys.exit(summary.exit_code)
+  from data_prep.series import prepare
+  config = ast.literal_eval(sys.argv[2])
+  sys.exit(prepare.prepare_series(config).exit_code)
 """
 
 
@@ -183,7 +183,8 @@ def test_a_crashing_library_costs_one_series(cohort, tmp_path, repo_root):
   script = tmp_path / "crash.py"
   script.write_text(CRASH)
   out = tmp_path / "out"
-  command = [sys.executable, script, repo_root, cohort / "visits.csv", out]
+  config = tiny_series.config_of(cohort / "visits.csv", out, workers=2, parts=1)
+  command = [sys.executable, script, repo_root, repr(config)]
   done = subprocess.run([str(c) for c in command], cwd=repo_root, check=False)
   assert done.returncode == runs.EXIT_SOME_FAILED
   assert outputs.errors_of(out) == [("s05", "process", "worker_died")]

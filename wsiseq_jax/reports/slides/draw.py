@@ -1,24 +1,20 @@
 """What is drawn of one slide before its page: maps, regions, tiles, files.
 
-Everything comes from the slide's `TileMap`; its file adds the pictures, the
-outline of tissue and the bounds that QuPath counts from. A slide whose file is
-missing, damaged or another picture than the features were made from keeps all
-that the map alone can say, and its notes say what is missing and why.
+Everything comes from the slide's `TileMap`; its file (`source.py`) adds to it.
+A slide without a usable file keeps all that the map alone can say, and its
+notes say what is missing and why.
 """
 
-import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
 
 from data_prep.files import atomic
 from data_prep.files.errors import SlideError, as_slide_error
-from data_prep.wsi import tissue
-from data_prep.wsi.find import SlideEntry
 from data_prep.wsi.slides import Slide
 from wsiseq_jax.maps import annotations, detections, geojson, heatmaps, regions
 from wsiseq_jax.maps.annotations import Annotated
@@ -26,6 +22,15 @@ from wsiseq_jax.maps.regions import Region, TileScore
 from wsiseq_jax.maps.tile_map import TileMap
 from wsiseq_jax.reports import figures
 from wsiseq_jax.reports.slides.settings import Data, Report
+from wsiseq_jax.reports.slides.source import (
+  Picture,
+  SlideFiles,
+  completed,
+  map_px,
+  opened,
+  tissue_mask,
+  um_per_px,
+)
 
 MAP_FILES = {
   "probability": "probability.jpg",
@@ -36,22 +41,7 @@ MAP_FILES = {
 CARDS = ("card_slide.jpg", "card_map.jpg")
 _TABLES = ("regions.geojson", "tiles.geojson", "tiles.csv", "detections.csv")
 _ENDS = ("highest", "lowest")
-# Tissue is found in pictures of 4 um a pixel or coarser, of so many pixels.
-_TISSUE_UM, _TISSUE_PX = 4.0, 2048
-_MAX_MAP_PX = 100_000_000
 _REMEDY = "Give it as mpp in a table of slides or as config.data.default_mpp."
-Picture = UInt8[np.ndarray, "h w 3"]
-
-
-@dataclasses.dataclass(frozen=True)
-class SlideFiles:
-  """The files that a slide's page is drawn from."""
-
-  entry: SlideEntry | None  # the slide; None if there is none
-  missing: str  # why there is none
-  tile_map: pathlib.Path | None  # its map; None if it has none
-  map_problem: str  # why the map cannot be read; '' if it can
-  annotation: pathlib.Path | None  # what people drew on it; None if it has none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,13 +114,13 @@ def draw(
     drawn = drawn.with_(notes=[source.map_problem])
   elif source.tile_map is not None:
     tile_map = TileMap.load(source.tile_map)
-  with _opened(source, tile_map, data) as (slide, error):
+  with opened(source, tile_map, data) as (slide, error):
     if tile_map is not None:
-      tile_map = _completed(tile_map, slide, data.default_mpp)
+      tile_map = completed(tile_map, slide, data.default_mpp)
     thumbnail = None
     if slide is not None:
       try:
-        thumbnail, _ = slide.thumbnail(_map_px(tile_map, settings))
+        thumbnail, _ = slide.thumbnail(map_px(tile_map, settings))
       except SlideError as damage:
         slide, error = None, damage.message
     bounds = slide.bounds[:2] if slide is not None else None
@@ -140,7 +130,7 @@ def draw(
     else:
       drawn = _tables(folder, drawn, settings)
     if tile_map is not None and tile_map.can_be_drawn:
-      mask, note = _tissue_mask(thumbnail, tile_map, source.entry, settings)
+      mask, note = tissue_mask(thumbnail, tile_map, source.entry, settings)
       drawn = drawn.with_(notes=note, tissue=mask)
       if source.annotation is not None:
         drawn = _annotations(drawn, source.annotation, data, settings)
@@ -158,113 +148,6 @@ def clean(folder: pathlib.Path) -> None:
       path.unlink()
 
 
-# The slide and what it and its map know.
-
-
-@contextlib.contextmanager
-def _opened(
-  source: SlideFiles, tile_map: TileMap | None, data: Data
-) -> Iterator[tuple[Slide | None, str]]:
-  """The open slide, or None and why."""
-  entry = source.entry
-  if entry is None:
-    yield None, source.missing
-    return
-  known = tile_map.level0_mpp if tile_map is not None else None
-  try:
-    slide = Slide.open(
-      entry.path,
-      # Lengths are those of the features' scale.
-      mpp_override=known or entry.mpp,
-      default_mpp=data.default_mpp or None,
-      name=entry.slide_id,
-      reader=data.reader,
-    )
-  except SlideError as error:
-    yield None, error.message
-    return
-  with slide:
-    size = tile_map.level0_size if tile_map is not None else None
-    if size and tuple(size) != slide.level0_px:
-      wide, high = slide.level0_px
-      yield (
-        None,
-        f"{entry.path} has {wide} x {high} pixels, the features were made "
-        f"from a slide of {size[0]} x {size[1]}: it is another picture",
-      )
-    else:
-      yield slide, ""
-
-
-def _completed(
-  tile_map: TileMap, slide: Slide | None, default_mpp: float
-) -> TileMap:
-  """The map with what the slide knows and the features did not."""
-  mpp, size = tile_map.level0_mpp, tile_map.level0_size
-  if not mpp:
-    mpp = slide.mpp if slide is not None else default_mpp or None
-  tile_map = dataclasses.replace(tile_map, level0_mpp=mpp)
-  if size is None and slide is not None:
-    size = slide.level0_px
-  elif size is None and tile_map.has_places and len(tile_map.xy):
-    # As far as there are tiles.
-    ends = tile_map.in_level0()
-    ends = np.ceil(np.asarray(ends.xy).max(axis=0) + ends.tile_size)
-    size = tuple(int(v) for v in ends)
-  return dataclasses.replace(tile_map, level0_size=size)
-
-
-def _um_per_px(tile_map: TileMap, settings: Report) -> float:
-  """Scale of a slide's maps: the one asked for, or `longest_px` pixels long.
-
-  By default not finer than the slide and not coarser than a tile.
-  """
-  mpp = float(tile_map.level0_mpp)
-  tile_um = float(tile_map.in_level0().tile_size) * mpp
-  wanted = settings.um_per_px
-  longest_um = max(tile_map.level0_size) * mpp
-  if not wanted:
-    return min(max(longest_um / settings.longest_px, mpp), tile_um)
-  width, height = (side * mpp / wanted for side in tile_map.level0_size)
-  if width * height > _MAX_MAP_PX or wanted > tile_um:
-    raise ValueError(
-      f"config.report.um_per_px = {wanted}: slide {tile_map.slide_id!r} would "
-      f"have a map of {width:.0f} x {height:.0f} pixels; at most "
-      f"{_MAX_MAP_PX:,} in all, and none larger than a tile ({tile_um:g} um)"
-    )
-  return float(wanted)
-
-
-def _map_px(tile_map: TileMap | None, settings: Report) -> int:
-  """Longest side of the map in pixels."""
-  if tile_map is None or not tile_map.can_be_drawn:
-    return settings.longest_px
-  longest_um = max(tile_map.level0_size) * tile_map.level0_mpp
-  return int(np.ceil(longest_um / _um_per_px(tile_map, settings)))
-
-
-def _tissue_mask(
-  thumbnail: Picture | None,
-  tile_map: TileMap,
-  entry: SlideEntry | None,
-  settings: Report,
-) -> tuple[np.ndarray | None, tuple[str, ...]]:
-  """Where colours are painted, and what has to be said of it."""
-  if thumbnail is None or settings.tissue == "none":
-    return None, ()
-  um = max(tile_map.level0_size) * tile_map.level0_mpp
-  small = figures.fit(thumbnail, min(_TISSUE_PX, max(1, int(um / _TISSUE_UM))))
-  try:
-    if entry.mask_path:
-      values = entry.tissue.get("mask_values", "")
-      return tissue.load_mask(entry.mask_path, small.shape[:2], values), ()
-    wanted = {"method": settings.tissue, **entry.tissue}
-    scale = um / max(small.shape[:2])
-    return tissue.tissue_mask(small, mpp=scale, **wanted), ()
-  except SlideError as error:
-    return None, (f"Whole tiles are painted: {error.message}.",)
-
-
 # What is written.
 
 
@@ -277,7 +160,7 @@ def _annotations(
       path,
       drawn.tile_map,
       drawn.bounds_xy or (0, 0),
-      _um_per_px(drawn.tile_map, settings),
+      um_per_px(drawn.tile_map, settings),
       drawn.regions,
       dataclasses.asdict(data),
     )
@@ -375,7 +258,7 @@ def _maps(
     canvas = heatmaps.draw(
       drawn.tile_map,
       kind,
-      um_per_px=_um_per_px(drawn.tile_map, settings),
+      um_per_px=um_per_px(drawn.tile_map, settings),
       smooth_um=settings.smooth_um,
       limit=limit if kind == "contribution" else None,
     )

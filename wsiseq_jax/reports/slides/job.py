@@ -29,8 +29,8 @@ from wsiseq_jax.reports import page as pages
 from wsiseq_jax.reports.slides import cohort, draw, slide
 from wsiseq_jax.reports.slides import data as report_data
 from wsiseq_jax.reports.slides.data import Predictions, SlideRow
-from wsiseq_jax.reports.slides.draw import SlideFiles
 from wsiseq_jax.reports.slides.settings import Data, Settings
+from wsiseq_jax.reports.slides.source import SlideFiles
 
 SYNTHETIC = "synthetic"
 _KIND = "mil_report"
