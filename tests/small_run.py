@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import videomae as videomae_config
 from data_prep.synthetic import smoke
-from wsiseq_jax import parallel
+from wsiseq_jax import launch, parallel
 from wsiseq_jax import run as train_setup
 from wsiseq_jax import state as states
 from wsiseq_jax.data import loader
@@ -42,6 +42,18 @@ def use_devices(monkeypatch, count: int) -> None:
     "make_mesh",
     lambda fsdp=1, devices=None: make_mesh(fsdp, jax.devices()[:count]),
   )
+
+
+class StopAt(launch.Preemption):
+  """Asks to stop after so many ticks."""
+
+  def __init__(self, ticks: int):
+    super().__init__()
+    self._left = ticks
+
+  def tick(self) -> bool:
+    self._left -= 1
+    return self._left < 0
 
 
 def loss_and_gradients(run: train_setup.Run, progress: float):

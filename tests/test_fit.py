@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import small_run
 from wsiseq_jax import fit, launch, parallel, writers
 
 SETTINGS = fit.FitSettings(lr=0.1, epochs=6, warmup_epochs=1, patience=0)
@@ -59,25 +60,13 @@ def validate(outputs):
   return (-error,), {"val/error": error}
 
 
-class StopAt(launch.Preemption):
-  """Says stop at a tick."""
-
-  def __init__(self, ticks):
-    super().__init__()
-    self._left = ticks
-
-  def tick(self):
-    self._left -= 1
-    return self._left == 0
-
-
 def trainer(settings=SETTINGS):
   mesh = parallel.make_mesh(1, jax.devices()[:1])
   return fit.Trainer(MODEL, settings, mesh, jnp.float32(1))
 
 
-def folder(path, stop_at=0, inputs="a"):
-  return fit.FitFolder(path / "one", inputs, StopAt(stop_at))
+def folder(path, stop_at=1000, inputs="a"):
+  return fit.FitFolder(path / "one", inputs, small_run.StopAt(stop_at - 1))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from benchmarks import hlo
 from tests import small_run
-from wsiseq_jax import evaluate, parallel, train
+from wsiseq_jax import evaluate, launch, parallel, train
 from wsiseq_jax import run as train_setup
 from wsiseq_jax.data import augment, loader
 from wsiseq_jax.data import source as sources
@@ -370,8 +370,9 @@ def test_a_run_moves_from_eight_devices_to_four_to_one(
       patch.setattr(jax, "devices", lambda *_: devices)
       if not stop:
         return train.run(config)
-      patch.setattr(train.launch, "Preemption", lambda: StopAt(stop))
-      with pytest.raises(train.launch.Stopped):
+      stopping = small_run.StopAt(stop)
+      patch.setattr(launch, "Preemption", lambda: stopping)
+      with pytest.raises(launch.Stopped):
         train.run(config)
 
   moved = tmp_path / "moved"
@@ -385,15 +386,3 @@ def test_a_run_moves_from_eight_devices_to_four_to_one(
     jax.tree.leaves(state.params), jax.tree.leaves(wanted.params), strict=True
   ):
     np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=0, atol=2e-5)
-
-
-class StopAt(train.launch.Preemption):
-  """Asks to stop after so many steps."""
-
-  def __init__(self, steps):
-    super().__init__()
-    self._left = steps
-
-  def tick(self):
-    self._left -= 1
-    return self._left < 0

@@ -33,20 +33,8 @@ def same(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-class StopAt(launch.Preemption):
-  """A preemption that asks to stop at the n-th tick."""
-
-  def __init__(self, ticks):
-    super().__init__()
-    self._left = ticks
-
-  def tick(self):
-    self._left -= 1
-    return self._left < 0
-
-
 def stop_after(monkeypatch, steps):
-  monkeypatch.setattr(launch, "Preemption", lambda: StopAt(steps))
+  monkeypatch.setattr(launch, "Preemption", lambda: small_run.StopAt(steps))
 
 
 def rows_without_clock(workdir):

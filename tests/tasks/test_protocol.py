@@ -11,7 +11,7 @@ import pytest
 
 from configs import common
 from tests import small_run
-from tests.test_train import StopAt, params_of, same
+from tests.test_train import params_of, same
 from wsiseq_jax import config as configs
 from wsiseq_jax import embed as embed_job
 from wsiseq_jax import encoders, evaluate, launch, parallel, tasks, train
@@ -130,7 +130,7 @@ def test_a_task_with_state_of_its_own_trains_resumes_and_embeds(
   config = toy_config(tmp_path / "cut", data)
   with monkeypatch.context() as stopping:
     # Evaluations at step 0 and 3 tick once a batch.
-    stopping.setattr(launch, "Preemption", lambda: StopAt(4 + 2))
+    stopping.setattr(launch, "Preemption", lambda: small_run.StopAt(4 + 2))
     with pytest.raises(launch.Stopped):
       train.run(config)
   resumed = train.run(config)
@@ -173,7 +173,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
   whole = train.run(toy_config(tmp_path / "whole", data))
   config = toy_config(tmp_path / "parts", data, accumulate_steps=parts)
   with monkeypatch.context() as stopping:
-    stopping.setattr(launch, "Preemption", lambda: StopAt(2 + 2))
+    stopping.setattr(launch, "Preemption", lambda: small_run.StopAt(2 + 2))
     with pytest.raises(launch.Stopped):
       train.run(config)
   found = train.run(config)
