@@ -34,7 +34,7 @@ Presets, after a colon (`--config=configs/prep_series.py:demo`):
                 `--config.sequences=series` it is each eye's whole `Video`
                 once, for pretraining.
 
-All keys with their defaults are in data_prep/series/prepare.py and
+All keys with their defaults are in data_prep/series/settings.py and
 data_prep/runs.py.
 
 What comes out, under `--config.out`:

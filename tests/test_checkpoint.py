@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from orbax.checkpoint import v1 as ocp
 
 from wsiseq_jax import checkpoint, parallel
 from wsiseq_jax import state as states
@@ -80,20 +81,22 @@ def test_a_state_may_be_donated_right_after_saving(tmp_path):
 
 
 def test_reading_waits_for_what_is_being_saved(tmp_path, monkeypatch):
-  mesh = parallel.make_mesh(1)
+  mesh, orbax = parallel.make_mesh(1), ocp.training.Checkpointer
+  start = orbax.save_checkpointables_async
+
+  class Late:
+    """A save that is not begun before somebody waits for it."""
+
+    def __init__(self, *args, **kwargs):
+      self.args, self.kwargs = args, kwargs
+
+    def result(self):
+      start(*self.args, **self.kwargs).result()
+
+  monkeypatch.setattr(
+    orbax, "save_checkpointables_async", lambda *a, **k: Late(*a, **k)
+  )
   with checkpoint.Checkpoints(tmp_path) as saved:
-    start = saved._orbax.save_checkpointables_async
-
-    class Late:
-      """A save that is not begun before somebody waits for it."""
-
-      def __init__(self, *args, **kwargs):
-        self.args, self.kwargs = args, kwargs
-
-      def result(self):
-        start(*self.args, **self.kwargs).result()
-
-    monkeypatch.setattr(saved._orbax, "save_checkpointables_async", Late)
     saved.save(state_at(1, mesh), {"index": 3}, META)
     assert saved.meta() == META
     saved.save(state_at(2, mesh), {"index": 4}, META)

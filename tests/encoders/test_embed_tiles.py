@@ -331,10 +331,10 @@ def test_interruption_keeps_what_is_finished(cohort, tmp_path, monkeypatch):
   """Stopped in the middle of the second slide."""
   slides = ",".join(str(cohort / f"{n}.tiff") for n in ("damaged", "good"))
   config = _config(slides, tmp_path)
-  compile_ = embed_tiles._Run._compile
+  compile_ = embed_tiles.compile_encoder
 
-  def stopping(run):
-    step, calls = compile_(run), []
+  def stopping(*args):
+    step, calls = compile_(*args), []
 
     def stop(tiles):
       calls.append(1)
@@ -344,7 +344,7 @@ def test_interruption_keeps_what_is_finished(cohort, tmp_path, monkeypatch):
 
     return stop
 
-  monkeypatch.setattr(embed_tiles._Run, "_compile", stopping)
+  monkeypatch.setattr(embed_tiles, "compile_encoder", stopping)
   with pytest.raises(KeyboardInterrupt):
     embed_tiles.embed_slides(config, _encoder())
   assert list(_times(config)) == ["damaged"]
@@ -378,7 +378,7 @@ def test_waiting_for_slides_is_measured(
   clock = types.SimpleNamespace(perf_counter=lambda: now[0])
   monkeypatch.setattr(embed_tiles, "time", clock)
   monkeypatch.setattr(embed_tiles, "Background", Waiting)
-  monkeypatch.setattr(embed_tiles._Run, "_compile", lambda run: encode)
+  monkeypatch.setattr(embed_tiles, "compile_encoder", lambda *_: encode)
   config = _config(cohort / "good.tiff", tmp_path)
   summary = embed_tiles.embed_slides(config, _encoder())
   batches = summary.tiles / 8

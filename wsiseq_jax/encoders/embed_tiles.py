@@ -86,6 +86,29 @@ def embed_slides(config: ConfigDict, encoder: encoders.Encoder) -> Summary:
   return work.summary()
 
 
+def compile_encoder(
+  encoder: encoders.Encoder, batch_size: int
+) -> Callable[[np.ndarray], jax.Array]:
+  """The program that takes one padded batch of tiles."""
+  devices = jax.local_devices()
+  if batch_size % len(devices):
+    raise ValueError(
+      f"config.data.batch_size = {batch_size}: must be a multiple of the "
+      f"{len(devices)} devices"
+    )
+  mesh = parallel.make_mesh(devices=devices)
+  whole, rows = parallel.replicated(mesh), parallel.batch_sharding(mesh)
+  params = jax.device_put(encoder.params, whole)
+  pixels = jax.ShapeDtypeStruct(
+    (batch_size, encoder.window_px, encoder.window_px, 3),
+    np.uint8,
+    sharding=rows,
+  )
+  program = jax.jit(parallel.with_mesh(mesh, encoder.apply), out_shardings=rows)
+  program = program.lower(params, pixels).compile()
+  return lambda tiles: program(params, jax.device_put(tiles, rows))
+
+
 @dataclasses.dataclass
 class _Open:
   """A slide being embedded."""
@@ -166,7 +189,8 @@ class _Run:
     try:
       if todo:
         with self._bar(todo) as bar:
-          self._embed(todo, self._compile(), bar)
+          step = compile_encoder(self.encoder, self.config.data.batch_size)
+          self._embed(todo, step, bar)
     finally:
       self.write_tables()
 
@@ -178,27 +202,6 @@ class _Run:
       dynamic_ncols=True,
       smoothing=0.1,
     )
-
-  def _compile(self) -> Callable[[np.ndarray], jax.Array]:
-    """Returns the program that takes one padded batch of tiles."""
-    devices, batch = jax.local_devices(), self.config.data.batch_size
-    if batch % len(devices):
-      raise ValueError(
-        f"config.data.batch_size = {batch}: must be a multiple of the "
-        f"{len(devices)} devices"
-      )
-    mesh = parallel.make_mesh(devices=devices)
-    whole, rows = parallel.replicated(mesh), parallel.batch_sharding(mesh)
-    params = jax.device_put(self.encoder.params, whole)
-    side = self.encoder.window_px
-    pixels = jax.ShapeDtypeStruct(
-      (batch, side, side, 3), np.uint8, sharding=rows
-    )
-    program = jax.jit(
-      parallel.with_mesh(mesh, self.encoder.apply), out_shardings=rows
-    )
-    program = program.lower(params, pixels).compile()
-    return lambda tiles: program(params, jax.device_put(tiles, rows))
 
   def _embed(self, todo, step, bar: tqdm.tqdm) -> None:
     events = tile_stream.events(
