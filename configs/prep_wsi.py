@@ -112,7 +112,7 @@ def _zoom(config: ConfigDict) -> None:
 
 
 def _smoke(config: ConfigDict) -> None:
-  config.workers = 1
+  config.workers = 0
   config.sequence.window_um = (33.92, 33.92)  # 32 px
   config.sequence.step_um = 4.24
   config.sequence.frames = 8
