@@ -296,7 +296,7 @@ def summarise(table: pd.DataFrame, config: Settings) -> pd.DataFrame:
 def plot(path: pathlib.Path, table: pd.DataFrame, config: Settings) -> None:
   """Draws the metric over each setting: points for runs, a line for means."""
   names = [name for name in config.varied if name != "seed"] or ["experiment"]
-  figure, panels = charts.grid(len(names), size=(5, 4))
+  figure, panels = charts.grid(len(names), size=(5.0, 4.0))
   for axes, name in zip(panels, names, strict=True):
     means = table.groupby(name)[config.metric].mean()
     axes.plot(table[name], table[config.metric], "o", alpha=0.5)

@@ -114,10 +114,10 @@ def plot_loss(
   if not names:
     return
   curves = {
-    name: np.array([(r["step"], r[name]) for r in rows if name in r]).T
+    name: tuple(np.array([(r["step"], r[name]) for r in rows if name in r]).T)
     for name in names
   }
-  figure, (axes,) = charts.grid(1, size=(7, 4))
+  figure, (axes,) = charts.grid(1, size=(7.0, 4.0))
   charts.lines(axes, curves)
   axes.set(xlabel="step (updates)", ylabel="loss")
   charts.to_png(figure, pathlib.Path(path))
