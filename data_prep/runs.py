@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from data_prep import cluster, splits
 from data_prep.files.errors import SlideError
-from data_prep.files.schema import FILLED, Range
+from data_prep.files.schema import FILLED, Range, Rule
 
 EXIT_GOOD, EXIT_NOTHING, EXIT_USAGE, EXIT_SOME_FAILED = 0, 1, 2, 3
 WHOLE = "1/1"
@@ -138,6 +138,17 @@ def part_text(part: str) -> str:
     f"part {number} of {parts} is done; after all of them the same command "
     "without config.part puts the data set together"
   )
+
+
+def _is_share(part: str) -> bool:
+  try:
+    return bool(share(part))
+  except ValueError:
+    return False
+
+
+# Of a setting that holds a share of the work.
+IS_SHARE = Rule(_is_share, SHARE_WANTED)
 
 
 @contextlib.contextmanager

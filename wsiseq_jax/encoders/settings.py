@@ -8,20 +8,13 @@ from ml_collections import ConfigDict
 
 from data_prep import runs
 from data_prep.files import schema
-from data_prep.files.schema import FILLED, Range, Rule
+from data_prep.files.schema import FILLED, Range
 from data_prep.wsi import tile_stream, tiles, tissue
 from wsiseq_jax import jobs, launch
 from wsiseq_jax.encoders import encoder as encoders
 
 # Features at another scale than the encoder's are worth a word from here on.
 _SCALE_TOLERANCE = 0.1
-
-
-def _is_share(part: str) -> bool:
-  try:
-    return bool(runs.share(part))
-  except ValueError:
-    return False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +24,7 @@ class Data:
   slides: Annotated[str, FILLED]  # 'synthetic' makes three small ones
   table: str = ""  # a CSV that describes slides named in `slides`
   # '3/8': the third of eight machines; or 'slurm'.
-  part: Annotated[str, Rule(_is_share, runs.SHARE_WANTED)] = "1/1"
+  part: Annotated[str, runs.IS_SHARE] = "1/1"
   batch_size: Annotated[int, Range(1)] = 64  # tiles on all devices together
   threads: Annotated[int, Range(1)] = 8  # that decode
 

@@ -23,7 +23,7 @@ from wsiseq_jax.maps.tile_map import TileMap
 
 _POLYGONS = (".xml", ".geojson", ".json")
 _MASKS = (".png", ".tif", ".tiff")
-_ENDS = (*(f"_mask{end}" for end in _MASKS), *_POLYGONS, *_MASKS)
+ENDS = (*(f"_mask{end}" for end in _MASKS), *_POLYGONS, *_MASKS)
 # Where QuPath writes, coordinates count from the corner of the scanned part.
 _QUPATH = (".geojson", ".json")
 Ring = Float[np.ndarray, "_ 2"]
@@ -43,16 +43,31 @@ class Annotated:
   skipped: tuple[str, ...] = ()  # one sentence for each thing that has no area
 
 
-def find(folder: str, ids: Sequence[str]) -> dict[str, pathlib.Path]:
-  """Files of annotations by slide; slides without one are not in it."""
+def find(
+  folder: str,
+  ids: Sequence[str],
+  key: str = "data.annotations",
+  ends: Sequence[str] = ENDS,
+) -> dict[str, pathlib.Path]:
+  """Files of slides in a folder; slides without one are not in it.
+
+  Args:
+    folder: the folder; '' has no files.
+    ids: the slides.
+    key: config key of the folder.
+    ends: how the files end after the slide's name, longer ones first.
+
+  Raises:
+    ValueError: no such folder, no slide has a file, or one has two.
+  """
   if not folder:
     return {}
   place = pathlib.Path(folder).expanduser()
   if not place.is_dir():
-    raise ValueError(f"config.data.annotations = {folder!r}: no such folder")
+    raise ValueError(f"config.{key} = {folder!r}: no such folder")
   files: dict[str, list[pathlib.Path]] = {}
   for path in sorted(place.iterdir()):
-    for end in _ENDS:
+    for end in ends:
       if path.name.lower().endswith(end):
         slide_id = names.stem(path.name[: -len(end)])
         files.setdefault(slide_id, []).append(path)
@@ -61,14 +76,15 @@ def find(folder: str, ids: Sequence[str]) -> dict[str, pathlib.Path]:
   for slide_id, paths in names.match(ids, files).items():
     if len(paths) > 1:
       raise ValueError(
-        f"config.data.annotations: slide {slide_id!r} has two files, "
-        f"{paths[0].name} and {paths[1].name}; leave one"
+        f"config.{key}: slide {slide_id!r} has two files, {paths[0].name} and "
+        f"{paths[1].name}; leave one"
       )
     found[slide_id] = paths[0]
   if not found:
+    some = ids[0] if len(ids) else "SLIDE"
     raise ValueError(
-      f"config.data.annotations = {folder!r}: none of the {len(ids)} predicted "
-      f"slides has a file there, such as {ids[0]}.xml; allowed: {_ENDS}"
+      f"config.{key} = {folder!r}: none of the {len(ids)} slides has a file "
+      f"there, such as {some}.xml; allowed: {tuple(ends)}"
     )
   return found
 

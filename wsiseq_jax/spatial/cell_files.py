@@ -1,0 +1,296 @@
+"""Cells as other programs write them: one reader for each kind of file.
+
+    QuPath          .geojson, .json, and its measurements as .tsv, .csv, .txt
+    HoVer-Net       .json with `nuc`
+    CellViT         .json with `cells` and `wsi_metadata`
+    StarDist        .npz of the details of a prediction; label images
+    Cellpose        label images .png, .tif, and *_cp_outlines.txt
+    HALO            .csv with XMin, XMax, YMin, YMax
+    ASAP            .xml with dots and point sets
+    anybody         .csv, .tsv, .parquet with x, y (see `cell_tables.py`)
+
+What a file says of its unit is kept; `placing.py` makes µm of it.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+from xml.etree import ElementTree
+
+import cv2
+import numpy as np
+import tifffile
+
+from wsiseq_jax.spatial import cell_tables
+from wsiseq_jax.spatial.raw_cells import (
+  LABELS,
+  PIXEL,
+  QUPATH,
+  RawCells,
+  centroid,
+  make,
+)
+
+# Rows of a label image that are summed up at once.
+_BAND_PX = 1 << 26
+
+
+def read(path: str | os.PathLike) -> RawCells:
+  """Reads a file of cells of one slide.
+
+  Args:
+    path: see the module docstring.
+
+  Raises:
+    ValueError: no such file, or none that holds cells; says what is wanted.
+  """
+  path = pathlib.Path(path)
+  readers: dict[str, Callable[[pathlib.Path], RawCells]] = {
+    **dict.fromkeys((".geojson", ".json"), _json),
+    **dict.fromkeys((".csv", ".tsv", ".parquet"), cell_tables.read),
+    ".xml": _asap,
+    ".npz": _stardist,
+    **dict.fromkeys((".png", ".tif", ".tiff"), _labels),
+    ".txt": _outlines if is_outlines(path) else cell_tables.read,
+  }
+  end = path.suffix.lower()
+  if end == ".npy":
+    raise ValueError(
+      f"{path}: a _seg.npy of Cellpose is a pickled program and is not opened; "
+      "save masks as PNG or TIFF, or outlines as text (--save_png, --save_tif, "
+      "--save_txt)"
+    )
+  if end not in readers:
+    raise ValueError(f"{path}: cells are read from {', '.join(readers)} files")
+  try:
+    return readers[end](path)
+  except OSError as error:
+    raise ValueError(f"{path}: cannot be read: {error}") from error
+
+
+def is_outlines(path: pathlib.Path) -> bool:
+  """Whether a text file is named as Cellpose names its outlines."""
+  return path.name.lower().endswith("_cp_outlines.txt")
+
+
+# JSON.
+
+
+def _json(path: pathlib.Path) -> RawCells:
+  try:
+    data = json.loads(path.read_text(encoding="utf-8-sig"))
+  except ValueError as error:
+    raise ValueError(f"{path}: not a JSON file: {error}") from error
+  try:
+    if isinstance(data, dict) and isinstance(data.get("nuc"), dict):
+      return _hovernet(data)
+    if isinstance(data, dict) and isinstance(data.get("cells"), list):
+      return _cellvit(data)
+    if isinstance(data, dict) and {"points", "prob"} <= set(data):
+      return _details(data)
+    return _geojson(path, data)
+  except (LookupError, TypeError, AttributeError) as error:
+    raise ValueError(f"{path}: odd cells: {error!r}") from error
+
+
+def _hovernet(data: Mapping[str, Any]) -> RawCells:
+  found = list(data["nuc"].values())
+  types = [_number_name(cell.get("type")) for cell in found]
+  score = [cell.get("type_prob") for cell in found]
+  return make(
+    "HoVer-Net",
+    [cell["centroid"] for cell in found],
+    types,
+    [np.nan if value is None else value for value in score],
+    unit=PIXEL,
+    magnification=data.get("mag"),
+  )
+
+
+def _cellvit(data: Mapping[str, Any]) -> RawCells:
+  names = {str(k): str(v) for k, v in (data.get("type_map") or {}).items()}
+  found = data["cells"]
+  types = [_number_name(cell.get("type")) for cell in found]
+  score = [cell.get("type_prob", np.nan) for cell in found]
+  facts = data.get("wsi_metadata") or {}
+  return make(
+    "CellViT",
+    [cell["centroid"] for cell in found],
+    [names.get(name, name) for name in types],
+    score,
+    unit=PIXEL,
+    mpp=facts.get("base_mpp"),
+  )
+
+
+def _number_name(value: Any) -> str:
+  """The name of a type that has none."""
+  return "" if value is None else str(value)
+
+
+def _details(data: Mapping[str, Any]) -> RawCells:
+  """StarDist counts rows before columns."""
+  points = np.asarray(data["points"], np.float64).reshape(-1, 2)
+  types = None
+  if "class_id" in data:
+    types = [str(v) for v in np.asarray(data["class_id"]).tolist()]
+  prob = np.asarray(data["prob"], np.float64)
+  return make("StarDist", points[:, ::-1], types, prob, unit=PIXEL)
+
+
+def _stardist(path: pathlib.Path) -> RawCells:
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      wanted = [k for k in ("points", "prob", "class_id") if k in file.files]
+      data = {name: file[name] for name in wanted}
+    return _details(data)
+  except (ValueError, LookupError) as error:
+    raise ValueError(
+      f"{path}: no details of StarDist (arrays `points` and `prob`): {error}"
+    ) from error
+
+
+def _geojson(path: pathlib.Path, data: Any) -> RawCells:
+  """Detections, cells and points of QuPath; annotated areas are no cells."""
+  if isinstance(data, dict):
+    collection = data.get("type") == "FeatureCollection"
+    data = data.get("features") if collection else [data]
+  if not isinstance(data, list):
+    raise ValueError(
+      f"{path}: neither GeoJSON nor cells of HoVer-Net, CellViT or StarDist"
+    )
+  xy, types, score, areas = [], [], [], 0
+  for feature in data:
+    if not isinstance(feature, dict) or not feature.get("geometry"):
+      continue
+    properties = feature.get("properties") or {}
+    geometry = feature.get("nucleusGeometry") or feature["geometry"]
+    is_area = geometry["type"] in ("Polygon", "MultiPolygon")
+    if is_area and properties.get("objectType") == "annotation":
+      areas += 1
+      continue
+    name = _class_name(properties.get("classification"))
+    value = _probability(properties.get("measurements"))
+    for centre in _centres(geometry):
+      xy.append(centre)
+      types.append(name)
+      score.append(value)
+  skipped = (f"{areas} annotated areas are no cells",) if areas else ()
+  return make(QUPATH, xy, types, score, unit=PIXEL, skipped=skipped)
+
+
+def _centres(geometry: Mapping[str, Any]) -> Iterator[Any]:
+  """The centre of a shape; every one of several points."""
+  kind, places = geometry["type"], geometry["coordinates"]
+  if kind == "Point":
+    yield places[:2]
+  elif kind == "MultiPoint":
+    yield from (place[:2] for place in places)
+  elif kind == "Polygon":
+    yield centroid(places[0])
+  elif kind == "MultiPolygon":
+    yield centroid(max((rings[0] for rings in places), key=len))
+  else:
+    raise ValueError(f"a cell is a {kind}: want a point or a polygon")
+
+
+def _class_name(value: Any) -> str:
+  """The name of a QuPath classification: text, `name`, or `names`."""
+  if isinstance(value, dict):
+    return str(value.get("name") or ": ".join(value.get("names", ())))
+  return str(value or "")
+
+
+def _probability(measurements: Any) -> float:
+  """The probability among the measurements of a detection."""
+  if isinstance(measurements, list):  # as QuPath wrote them before 0.4
+    measurements = {m.get("name"): m.get("value") for m in measurements}
+  for name, value in (measurements or {}).items():
+    if "probability" in str(name).lower() and isinstance(value, int | float):
+      return float(value)
+  return np.nan
+
+
+# Other files.
+
+
+def _asap(path: pathlib.Path) -> RawCells:
+  """Dots and point sets; the group is the type."""
+  try:
+    root = ElementTree.parse(path).getroot()
+  except ElementTree.ParseError as error:
+    raise ValueError(f"{path}: not an XML file: {error}") from error
+  if root.tag != "ASAP_Annotations":
+    raise ValueError(f"{path}: <{root.tag}> is not <ASAP_Annotations>")
+  xy, types, others = [], [], 0
+  for item in root.iter("Annotation"):
+    if item.get("Type") not in ("Dot", "PointSet"):
+      others += 1
+      continue
+    group = item.get("PartOfGroup") or ""
+    for point in item.findall("./Coordinates/Coordinate"):
+      try:
+        xy.append([float(point.get("X")), float(point.get("Y"))])
+      except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: a point without numbers") from error
+      types.append("" if group == "None" else group)
+  skipped = (f"{others} shapes are no points",) if others else ()
+  return make("ASAP", xy, types, unit=PIXEL, skipped=skipped)
+
+
+def _labels(path: pathlib.Path) -> RawCells:
+  """A picture in which every cell has a number of its own."""
+  if path.suffix.lower() == ".png":
+    picture = cv2.imread(os.fspath(path), cv2.IMREAD_UNCHANGED)
+    if picture is None:
+      raise ValueError(f"{path}: not a picture")
+  else:
+    try:
+      picture = tifffile.imread(path)
+    except (tifffile.TiffFileError, IndexError) as error:
+      raise ValueError(f"{path}: not a TIFF: {error}") from error
+  if picture.ndim != 2 or picture.dtype.kind not in "iu":
+    raise ValueError(
+      f"{path}: {picture.dtype} of shape {picture.shape}: want whole numbers "
+      "[height, width], one for each cell"
+    )
+  top = int(picture.max(initial=0))
+  if picture.min(initial=0) < 0 or top > picture.size:
+    raise ValueError(f"{path}: numbers up to {top}: want 1, 2, ... of cells")
+  height, width = picture.shape
+  count, x, y = (np.zeros(top + 1) for _ in range(3))
+  band = max(1, _BAND_PX // max(width, 1))
+  for start in range(0, height, band):
+    rows, columns = np.nonzero(picture[start : start + band])
+    number = picture[start : start + band][rows, columns]
+    count += np.bincount(number, minlength=top + 1)
+    x += np.bincount(number, columns + 0.5, top + 1)
+    y += np.bincount(number, rows + start + 0.5, top + 1)
+  there = count > 0
+  if there.sum() == 1 and top in (1, 255):
+    raise ValueError(
+      f"{path}: a mask of one value, which does not part cells: want a number "
+      "for each"
+    )
+  xy = np.stack([x[there], y[there]], axis=1) / count[there, None]
+  return make(LABELS, xy, unit=PIXEL, size_px=(width, height))
+
+
+def _outlines(path: pathlib.Path) -> RawCells:
+  """A line for each cell: x, y, x, y, ..."""
+  centres = []
+  lines = path.read_text(encoding="utf-8").splitlines()
+  for number, line in enumerate(lines, 1):
+    if not line.strip():
+      continue
+    try:
+      ring = np.array(line.split(","), np.float64).reshape(-1, 2)
+    except ValueError as error:
+      raise ValueError(
+        f"{path}, line {number}: want x,y,x,y,... of an outline"
+      ) from error
+    # Outlines are of whole pixels, whose middle lies half a pixel further.
+    centres.append(centroid(ring) + 0.5)
+  return make("Cellpose", centres, unit=PIXEL)

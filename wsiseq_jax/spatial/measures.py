@@ -1,0 +1,320 @@
+"""The numbers of one slide: cells against cells, cells against regions.
+
+Rows of scores say one thing each: a statistic of a pair of types, what chance
+would give, and p. Curves keep numerator and denominator, from which those of a
+patient are pooled.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from data_prep.files.errors import SlideError
+from wsiseq_jax.spatial import border, envelopes, nearest, ripley, windows
+from wsiseq_jax.spatial.points import Points
+from wsiseq_jax.spatial.settings import Settings
+from wsiseq_jax.spatial.windows import Window
+
+REGION = "regions"
+SCORES = (
+  *("slide_id", "patient_id", "statistic", "from", "to", "at_um", "value"),
+  *("expected", "p", "null", "n_from", "n_to", "note"),
+)
+CURVES = (
+  *("slide_id", "patient_id", "statistic", "from", "to", "at_um", "to_um"),
+  *("numerator", "denominator", "theory", "value", "expected", "low", "high"),
+)
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass
+class Measured:
+  """What was computed of a slide; rows of the two tables."""
+
+  slide_id: str
+  patient_id: str
+  scores: list[Row] = dataclasses.field(default_factory=list)
+  curves: list[Row] = dataclasses.field(default_factory=list)
+  notes: list[SlideError] = dataclasses.field(default_factory=list)
+
+  def score(self, statistic: str, pair: tuple[str, str], **values: Any) -> None:
+    """Adds a row of scores."""
+    row = dict.fromkeys(SCORES, "")
+    ids = {"slide_id": self.slide_id, "patient_id": self.patient_id}
+    named = {"statistic": statistic, "from": pair[0], "to": pair[1]}
+    self.scores.append(row | ids | named | values)
+
+  def curve(
+    self,
+    statistic: str,
+    pair: tuple[str, str],
+    at: np.ndarray,
+    numerator: np.ndarray,
+    denominator: np.ndarray,
+    theory: np.ndarray,
+    band: envelopes.Envelope | None = None,
+    to_um: np.ndarray | None = None,
+  ) -> None:
+    """Adds a row for each distance."""
+    nothing = np.full(len(at), np.nan)
+    value = np.divide(
+      numerator, denominator, where=denominator > 0, out=nothing.copy()
+    )
+    columns = {
+      "at_um": at,
+      "to_um": nothing if to_um is None else to_um,
+      "numerator": numerator,
+      "denominator": denominator,
+      "theory": theory,
+      "value": value,
+      "expected": band.central if band else nothing,
+      "low": band.low if band else nothing,
+      "high": band.high if band else nothing,
+    }
+    ids = {"slide_id": self.slide_id, "patient_id": self.patient_id}
+    named = {"statistic": statistic, "from": pair[0], "to": pair[1]}
+    for values in zip(*(v.tolist() for v in columns.values()), strict=True):
+      self.curves.append(ids | named | dict(zip(columns, values, strict=True)))
+
+
+def measure(
+  points: Points,
+  window: Window,
+  region: Window | None,
+  settings: Settings,
+) -> Measured:
+  """Computes everything of one slide.
+
+  Args:
+    points: its cells, all in the window.
+    window: where cells can be, µm.
+    region: union of the regions, µm; None = none.
+    settings: of the job.
+
+  Returns:
+    Rows of scores and curves. A statistic that a slide has too few cells for
+    is a note, and no row.
+  """
+  found = Measured(points.slide_id, points.patient_id)
+  # The order of slides does not matter to their numbers.
+  rng = np.random.default_rng(settings.statistics.seed)
+  counts, least = points.counts(), settings.cells.min_cells
+  _counts(found, points, window, region)
+  for kind, count in counts.items():
+    if count < least:
+      found.notes.append(
+        SlideError(
+          f"{count} cells of type {kind!r}, fewer than config.cells.min_cells "
+          f"= {least}: nothing but their number is given",
+          "statistics",
+          "too_few_cells",
+        )
+      )
+  kinds = chosen_types(points, settings)
+  for pair in pairs_of(kinds, settings):
+    _tried(found, pair, _cells, points, window, pair, settings, rng)
+  for kind in kinds if region is not None else ():
+    pair = (kind, REGION)
+    _tried(found, pair, _regions, points, window, region, kind, settings, rng)
+  return found
+
+
+def chosen_types(points: Points, settings: Settings) -> tuple[str, ...]:
+  """The types that are frequent enough, the most frequent first."""
+  counts = points.counts()
+  named = {name for pair in settings.statistics.pairs for name in pair}
+  good = [
+    kind
+    for kind in sorted(counts, key=lambda kind: (-counts[kind], kind))
+    if counts[kind] >= settings.cells.min_cells
+  ]
+  most = settings.statistics.max_types
+  return tuple(k for k in good if k in named) if named else tuple(good[:most])
+
+
+def pairs_of(
+  kinds: tuple[str, ...], settings: Settings
+) -> list[tuple[str, str]]:
+  """The pairs to compare: those that were named, or all."""
+  if settings.statistics.pairs:
+    return [
+      pair
+      for pair in settings.statistics.pairs
+      if pair[0] in kinds and pair[1] in kinds
+    ]
+  ordered = sorted(kinds)
+  return [(a, b) for i, a in enumerate(ordered) for b in ordered[i:]]
+
+
+def radii_of(settings: Settings) -> np.ndarray:
+  """Distances of pairs, from one step on."""
+  wanted = settings.statistics
+  count = int(wanted.reach_um / wanted.step_um + 1e-9)
+  return wanted.step_um * np.arange(1, count + 1)
+
+
+def edges_of(settings: Settings) -> np.ndarray:
+  """Ends of the bands of distance to the border, on both sides."""
+  wanted = settings.statistics
+  count = int(wanted.border_um / wanted.band_um + 1e-9)
+  return wanted.band_um * np.arange(-count, count + 1)
+
+
+def _tried(
+  found: Measured, pair: tuple[str, str], function: Callable, *arguments: Any
+) -> None:
+  """One statistic that cannot be had costs no other."""
+  try:
+    function(found, *arguments)
+  except ValueError as error:
+    found.notes.append(
+      SlideError(f"{pair[0]} and {pair[1]}: {error}", "statistics", "no_value")
+    )
+
+
+def _counts(found, points: Points, window, region) -> None:
+  """Cells per mm² of the window, and of the regions."""
+  areas = [("density", window)]
+  if region is not None:
+    areas.append(("density_in_regions", window.intersection(region)))
+  for name, area in areas:
+    for kind in points.names:
+      xy = points.xy_of(kind)
+      inside = int(windows.inside(area, xy).sum()) if area.area else 0
+      found.curve(
+        name,
+        (kind, ""),
+        np.zeros(1),
+        np.array([float(inside)]),
+        np.array([area.area / 1e6]),
+        np.full(1, np.nan),
+      )
+      density = inside / (area.area / 1e6) if area.area else np.nan
+      found.score(name, (kind, ""), value=density, n_from=inside)
+
+
+def _cells(found, points: Points, window, pair, settings, rng) -> None:
+  """K, g and G of a pair of types, and the test of K."""
+  wanted, radii = settings.statistics, radii_of(settings)
+  from_xy, to_xy = (points.xy_of(name) for name in pair)
+  is_same = pair[0] == pair[1]
+  others = None if is_same else to_xy
+  k = ripley.k(from_xy, window, radii, others=others)
+  numbers = {"n_from": len(from_xy), "n_to": len(to_xy)}
+  band, null = _k_test(points, window, pair, radii, settings, rng)
+  found.curve("K", pair, radii, k.numerator, k.denominator, k.theory, band)
+  at = int(np.argmin(np.abs(radii - wanted.contact_um)))
+  expected = float(band.central[at]) if band else float(k.theory[at])
+  found.score(
+    "K",
+    pair,
+    at_um=float(radii[at]),
+    value=float(k.value[at]),
+    expected=expected,
+    p=band.p if band else "",
+    null=null,
+    **numbers,
+  )
+  g = ripley.pair_correlation(from_xy, window, radii, others=others)
+  found.curve("g", pair, radii, g.numerator, g.denominator, g.theory)
+  near = nearest.g(from_xy, window, radii, others=others)
+  found.curve("G", pair, radii, near.numerator, near.denominator, near.theory)
+  found.score(
+    "G",
+    pair,
+    at_um=float(radii[at]),
+    value=float(near.value[at]),
+    expected=float(near.theory[at]),
+    **numbers,
+  )
+
+
+def _k_test(points: Points, window, pair, radii, settings, rng):
+  """The test of K against the null, and its name; none for a single type."""
+  wanted = settings.statistics
+  common = {"simulations": wanted.simulations, "rng": rng}
+  common["alpha"] = wanted.level
+  present = [name for name, count in points.counts().items() if count]
+  if wanted.null == "labels" or pair[0] == pair[1]:
+    # Without other cells there is nothing to swap, and that cells are not
+    # strewn at random says nothing.
+    if len(present) < 2:
+      return None, ""
+    numbers = tuple(points.names.index(name) for name in pair)
+    band = envelopes.random_labels(
+      points.xy_um, points.type, numbers, window, radii, **common
+    )
+    return band, "labels"
+  band = envelopes.random_shifts(
+    points.xy_of(pair[0]),
+    points.xy_of(pair[1]),
+    window,
+    radii,
+    reach=wanted.shift_um,
+    **common,
+  )
+  return band, "shift"
+
+
+def _regions(found, points: Points, window, region, kind, settings, rng):
+  """Infiltration profile and overlap of a type, against shifted cells."""
+  wanted, edges = settings.statistics, edges_of(settings)
+  xy, pair = points.xy_of(kind), (kind, REGION)
+  shifts = {
+    "null": "shift",
+    "simulations": wanted.simulations,
+    "rng": rng,
+    "reach": wanted.shift_um,
+  }
+  profile = border.profile(xy, region, window, edges)
+  band = border.profile_test(
+    xy, region, window, edges, alpha=wanted.level, **shifts
+  )
+  mm2 = profile.areas / 1e6
+  density = np.full(len(mm2), profile.points / (profile.area / 1e6))
+  found.curve(
+    "profile", pair, edges[:-1], profile.counts.astype(float), mm2, density,
+    band, edges[1:],
+  )  # fmt: skip
+  first = int(np.searchsorted(edges[:-1], 0.0))
+  found.score(
+    "profile",
+    pair,
+    at_um=float(edges[first]),
+    value=float(profile.per_mm2[first]),
+    expected=float(band.central[first]),
+    p=band.p,
+    null="shift",
+    n_from=profile.points,
+    n_to="",
+  )
+  overlap = border.overlap(xy, region, window, **shifts)
+  found.curve(
+    "overlap",
+    pair,
+    np.zeros(1),
+    np.array([float(overlap.inside)]),
+    np.array([float(overlap.points)]),
+    np.array([overlap.area_share]),
+  )
+  found.score(
+    "overlap",
+    pair,
+    value=overlap.inside / overlap.points,
+    expected=overlap.area_share,
+    p=overlap.p,
+    null="shift",
+    n_from=overlap.points,
+  )
+
+
+def corrected(rows: list[Row]) -> Iterator[Row]:
+  """Rows with `q`: p corrected over all tests of the table."""
+  from scipy import stats
+
+  tested = [row["p"] for row in rows if isinstance(row["p"], float)]
+  q = iter(stats.false_discovery_control(tested).tolist() if tested else ())
+  for row in rows:
+    yield row | {"q": next(q) if isinstance(row["p"], float) else ""}
