@@ -9,7 +9,7 @@ detection and a point belong together where they are at most 6 um apart, each to
 one other, as many as possible.
 
 What the numbers can say: **not every nucleus has a mark**. Nuclei of stroma and
-lymphocytes have none, and of the tumour many have none either, so that precision
+lymphocytes have none, and many of the tumour have none either, so precision
 against these points is a lower bound, far below the truth. Recall is fair. To
 say something of precision, the same detector runs on drawn slides, all of whose
 cells are known (`data_prep/synthetic/cells.py`).
@@ -164,9 +164,7 @@ def on_drawn(slides: int = 2) -> dict:
         thumbnail, downsample = slide.thumbnail(300)
         mask = tissue.tissue_mask(thumbnail, mpp=slide.mpp * downsample)
         start = time.perf_counter()
-        cells, _ = detector.detect(
-          slide, mask, downsample, detector.Detector()
-        )
+        cells, _ = detector.detect(slide, mask, downsample, detector.Detector())
         seconds += time.perf_counter() - start
       pairs = matched(cells.xy, points)
       counts += pairs, len(cells.xy), len(points)

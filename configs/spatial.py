@@ -43,9 +43,9 @@ could not be used; 1 no slide could be used, or the call is wrong.
 Presets:
 
   default  --
-  demo     eight synthetic patients; immune cells sit at the border of tumour in
-           four of them: the page has to find which (a minute)
-  smoke    the same with few simulations
+  demo     twelve synthetic patients; immune cells sit at the border of tumour
+           in six of them: the page has to find which (two minutes)
+  smoke    four of them, few simulations, seconds
 """
 
 from ml_collections import ConfigDict
@@ -63,7 +63,7 @@ def get_config(arg: str = "") -> ConfigDict:
   if preset in ("demo", "smoke"):
     config.data.slides = SYNTHETIC
   if preset == "smoke":
-    config.data.workers = 0
+    config.data.update({"workers": 0, "patients": 4})
     config.statistics.update(
       {"simulations": 39, "reach_um": 60.0, "step_um": 10.0}
     )

@@ -6,7 +6,7 @@ of the group `attracted` half of the immune cells lie within 20 µm of a nest; i
 those of the group `free` they lie anywhere in the stroma. Whatever asks who
 sits where has to find this, and nothing else.
 
-    python -m data_prep.synthetic.cells --out=CELLS --patients=8
+    python -m data_prep.synthetic.cells --out=CELLS --patients=12
 
 Written to the folder: a slide of each patient, `slides.csv` (its column `label`
 is the group), `cells/<slide_id>.csv` (x and y in level-0 pixels, type),
@@ -186,7 +186,7 @@ def paint(
 
 def make_cohort(
   folder: str | pathlib.Path,
-  patients: int = 8,
+  patients: int = 12,
   seed: int = 0,
   mpp: float = 0.5,
   size_um: tuple[int, int] = (1100, 850),
@@ -308,7 +308,7 @@ def main(argv: list[str] | None = None) -> None:
     description="Makes small slides with cells whose places are known.",
   )
   parser.add_argument("--out", required=True, help="output folder")
-  parser.add_argument("--patients", type=int, default=8)
+  parser.add_argument("--patients", type=int, default=12)
   parser.add_argument("--seed", type=int, default=0)
   options = vars(parser.parse_args(argv))
   print(make_cohort(options.pop("out"), **options))

@@ -64,7 +64,7 @@ class Annotations:
 def read(
   path: str | os.PathLike,
   *,
-  include: Sequence[str] = INCLUDE,
+  include: Sequence[str] | None = INCLUDE,
   exclude: Sequence[str] = EXCLUDE,
   ignore: Sequence[str] = (),
   bounds_xy: tuple[Number, Number] = (0, 0),
@@ -73,7 +73,7 @@ def read(
 
   Args:
     path: `.xml`, or `.geojson` / `.json`.
-    include: groups that are drawn.
+    include: groups that are drawn; None: all that are in no other list.
     exclude: groups that are cut out.
     ignore: groups that are left alone.
     bounds_xy: where the file's origin lies in level-0 pixels. QuPath counts
@@ -94,7 +94,10 @@ def read(
       f"{path}: annotations are read from {', '.join(readers)} files"
     )
   polygons, skipped = readers[path.suffix.lower()](path)
-  unknown = {p.group for p in polygons} - {*include, *exclude, *ignore}
+  groups = {p.group for p in polygons}
+  if include is None:
+    include = tuple(groups - {*exclude, *ignore})
+  unknown = groups - {*include, *exclude, *ignore}
   if unknown:
     raise ValueError(
       f"{path}: groups {sorted(unknown)} are not in include={tuple(include)}, "

@@ -27,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from data_prep.files import atomic
 from wsiseq_jax.maps import heatmaps
@@ -102,6 +103,38 @@ def tile_features(
     )
     for index in range(len(corners))
   ]
+
+
+def cell_feature(
+  slide_id: str,
+  number: int,
+  ring: Float[np.ndarray, "_ 2"],
+  class_name: str,
+  colour: Sequence[int],
+  measurements: Mapping[str, float],
+) -> dict[str, Any]:
+  """A cell as a detection.
+
+  Args:
+    slide_id: the slide.
+    number: of the cell in the slide's table.
+    ring: its closed outline as QuPath counts pixels.
+    class_name: its class in QuPath.
+    colour: of the class, RGB.
+    measurements: what QuPath shows of it.
+  """
+  name = f"{slide_id}\n{class_name}\ncell {number}"
+  return {
+    "type": "Feature",
+    "id": str(uuid.uuid5(_SPACE, name)),
+    "geometry": {"type": "Polygon", "coordinates": [_ring(ring, (0, 0))]},
+    "properties": {
+      "objectType": "detection",
+      "classification": {"name": class_name, "color": list(colour)},
+      "measurements": dict(measurements),
+      "metadata": {"slide_id": slide_id, "made_by": "wsiseq_jax"},
+    },
+  }
 
 
 def _ring(ring, bounds_xy) -> list[list[float]]:

@@ -72,6 +72,4 @@ def neighbours(
     both[:, 0] - 1, len(points) - 1, len(others) - itself, both[:, 1]
   )[where.ravel()]
   p = np.clip(p, 0, 1)
-  return Neighbours(
-    cell, count, around, p, stats.false_discovery_control(p)
-  )
+  return Neighbours(cell, count, around, p, stats.false_discovery_control(p))

@@ -6,13 +6,21 @@ patient are pooled.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from data_prep.files.errors import SlideError
-from wsiseq_jax.spatial import border, envelopes, nearest, ripley, windows
+from wsiseq_jax.spatial import (
+  border,
+  contacts,
+  envelopes,
+  level_sets,
+  nearest,
+  ripley,
+  windows,
+)
 from wsiseq_jax.spatial.points import Points
 from wsiseq_jax.spatial.settings import Settings
 from wsiseq_jax.spatial.windows import Window
@@ -115,6 +123,7 @@ def measure(
   kinds = chosen_types(points, settings)
   for pair in pairs_of(kinds, settings):
     _tried(found, pair, _cells, points, window, pair, settings, rng)
+  _tried(found, ("cells", "cells"), _contacts, points, kinds, settings, rng)
   for kind in kinds if region is not None else ():
     pair = (kind, REGION)
     _tried(found, pair, _regions, points, window, region, kind, settings, rng)
@@ -220,7 +229,9 @@ def _cells(found, points: Points, window, pair, settings, rng) -> None:
   g = ripley.pair_correlation(from_xy, window, radii, others=others)
   found.curve("g", pair, radii, g.numerator, g.denominator, g.theory)
   near = nearest.g(from_xy, window, radii, others=others)
-  found.curve("G", pair, radii, near.numerator, near.denominator, near.theory)
+  # The estimate is no ratio of counts: slides weigh by their cells.
+  cells = np.full(len(radii), float(len(from_xy)))
+  found.curve("G", pair, radii, near.value * cells, cells, near.theory)
   found.score(
     "G",
     pair,
@@ -256,6 +267,44 @@ def _k_test(points: Points, window, pair, radii, settings, rng):
     **common,
   )
   return band, "shift"
+
+
+def _contacts(found, points: Points, kinds, settings, rng) -> None:
+  """Contacts of types in the Delaunay graph, against shuffled types."""
+  if len(kinds) < 2:
+    return
+  wanted = settings.statistics
+  edges = contacts.neighbours(
+    points.xy_um, "delaunay", longest=wanted.contact_um
+  )
+  test = contacts.enrichment(
+    edges,
+    points.type,
+    len(points.names),
+    simulations=wanted.simulations,
+    rng=rng,
+  )
+  for pair in pairs_of(kinds, settings):
+    a, b = (points.names.index(name) for name in pair)
+    observed, expected = float(test.observed[a, b]), float(test.expected[a, b])
+    found.curve(
+      "contacts",
+      pair,
+      np.zeros(1),
+      np.array([observed]),
+      np.array([expected]),
+      np.ones(1),
+    )
+    found.score(
+      "contacts",
+      pair,
+      at_um=wanted.contact_um,
+      value=observed,
+      expected=expected,
+      p=float(test.p[a, b]),
+      null="labels",
+      note=f"z = {test.z[a, b]:.3g}",
+    )
 
 
 def _regions(found, points: Points, window, region, kind, settings, rng):
@@ -308,13 +357,36 @@ def _regions(found, points: Points, window, region, kind, settings, rng):
     null="shift",
     n_from=overlap.points,
   )
+  if wanted.level_sets:
+    _levels(found, xy, region, window, pair, settings)
 
 
-def corrected(rows: list[Row]) -> Iterator[Row]:
-  """Rows with `q`: p corrected over all tests of the table."""
-  from scipy import stats
-
-  tested = [row["p"] for row in rows if isinstance(row["p"], float)]
-  q = iter(stats.false_discovery_control(tested).tolist() if tested else ())
-  for row in rows:
-    yield row | {"q": next(q) if isinstance(row["p"], float) else ""}
+def _levels(found, xy, region, window, pair, settings) -> None:
+  """Counts between level sets; only where the config asks for them."""
+  wanted = settings.statistics
+  levels = level_sets.levels(
+    xy, region, window, width=wanted.band_um, distance=wanted.border_um
+  )
+  coupling = level_sets.coupling(levels)
+  edges = wanted.band_um * np.arange(len(levels.counts) + 1)
+  found.curve(
+    "level_sets",
+    pair,
+    edges[:-1],
+    levels.counts.astype(float),
+    levels.areas * levels.points / levels.area,
+    np.ones(len(levels.counts)),
+    None,
+    edges[1:],
+  )
+  found.score(
+    "level_sets",
+    pair,
+    value=coupling.association,
+    expected=0.0,
+    p=float(10**coupling.log10_p),
+    null="uniform",
+    n_from=levels.points,
+    note=f"ASI; mean distance {coupling.distance:.3g} um, log10 p "
+    f"{coupling.log10_p:.3g}",
+  )

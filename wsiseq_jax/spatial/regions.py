@@ -37,7 +37,8 @@ Groups = Sequence[str]
 class Drawn:
   """How a file of regions is read."""
 
-  include: Groups = ()  # groups, or values of a mask; () = the usual names
+  # Groups, or values of a mask; () = the usual names, None = all groups.
+  include: Groups | None = ()
   exclude: Groups = ()  # cut out again
   ignore: Groups = ()  # left alone; any other group is an error
   threshold: float = 0.5  # of the probability of tiles, for maps
@@ -92,8 +93,10 @@ def _note(message: str, code: str) -> SlideError:
 
 def _annotated(path, where: Place, drawn: Drawn):
   """What people drew, less what they cut out."""
-  include = tuple(drawn.include) or annotations.INCLUDE
-  others = (group for group in annotations.EXCLUDE if group not in include)
+  include = None
+  if drawn.include is not None:
+    include = tuple(drawn.include) or annotations.INCLUDE
+  others = (g for g in annotations.EXCLUDE if g not in (include or ()))
   is_qupath = path.suffix.lower() in _QUPATH
   found = annotations.read(
     path,
@@ -137,7 +140,7 @@ def _polygon(rings: Sequence[np.ndarray], mpp: float) -> shapely.Geometry:
 def _of_mask(path, where: Place, drawn: Drawn) -> shapely.Geometry:
   if where.size_px is None:
     raise ValueError(f"{path.name}: a mask needs the slide it belongs to")
-  values = [int(v) for v in drawn.include if v.isdigit()]
+  values = [int(v) for v in drawn.include or () if v.isdigit()]
   downsample = max(1.0, drawn.mask_um / where.mpp)
   mask = annotations.read_mask(path, where.size_px, downsample, values or None)
   return outlines(mask, downsample * where.mpp)

@@ -25,6 +25,7 @@ class Data:
   # As everywhere; '' = the slides of `cells`, without pictures; 'synthetic'
   # draws a small cohort with its cells and regions.
   slides: str = ""
+  patients: Annotated[int, Range(2)] = 12  # that 'synthetic' draws
   table: str = ""  # a CSV that describes slides named in `slides`
   # A folder with a file for each slide, or one table of the cells of all
   # slides; '' = nuclei are looked for on the slides.

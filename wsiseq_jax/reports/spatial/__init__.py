@@ -1,0 +1,1 @@
+"""Pages on who sits where: of a slide, and of the cohort."""
