@@ -29,11 +29,16 @@ _SMALL = {
   "--slides=60": ("--slides=12", "--mpp=2", "--size_px", "800", "800"),
   "--config.encoder.weights=WEIGHTS": _RANDOM_ENCODER,
   "--config.tiles.mpp=0.6": ("--config.tiles.mpp=2.0",),
+  "--patients=12": ("--patients=4",),
+  "--config=configs/spatial.py": (
+    *("--config=configs/spatial.py", "--config.statistics.simulations=39"),
+    "--config.data.workers=0",
+  ),
 }
 # Folders and the like that the README writes in capitals.
 _PLACES = (
   *("SLIDES", "DATA", "RUN", "SERIES", "VISITS", "TVRL", "PROBE", "SWEEP"),
-  *("NODES", "TILES", "MIL", "SCORES"),
+  *("NODES", "TILES", "MIL", "SCORES", "CELLS", "SPATIAL"),
 )
 
 
@@ -63,7 +68,7 @@ def test_every_command_of_the_readme_runs(repo_root, tmp_path):
   readme = (repo_root / "README.md").read_text()
   folders = {name: tmp_path / name.lower() for name in _PLACES}
   commands = job_commands(readme)
-  assert len(commands) == 16
+  assert len(commands) == 18
   for words in commands:
     words = [small for word in words for small in _SMALL.get(word, (word,))]
     for short, smoke in _SMOKE.items():
@@ -81,6 +86,7 @@ def test_every_command_of_the_readme_runs(repo_root, tmp_path):
   for name in ("index.html", "slides/lymph_000/regions.geojson"):
     assert (folders["MIL"] / "report" / name).is_file()
   assert (folders["SCORES"] / "predictions_slide.csv").is_file()
+  assert "cells_00" in (folders["SPATIAL"] / "index.html").read_text()
   snippet = re.search(r"```python\n(.*?)```", readme, re.S).group(1)
   snippet = snippet.replace("DATA", str(folders["DATA"]))
   check = "import sys; assert len(source) > 0 and 'panels' in source[0]"

@@ -117,7 +117,7 @@ def test_small_pieces_are_left_out(tmp_path):
     ("Tumor", [box(0, 0, 100, 100)]),
     ("Tumor", [box(200, 0, 210, 10)]),
   )
-  found, _ = read(path, min_area_um2=100)
+  found, _ = read(path, min_area_um2=100.0)
   assert found.area == pytest.approx(2500)
 
 
@@ -138,7 +138,7 @@ def test_window_around_cells():
   x, y = np.meshgrid(np.arange(0, 400, 10.0), np.arange(0, 300, 10.0))
   xy = np.stack([x.ravel(), y.ravel()], axis=1)
   xy = xy[np.hypot(xy[:, 0] - 200, xy[:, 1] - 150) > 100]
-  found = regions.around(xy, close_um=20)
+  found = regions.around(xy, close_um=20.0)
   # The block less the disc, up to a pixel of 5 µm at the borders.
   assert found.area == pytest.approx(400 * 300 - np.pi * 100**2, rel=0.05)
   assert shapely.contains_xy(found, 5, 5)

@@ -105,7 +105,7 @@ def _hovernet(data: Mapping[str, Any]) -> RawCells:
     types,
     [np.nan if value is None else value for value in score],
     unit=PIXEL,
-    magnification=data.get("mag"),
+    magnification=_scale(data.get("mag")),
   )
 
 
@@ -121,8 +121,12 @@ def _cellvit(data: Mapping[str, Any]) -> RawCells:
     [names.get(name, name) for name in types],
     score,
     unit=PIXEL,
-    mpp=facts.get("base_mpp"),
+    mpp=_scale(facts.get("base_mpp")),
   )
+
+
+def _scale(value: Any) -> float | None:
+  return float(value) if value else None
 
 
 def _number_name(value: Any) -> str:
@@ -257,6 +261,11 @@ def _labels(path: pathlib.Path) -> RawCells:
       "[height, width], one for each cell"
     )
   top = int(picture.max(initial=0))
+  if top in (1, 255) and set(np.unique(picture).tolist()) == {0, top}:
+    raise ValueError(
+      f"{path}: a mask of one value, which does not part cells: want a number "
+      "for each"
+    )
   if picture.min(initial=0) < 0 or top > picture.size:
     raise ValueError(f"{path}: numbers up to {top}: want 1, 2, ... of cells")
   height, width = picture.shape
@@ -269,11 +278,6 @@ def _labels(path: pathlib.Path) -> RawCells:
     x += np.bincount(number, columns + 0.5, top + 1)
     y += np.bincount(number, rows + start + 0.5, top + 1)
   there = count > 0
-  if there.sum() == 1 and top in (1, 255):
-    raise ValueError(
-      f"{path}: a mask of one value, which does not part cells: want a number "
-      "for each"
-    )
   xy = np.stack([x[there], y[there]], axis=1) / count[there, None]
   return make(LABELS, xy, unit=PIXEL, size_px=(width, height))
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from data_prep.files import atomic, names, tables
@@ -21,7 +22,7 @@ from wsiseq_jax.spatial import raw_cells
 from wsiseq_jax.spatial.raw_cells import MICROMETRE, PIXEL, QUPATH, RawCells
 
 ENDS = (".csv", ".tsv", ".txt", ".parquet")
-_ROWS = 500_000  # of a block
+_ROWS, _BLOCK_BYTES = 500_000, 64 << 20  # of a block
 # Names of x; those of y have a y in the place of the x.
 _X = (
   *("x", "centroid_x", "x_centroid", "x_coord", "x_coordinate", "center_x"),
@@ -177,16 +178,19 @@ def heading_of(path: pathlib.Path) -> list[str]:
   try:
     if path.suffix.lower() == ".parquet":
       return list(pq.read_schema(path).names)
-    return list(pd.read_csv(path, nrows=0, **_dialect(path)).columns)
+    with _open_text(path, ()) as reader:
+      return list(reader.schema.names)
   except (OSError, ValueError, pa.ArrowException) as error:
     raise ValueError(f"{path}: not a table of cells: {error}") from error
 
 
-def _dialect(path: pathlib.Path) -> dict[str, str]:
-  """What parts the cells of a text, and how it is encoded."""
+def _open_text(
+  path: pathlib.Path, columns: Sequence[str]
+) -> pa_csv.CSVStreamingReader:
+  """Opens a text for its rows, a block at a time; all cells are texts."""
   with open(path, "rb") as file:
     start = file.read(1 << 16)
-  encoding = "utf-8-sig"
+  encoding = "utf8"
   if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
     encoding = "utf-16"
   else:
@@ -196,10 +200,16 @@ def _dialect(path: pathlib.Path) -> dict[str, str]:
       encoding = "cp1252"
   first = start.decode(encoding, errors="replace").splitlines()
   line = re.sub(r'"[^"]*"', "", first[0] if first else "")
-  return {
-    "sep": max((",", ";", "\t"), key=line.count),
-    "encoding": encoding,
-  }
+  return pa_csv.open_csv(
+    path,
+    pa_csv.ReadOptions(encoding=encoding, block_size=_BLOCK_BYTES),
+    pa_csv.ParseOptions(delimiter=max((",", ";", "\t"), key=line.count)),
+    pa_csv.ConvertOptions(
+      include_columns=list(columns),
+      column_types=dict.fromkeys(columns, pa.string()),
+      strings_can_be_null=False,
+    ),
+  )
 
 
 def blocks(
@@ -217,9 +227,9 @@ def blocks(
         for batch in file.iter_batches(_ROWS, columns=list(columns)):
           yield batch.to_pandas()
       return
-    yield from pd.read_csv(
-      path, usecols=list(columns), chunksize=_ROWS, **_dialect(path)
-    )
+    with _open_text(path, columns) as reader:
+      for batch in reader:
+        yield batch.to_pandas()
   except (OSError, ValueError, pa.ArrowException) as error:
     raise ValueError(f"{path}: cannot be read: {error}") from error
 

@@ -222,9 +222,10 @@ def _hint(xy: np.ndarray, where: Place) -> str:
   }
   for level in where.levels[1:]:
     at = where.mpp * level
-    factors[level] = (
+    factors.setdefault(
+      level,
       f"they seem to be pixels of the level of {at:.4g} µm: config.cells.mpp = "
-      f"{at:.4g}"
+      f"{at:.4g}",
     )
   for factor, text in factors.items():
     if abs(factor - 1) < 0.05:
