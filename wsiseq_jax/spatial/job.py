@@ -303,6 +303,13 @@ def _tables(
     wrong += [SlideError(*state) for state in outcome.info.get("notes", ())]
     wrong += [outcome.error] if outcome.error else []
   part = settings.data.part
+  if part == runs.WHOLE:
+    rows += [
+      _slide_row(found.entries[error.slide], Outcome(error.slide, {}, error))
+      for error in found.errors
+      if error.slide in found.entries
+    ]
+  rows.sort(key=lambda row: row["slide_id"])
   tables.write(workdir / runs.table_name("slides", part), SLIDES, rows)
   errors.write(workdir / runs.table_name("errors", part), wrong)
   return wrong

@@ -168,6 +168,7 @@ def test_bad_slides_are_rows_and_end_nothing(broken, tmp_path):
   assert status == {
     "cells_00": "error",
     "cells_01": "too_few_cells",
+    "cells_02": "error",
     "cells_03": "ok",
   }
   page = (tmp_path / "out" / "index.html").read_text()
@@ -178,7 +179,8 @@ def test_one_table_without_slides(drawn, tmp_path):
   lines = ["slide,x_um,y_um,type"]
   for path in sorted((drawn / "cells").glob("*.csv"))[:2]:
     lines += [
-      f"{path.stem}.svs,{float(r['x_px']) / 2},{float(r['y_px']) / 2},{r['type']}"
+      f"{path.stem}.svs,{float(r['x_px']) / 2},{float(r['y_px']) / 2},"
+      f"{r['type']}"
       for r in table(path)
     ]
   cells = tmp_path / "cells.csv"

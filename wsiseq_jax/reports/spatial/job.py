@@ -19,7 +19,7 @@ from wsiseq_jax.reports import page
 from wsiseq_jax.reports.spatial import draw, slide
 from wsiseq_jax.reports.spatial.draw import SlideData
 from wsiseq_jax.spatial import job as work
-from wsiseq_jax.spatial.one_slide import Task
+from wsiseq_jax.spatial.one_slide import FAILED, Task
 from wsiseq_jax.spatial.settings import Settings
 
 # Changes when pages of an older version must be written again.
@@ -52,16 +52,14 @@ def run(config: ConfigDict) -> None:
 def write_pages(settings: Settings, summary: work.Summary) -> pathlib.Path:
   """Writes the pages of slides that are not up to date, and the cohort's."""
   workdir = pathlib.Path(settings.workdir)
-  rows = {
-    row["slide_id"]: row for row in tables.rows_of(workdir / "slides.csv")
-  }
+  tasks = {task.slide_id: task for task in summary.tasks}
   cards = []
-  for task in summary.tasks:
-    outcome = summary.outcomes[task.slide_id]
-    row = rows[task.slide_id]
+  for row in tables.rows_of(workdir / "slides.csv"):
     shown: dict[str, Any] = {}
-    if outcome.error is None:
-      shown = _slide_page(task, outcome.info, row["label"], settings)
+    if row["status"] != FAILED:
+      task = tasks[row["slide_id"]]
+      info = summary.outcomes[row["slide_id"]].info
+      shown = _slide_page(task, info, row["label"], settings)
     cards.append({"row": row, **shown})
   path = workdir / "index.html"
   _cohort_page(path, cards, summary, settings)
@@ -92,7 +90,7 @@ def _cohort_page(
   workdir = path.parent
   pooled = pq.read_table(workdir / "patients.parquet").to_pandas()
   group_of = {c["row"]["patient_id"]: c["row"]["label"] for c in cards}
-  good = [card for card in cards if card["row"]["status"] != "error"]
+  good = [card for card in cards if card["row"]["status"] != FAILED]
   level = settings.statistics.level
   compared = summary.groups.sort_values(["q", "p"], kind="stable")
   differ = compared[compared["q"] <= level]
