@@ -1,5 +1,6 @@
 """Nuclei on drawn slides, all of whose cells are known."""
 
+import cv2
 import numpy as np
 import pytest
 from scipy import spatial
@@ -14,10 +15,10 @@ PINK, PURPLE = (232, 176, 206), (90, 56, 130)
 
 def drawn(places, size_px, radius_px):
   """Purple discs on pink."""
-  y, x = np.indices(size_px[::-1])
   picture = np.full((*size_px[::-1], 3), PINK, np.uint8)
-  for cx, cy in places:
-    picture[np.hypot(x + 0.5 - cx, y + 0.5 - cy) <= radius_px] = PURPLE
+  for place in np.asarray(places):
+    centre = np.round(place * 16 - 8).astype(int).tolist()
+    cv2.circle(picture, centre, radius_px * 16, PURPLE, -1, cv2.LINE_AA, 4)
   return picture
 
 

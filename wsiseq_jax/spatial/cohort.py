@@ -91,7 +91,6 @@ def groups(
         names,
         simulations=settings.groups.permutations,
         rng=rng,
-        alpha=settings.statistics.level,
       )
     except ValueError as error:
       rows.append(dict(zip(_KEY[:3], pair, strict=True)) | {"note": str(error)})
@@ -107,7 +106,7 @@ def groups(
 
 
 def _row(pair, test: pooling.Comparison, table, names) -> dict[str, object]:
-  at = int(np.argmax(np.abs(test.test.observed)))
+  at = int(np.nanargmax(np.abs(test.t)))
   values = table.iloc[:, at].to_numpy()
   means = [float(values[names == group].mean()) for group in test.groups]
   return dict(zip(_KEY[:3], pair, strict=True)) | {
@@ -119,7 +118,7 @@ def _row(pair, test: pooling.Comparison, table, names) -> dict[str, object]:
     "mean_a": means[0],
     "mean_b": means[1],
     "difference": means[0] - means[1],
-    "p": test.test.p,
+    "p": test.p,
     "adjusted_p": test.adjusted_p,
     "note": "",
   }

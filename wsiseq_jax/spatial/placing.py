@@ -142,9 +142,18 @@ def _in_um(
 ) -> tuple[np.ndarray, str]:
   """µm from level-0 (0, 0), and how the numbers were taken."""
   found = raw.unit if unit == FILE else unit
+  corner = np.zeros(2)
+  if raw.kind == QUPATH and where.size_px is not None:
+    corner = np.array(where.bounds_xy, np.float64)
   if found == MICROMETRE:
-    origin = where.bounds_xy if raw.kind == QUPATH else (0, 0)
-    return raw.xy + np.array(origin) * where.mpp, "µm"
+    # Without a slide nothing has a corner, nor a scale.
+    return raw.xy + (corner * where.mpp if corner.any() else 0.0), "µm"
+  if not mpp and not math.isfinite(where.mpp):
+    raise _error(
+      "the cells are in pixels, and there is no slide that says how large "
+      "these are: config.cells.mpp, or config.cells.unit = 'um'",
+      "no_mpp",
+    )
   if raw.mpp and not mpp and abs(raw.mpp / where.mpp - 1) > MPP_TOLERANCE:
     raise _error(
       f"the file of cells has {raw.mpp:g} µm/px, the slide {where.mpp:g}: say "
@@ -160,11 +169,10 @@ def _in_um(
   if raw.magnification:
     own = min(_MAGNIFICATIONS, key=lambda m: abs(math.log(m * where.mpp / 10)))
     factor = own / raw.magnification
-  origin = where.bounds_xy if raw.kind == QUPATH else (0, 0)
   said = "level-0 pixels"
   if factor != 1:
     said = f"pixels at {raw.magnification:g}x"
-  return (raw.xy * factor + origin) * where.mpp, said
+  return (raw.xy * factor + corner) * where.mpp, said
 
 
 def _of_labels(raw: RawCells, where: Place) -> tuple[np.ndarray, str]:

@@ -29,6 +29,8 @@ _QUPATH = (".geojson", ".json")
 _POLYGONS = (".xml", *_QUPATH)
 _MAP = ".npz"
 ENDS = (*map_annotations.ENDS, _MAP)
+# Outlines are kept to this: every vertex costs, and hands are less exact.
+_OUTLINE_UM = 0.5
 _BY_SIDES = ndimage.generate_binary_structure(2, 1)
 Groups = Sequence[str]
 
@@ -186,7 +188,9 @@ def _large(shape: shapely.Geometry, min_area_um2: float) -> Window | None:
     for part in shapely.get_parts(shape).tolist()
     if part.geom_type == "Polygon" and part.area > max(min_area_um2, 0)
   ]
-  return windows.union(parts) if parts else None
+  if not parts:
+    return None
+  return windows.union([windows.union(parts).simplify(_OUTLINE_UM)])
 
 
 def window(
@@ -221,7 +225,7 @@ def around(
   """Where cells are, for tables without a slide: closing by a disc.
 
   Two cells nearer than twice the radius have no gap between them; the outline
-  runs along the outermost cells.
+  runs along the outermost cells, about a pixel away.
 
   Args:
     xy_um: the cells.
@@ -234,7 +238,10 @@ def around(
   mask = np.zeros(shape[::-1], bool)
   column, row = ((xy_um - low) / pixel_um).astype(int).T
   mask[row, column] = True
-  mask = map_regions.clean(mask, close_px=close_um / pixel_um)
+  reach_px = close_um / pixel_um
+  grown = ndimage.distance_transform_edt(~mask) <= reach_px
+  # A pixel is left around cells: they have a size, and would be single teeth.
+  mask = ndimage.distance_transform_edt(grown) > reach_px - 1
   return shapely.affinity.translate(outlines(mask, pixel_um), *low)
 
 
