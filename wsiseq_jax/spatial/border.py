@@ -271,19 +271,9 @@ def _shifted(points, observed, region, window, reach, simulations, rng):
   """Counts and areas under shifts, no shift first, and the overlap's share."""
   if reach is None or not reach > 0:
     raise ValueError(f"reach is {reach}, a shift needs one above 0 µm")
-  x0, y0, x1, y1 = window.bounds
-  pixel = max(x1 - x0, y1 - y0) / _RASTER
-  size = [math.ceil((hi - lo) / pixel) + 1 for lo, hi in ((y0, y1), (x0, x1))]
   zones = len(observed.counts)
-  # Zone of each pixel; `zones` in the window beyond all, `zones + 1` outside.
-  label = np.full(size, zones + 1, np.int16)
-  label[windows.draw(window, (x0, y0), pixel, size)] = zones
-  for index, part in reversed(
-    list(enumerate(_within(region, window, observed.edges)))
-  ):
-    if part.area > 0:
-      mask = windows.draw(windows.union([part]), (x0, y0), pixel, size)
-      label[mask & (label <= zones)] = index - 1 if index else zones
+  label, pixel = _labels(region, window, tuple(observed.edges.tolist()))
+  (x0, y0), size = window.bounds[:2], label.shape
 
   def zone_at(xy: np.ndarray) -> np.ndarray:
     at = np.floor((xy - (x0, y0)) / pixel).astype(int)
@@ -312,6 +302,25 @@ def _shifted(points, observed, region, window, reach, simulations, rng):
       "allowed: at least 5 %"
     )
   return counts, reached[:, :zones] * observed.areas, room
+
+
+@functools.lru_cache(maxsize=4)
+def _labels(region, window, edges: tuple[float, ...]):
+  """The zone of each pixel of a raster of the window, and a pixel's side.
+
+  The number of zones stands for the window beyond all, one more for outside.
+  """
+  x0, y0, x1, y1 = window.bounds
+  pixel = max(x1 - x0, y1 - y0) / _RASTER
+  size = [math.ceil((hi - lo) / pixel) + 1 for lo, hi in ((y0, y1), (x0, x1))]
+  zones = len(edges) - 1
+  label = np.full(size, zones + 1, np.int16)
+  label[windows.draw(window, (x0, y0), pixel, size)] = zones
+  for index, part in reversed(list(enumerate(_zones(region, window, edges)))):
+    if part.area > 0:
+      mask = windows.draw(windows.union([part]), (x0, y0), pixel, size)
+      label[mask & (label <= zones)] = index - 1 if index else zones
+  return label, pixel
 
 
 def _places(label, zones, rng):

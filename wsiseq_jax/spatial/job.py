@@ -6,6 +6,7 @@ skipped. The pages are made of what this leaves, by `reports/spatial/job.py`.
 
 import contextlib
 import dataclasses
+import logging
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -129,6 +130,8 @@ def _work(
     "workers": data.workers,
     "memory_gb": data.memory_gb,
   }
+  # Its remarks on workers that come and go are of no use to anybody here.
+  logging.getLogger("distributed").setLevel(logging.WARNING)
   bar = tqdm.tqdm(total=len(todo), unit="slide", disable=not todo)
   results = cluster.run(one_slide.work, todo, config)
   with bar, contextlib.closing(results):

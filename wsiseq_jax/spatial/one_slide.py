@@ -429,7 +429,7 @@ def _significant(cells: Points, settings: Settings) -> pd.DataFrame:
   q = q.copy()
   for pair in sorted(ordered):
     numbers = tuple(cells.names.index(name) for name in pair)
-    near = local.neighbours(cells.xy_um, cells.type, numbers, wanted.contact_um)
+    near = local.neighbours(cells.xy_um, cells.type, numbers, wanted.near_um)
     better = (near.q <= wanted.level) & (near.q < q[near.cell])
     names[near.cell[better]] = pair[1]
     q[near.cell[better]] = near.q[better]

@@ -30,7 +30,7 @@ _POLYGONS = (".xml", *_QUPATH)
 _MAP = ".npz"
 ENDS = (*map_annotations.ENDS, _MAP)
 # Outlines are kept to this: every vertex costs, and hands are less exact.
-_OUTLINE_UM = 0.5
+_OUTLINE_UM = 0.25
 _BY_SIDES = ndimage.generate_binary_structure(2, 1)
 Groups = Sequence[str]
 

@@ -111,6 +111,8 @@ class Statistics:
   band_um: Annotated[float, Range(above=0)] = 20.0
   border_um: Annotated[float, Range(above=0)] = 200.0
   contact_um: Annotated[float, Range(above=0)] = 30.0  # longest contact
+  # Around single cells, of which the significant ones go to QuPath.
+  near_um: Annotated[float, Range(above=0)] = 50.0
   # Counts between level sets (G-SODA, Spatiopath). The patent application
   # US 2023/0237664 A1 covers comparing counts between level sets: ask whoever
   # knows before you switch it on.

@@ -64,15 +64,15 @@ def test_the_planted_attraction_is_found(done, drawn):
     row = profile[slide_id]
     ratio = float(row["value"]) / float(row["expected"])
     if known["group"] == "attracted":
-      assert ratio > 1.5 and float(row["p"]) <= 0.05
+      assert ratio > 4 and float(row["p"]) <= 0.05
     else:
-      assert 0.4 < ratio < 1.7
+      assert 0.4 < ratio < 2.5
   groups = [
     row
     for row in table(done / "groups.csv")
     if (row["statistic"], row["from"]) == ("profile", "immune")
   ]
-  assert float(groups[0]["mean_a"]) > 1.5 * float(groups[0]["mean_b"])
+  assert float(groups[0]["mean_a"]) > 3 * float(groups[0]["mean_b"])
   assert groups[0]["group_a"] == "attracted"
 
 

@@ -78,16 +78,16 @@ def slide_map(
       np.round(
         ((shapely.get_coordinates(r) - origin) / um_per_px - 0.5) * 16
       ).astype(np.int32)
-      for r in shapely.get_rings(shape).tolist()
+      for r in shapely.get_rings(shapely.get_parts(shape)).tolist()
     ]
 
   thick = max(1, round(max(canvas.shape) / 800))
   if data.region is not None:
     wanted = settings.statistics
     count = int(wanted.border_um / wanted.band_um + 1e-9)
-    # Not more lines than can be told apart.
-    step = max(1, -(-count // 5))
-    for number in range(step, count + 1, step):
+    # Not more lines than can be told apart; the nearest is the first band.
+    numbers = np.unique(np.geomspace(1, count, 5).round().astype(int))
+    for number in numbers.tolist():
       mix = number / count
       paint = tuple(np.rint(_NEAR + (_FAR - _NEAR) * mix).astype(int).tolist())
       for sign in (-1, 1):

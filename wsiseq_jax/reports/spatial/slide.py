@@ -62,7 +62,8 @@ def write_page(
     profile_chart=_chart(draw.profile_chart, profiles),
     region_rows=score_rows(data.scores, ("profile", "overlap", "level_sets")),
     cell_rows=score_rows(data.scores, ("K", "contacts")),
-    other_rows=score_rows(data.scores, ("density", "density_in_regions", "G")),
+    nearest_rows=score_rows(data.scores, ("G",)),
+    density_rows=_densities(data),
     near=_near(data),
     settings=settings,
     files={k: v for k, v in FILES.items() if (data.folder / k).is_file()},
@@ -121,6 +122,23 @@ def score_rows(
       )
     )
   return rows
+
+
+def _densities(data: SlideData) -> list[tuple[str, int, str, str]]:
+  """Cells per mm² of each type, in the window and in the regions."""
+  found = {
+    (row["statistic"], row["from"]): digits(row["value"])
+    for row in data.scores.to_dict("records")
+  }
+  return [
+    (
+      kind,
+      count,
+      found["density", kind],
+      found.get(("density_in_regions", kind), "–"),
+    )
+    for kind, count in data.cells.counts().items()
+  ]
 
 
 def digits(value: Any) -> str:
