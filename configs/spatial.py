@@ -65,7 +65,12 @@ def get_config(arg: str = "") -> ConfigDict:
   if preset == "smoke":
     config.data.update({"workers": 0, "patients": 4})
     config.statistics.update(
-      {"simulations": 39, "reach_um": 60.0, "step_um": 10.0}
+      {
+        "simulations": 39,
+        "reach_um": 60.0,
+        "step_um": 10.0,
+        "border_um": 80.0,
+      }
     )
     config.groups.permutations = 99
   return config.lock()

@@ -60,7 +60,7 @@ _MARKER = re.compile(r"(.+) positive classification", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class CellColumns:
   """Which column holds what."""
 
   x: tuple[str, ...]  # their mean is x
@@ -81,7 +81,7 @@ class Layout:
     return list(dict.fromkeys(every))
 
 
-def layout(path: str | os.PathLike, heading: Sequence[str]) -> Layout:
+def layout(path: str | os.PathLike, heading: Sequence[str]) -> CellColumns:
   """Finds the columns of a table by their names.
 
   Raises:
@@ -116,7 +116,7 @@ def layout(path: str | os.PathLike, heading: Sequence[str]) -> Layout:
       )
     x, y, unit = found[0]
     x, y = (x,), (y,)
-  return Layout(
+  return CellColumns(
     x,
     y,
     _UNITS[unit],
@@ -234,7 +234,7 @@ def blocks(
     raise ValueError(f"{path}: cannot be read: {error}") from error
 
 
-def _cells(path, found: Layout, block: pd.DataFrame) -> RawCells:
+def _cells(path, found: CellColumns, block: pd.DataFrame) -> RawCells:
   """The cells of some rows; a place that is no number is NaN."""
   axes = [
     np.mean([_numbers(block[name]) for name in columns], axis=0)
@@ -272,7 +272,7 @@ def _texts(column: pd.Series) -> np.ndarray:
   return np.asarray([str(v).strip() for v in text.tolist()], str)
 
 
-def _markers(found: Layout, block: pd.DataFrame) -> np.ndarray:
+def _markers(found: CellColumns, block: pd.DataFrame) -> np.ndarray:
   """The markers that a cell is positive for, joined; 'negative' for none."""
   parts = [
     np.where(_numbers(block[column]) > 0, f"{name}+", "")

@@ -44,11 +44,11 @@ class Detector:
 
   mpp: Annotated[float, Range(0.1, 2)] = 0.5  # at which nuclei are looked for
   # Of nuclei, µm; what is smaller is seen at the smallest, and so on.
-  radii_um: Annotated[tuple[float, ...], Range(0.5, 20)] = (2.5, 3.5, 5.0)
+  radii_um: Annotated[tuple[float, ...], Range(0.5, 20)] = (3.0, 4.5)
   # Least answer, in shares of the slide's dark haematoxylin.
   threshold: Annotated[float, Range(0, 2)] = 0.12
   # Two nuclei are not nearer than this.
-  apart_um: Annotated[float, Range(0.5, 20)] = 3.5
+  apart_um: Annotated[float, Range(0.5, 20)] = 3.0
 
   @property
   def margin_px(self) -> int:

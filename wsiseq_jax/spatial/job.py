@@ -31,7 +31,7 @@ from wsiseq_jax.spatial import (
   one_slide,
   regions,
 )
-from wsiseq_jax.spatial.one_slide import Outcome, Task
+from wsiseq_jax.spatial.one_slide import CellsOutcome, SlideTask
 from wsiseq_jax.spatial.settings import SYNTHETIC, Data, Settings
 
 EXIT_GOOD, EXIT_NOTHING, EXIT_SOME_FAILED = 0, 1, 3
@@ -47,26 +47,26 @@ _CELL_ENDS += (".tif", *cell_tables.ENDS)
 
 
 @dataclasses.dataclass(frozen=True)
-class Summary:
+class CellsSummary:
   """What a run did."""
 
-  tasks: Sequence[Task]
-  outcomes: Mapping[str, Outcome]  # by slide
+  tasks: Sequence[SlideTask]
+  outcomes: Mapping[str, CellsOutcome]  # by slide
   groups: pd.DataFrame  # of patients, compared
   text: str  # the result in words
   exit_code: int
 
 
 @dataclasses.dataclass(frozen=True)
-class Slides:
+class SlidesFound:
   """The slides of a run, and what is known before any is opened."""
 
-  tasks: Sequence[Task]
+  tasks: Sequence[SlideTask]
   entries: Mapping[str, SlideEntry]  # by slide, also of those without a file
   errors: Sequence[SlideError]
 
 
-def compute(settings: Settings) -> Summary:
+def compute(settings: Settings) -> CellsSummary:
   """Does all slides that are not done, and writes the tables.
 
   Raises:
@@ -80,19 +80,19 @@ def compute(settings: Settings) -> Summary:
   found = find_all(settings, workdir)
   number, parts = runs.share(settings.data.part, "data.part")
   mine = list(found.tasks)[number - 1 :: parts]
-  outcomes: dict[str, Outcome] = {}
+  outcomes: dict[str, CellsOutcome] = {}
   todo = []
   for task in mine:
     try:
       info = task.mark().read()
     except SlideError as error:
       error.slide = task.slide_id
-      outcomes[task.slide_id] = Outcome(task.slide_id, {}, error)
+      outcomes[task.slide_id] = CellsOutcome(task.slide_id, {}, error)
       continue
     if info is None:
       todo.append(task)
     else:
-      outcomes[task.slide_id] = Outcome(task.slide_id, info)
+      outcomes[task.slide_id] = CellsOutcome(task.slide_id, info)
   before = len(outcomes)
   _work(todo, outcomes, settings)
   wrong = _tables(workdir, mine, found, outcomes, settings)
@@ -102,7 +102,7 @@ def compute(settings: Settings) -> Summary:
   lines += [f"  - {e.slide} [{e.stage}/{e.error}]: {e.message}" for e in wrong]
   has_failed = good < len(outcomes) or bool(found.errors)
   code = EXIT_SOME_FAILED if has_failed else EXIT_GOOD
-  return Summary(
+  return CellsSummary(
     mine, outcomes, groups, "\n".join(lines), code if good else EXIT_NOTHING
   )
 
@@ -121,7 +121,9 @@ def _synthetic(settings: Settings, workdir: pathlib.Path) -> Settings:
 
 
 def _work(
-  todo: Sequence[Task], outcomes: dict[str, Outcome], settings: Settings
+  todo: Sequence[SlideTask],
+  outcomes: dict[str, CellsOutcome],
+  settings: Settings,
 ) -> None:
   """Does slides in processes of their own."""
   data = settings.data
@@ -145,7 +147,7 @@ def _work(
           "worker_died",
           slide_id,
         )
-        result = Outcome(slide_id, {}, error)
+        result = CellsOutcome(slide_id, {}, error)
       outcomes[slide_id] = result
       if result.error is not None:
         text = f"{slide_id}: {result.error.error}: {result.error.message}"
@@ -156,7 +158,7 @@ def _work(
 # Which slides, and which files belong to them.
 
 
-def find_all(settings: Settings, workdir: pathlib.Path) -> Slides:
+def find_all(settings: Settings, workdir: pathlib.Path) -> SlidesFound:
   """Slides with the files of their cells, regions and windows.
 
   Raises:
@@ -196,7 +198,7 @@ def find_all(settings: Settings, workdir: pathlib.Path) -> Slides:
       continue
     entry = entries[slide_id]
     tasks.append(
-      Task(
+      SlideTask(
         slide_id,
         entry.patient_id,
         str(workdir / "slides" / slide_id),
@@ -207,7 +209,7 @@ def find_all(settings: Settings, workdir: pathlib.Path) -> Slides:
         str(window.get(slide_id, "")),
       )
     )
-  return Slides(tasks, entries, bad)
+  return SlidesFound(tasks, entries, bad)
 
 
 def _cell_files(
@@ -293,9 +295,9 @@ def _without_slides(
 
 def _tables(
   workdir: pathlib.Path,
-  tasks: Sequence[Task],
-  found: Slides,
-  outcomes: Mapping[str, Outcome],
+  tasks: Sequence[SlideTask],
+  found: SlidesFound,
+  outcomes: Mapping[str, CellsOutcome],
   settings: Settings,
 ) -> list[SlideError]:
   """Writes slides.csv and errors.csv; returns the rows of the latter."""
@@ -308,7 +310,9 @@ def _tables(
   part = settings.data.part
   if part == runs.WHOLE:
     rows += [
-      _slide_row(found.entries[error.slide], Outcome(error.slide, {}, error))
+      _slide_row(
+        found.entries[error.slide], CellsOutcome(error.slide, {}, error)
+      )
       for error in found.errors
       if error.slide in found.entries
     ]
@@ -318,7 +322,7 @@ def _tables(
   return wrong
 
 
-def _slide_row(entry: SlideEntry, outcome: Outcome) -> dict[str, Any]:
+def _slide_row(entry: SlideEntry, outcome: CellsOutcome) -> dict[str, Any]:
   info, error = outcome.info, outcome.error
   row = {name: info.get(name, "") for name in SLIDES}
   types = info.get("types", {})
@@ -337,9 +341,9 @@ def _slide_row(entry: SlideEntry, outcome: Outcome) -> dict[str, Any]:
 
 def _cohort(
   workdir: pathlib.Path,
-  tasks: Sequence[Task],
-  found: Slides,
-  outcomes: Mapping[str, Outcome],
+  tasks: Sequence[SlideTask],
+  found: SlidesFound,
+  outcomes: Mapping[str, CellsOutcome],
   settings: Settings,
 ) -> pd.DataFrame:
   """Joins the tables of slides, pools them, and compares groups."""

@@ -19,7 +19,7 @@ from scipy import spatial, stats
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Neighbours:
+class Surroundings:
   """Around each cell of one type."""
 
   cell: Int[np.ndarray, " n"]  # its number among all cells
@@ -34,7 +34,7 @@ def neighbours(
   types: Int[np.ndarray, " n"],
   pair: tuple[int, int],
   radius: float,
-) -> Neighbours:
+) -> Surroundings:
   """Neighbours of one type around each cell of another.
 
   Args:
@@ -72,4 +72,4 @@ def neighbours(
     both[:, 0] - 1, len(points) - 1, len(others) - itself, both[:, 1]
   )[where.ravel()]
   p = np.clip(p, 0, 1)
-  return Neighbours(cell, count, around, p, stats.false_discovery_control(p))
+  return Surroundings(cell, count, around, p, stats.false_discovery_control(p))

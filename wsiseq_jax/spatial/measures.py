@@ -38,7 +38,7 @@ Row = dict[str, Any]
 
 
 @dataclasses.dataclass
-class Measured:
+class SlideNumbers:
   """What was computed of a slide; rows of the two tables."""
 
   slide_id: str
@@ -92,7 +92,7 @@ def measure(
   window: Window,
   region: Window | None,
   settings: Settings,
-) -> Measured:
+) -> SlideNumbers:
   """Computes everything of one slide.
 
   Args:
@@ -105,7 +105,7 @@ def measure(
     Rows of scores and curves. A statistic that a slide has too few cells for
     is a note, and no row.
   """
-  found = Measured(points.slide_id, points.patient_id)
+  found = SlideNumbers(points.slide_id, points.patient_id)
   # The order of slides does not matter to their numbers.
   rng = np.random.default_rng(settings.statistics.seed)
   counts, least = points.counts(), settings.cells.min_cells
@@ -172,7 +172,10 @@ def edges_of(settings: Settings) -> np.ndarray:
 
 
 def _tried(
-  found: Measured, pair: tuple[str, str], function: Callable, *arguments: Any
+  found: SlideNumbers,
+  pair: tuple[str, str],
+  function: Callable,
+  *arguments: Any,
 ) -> None:
   """One statistic that cannot be had costs no other."""
   try:

@@ -57,7 +57,7 @@ COLOURS = tuple(
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class SlideTask:
   """One slide, and all that is needed to do it."""
 
   slide_id: str
@@ -100,7 +100,7 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class CellsOutcome:
   """What became of a slide."""
 
   slide_id: str
@@ -108,7 +108,7 @@ class Outcome:
   error: SlideError | None = None
 
 
-def work(task: Task) -> Outcome:
+def work(task: SlideTask) -> CellsOutcome:
   """Does a slide; whatever is wrong with it is in the outcome."""
   start, folder = time.perf_counter(), pathlib.Path(task.folder)
   cv2.setNumThreads(1)  # parallel over slides
@@ -119,9 +119,9 @@ def work(task: Task) -> Outcome:
     info, files = _do(task, folder)
     info["seconds"] = time.perf_counter() - start
     stage.write(info, files)
-    return Outcome(task.slide_id, info)
+    return CellsOutcome(task.slide_id, info)
   except Exception as error:  # the one place where a slide may fail at all
-    return Outcome(
+    return CellsOutcome(
       task.slide_id,
       {},
       as_slide_error(error, task.slide_id, "spatial", "config.workdir"),
@@ -140,7 +140,7 @@ class _Seen:
   tissue: shapely.Geometry | None = None
 
 
-def _do(task: Task, folder: pathlib.Path):
+def _do(task: SlideTask, folder: pathlib.Path):
   """Computes and writes; returns the facts and the files."""
   settings, notes = task.settings, []
   slide = _open(task)
@@ -203,7 +203,7 @@ def _of(note: SlideError, slide_id: str) -> SlideError:
   return note
 
 
-def _open(task: Task) -> Slide | None:
+def _open(task: SlideTask) -> Slide | None:
   if task.entry is None:
     return None
   data = task.settings.data
@@ -216,7 +216,9 @@ def _open(task: Task) -> Slide | None:
   )
 
 
-def _look(task: Task, slide: Slide | None, notes: list[SlideError]) -> _Seen:
+def _look(
+  task: SlideTask, slide: Slide | None, notes: list[SlideError]
+) -> _Seen:
   """The slide's picture and tissue."""
   settings = task.settings
   if slide is None:
@@ -248,7 +250,7 @@ def _look(task: Task, slide: Slide | None, notes: list[SlideError]) -> _Seen:
   return seen
 
 
-def _tissue(task: Task, slide: Slide, picture, downsample) -> np.ndarray:
+def _tissue(task: SlideTask, slide: Slide, picture, downsample) -> np.ndarray:
   """The tissue of a picture, or what somebody drew."""
   wanted, entry = task.settings.window, task.entry
   if entry.mask_path:
@@ -283,7 +285,7 @@ def _drawn(settings: Settings, everything: bool = False) -> regions.Drawn:
   )
 
 
-def _cells(task: Task, slide, seen: _Seen, notes) -> Points:
+def _cells(task: SlideTask, slide, seen: _Seen, notes) -> Points:
   """The cells of a slide, from a file or looked for."""
   settings = task.settings
   if not task.cells:
@@ -315,7 +317,9 @@ def _renamed(found: Points, settings: Settings) -> Points:
   )
 
 
-def _region(task: Task, place: Place, window: Window, notes) -> Window | None:
+def _region(
+  task: SlideTask, place: Place, window: Window, notes
+) -> Window | None:
   """The regions of a slide that meet its window, and rows on them."""
   if not task.region:
     if task.settings.data.regions:
@@ -354,7 +358,7 @@ def _write(
   cells: Points,
   window: Window,
   region: Window | None,
-  measured: measures.Measured,
+  measured: measures.SlideNumbers,
   settings: Settings,
 ) -> list[pathlib.Path]:
   """Writes all files of a slide but the page."""

@@ -19,7 +19,7 @@ from wsiseq_jax.reports import page
 from wsiseq_jax.reports.spatial import draw, slide
 from wsiseq_jax.reports.spatial.draw import SlideData
 from wsiseq_jax.spatial import job as work
-from wsiseq_jax.spatial.one_slide import FAILED, Task
+from wsiseq_jax.spatial.one_slide import FAILED, SlideTask
 from wsiseq_jax.spatial.settings import Settings
 
 # Changes when pages of an older version must be written again.
@@ -49,7 +49,7 @@ def run(config: ConfigDict) -> None:
     sys.exit(summary.exit_code)
 
 
-def write_pages(settings: Settings, summary: work.Summary) -> pathlib.Path:
+def write_pages(settings: Settings, summary: work.CellsSummary) -> pathlib.Path:
   """Writes the pages of slides that are not up to date, and the cohort's."""
   workdir = pathlib.Path(settings.workdir)
   tasks = {task.slide_id: task for task in summary.tasks}
@@ -67,7 +67,7 @@ def write_pages(settings: Settings, summary: work.Summary) -> pathlib.Path:
 
 
 def _slide_page(
-  task: Task, info: Mapping[str, Any], group: str, settings: Settings
+  task: SlideTask, info: Mapping[str, Any], group: str, settings: Settings
 ) -> dict[str, Any]:
   folder = pathlib.Path(task.folder)
   stage = done.Done(folder / "page.json", [_VERSION, task.mark().inputs, group])
@@ -83,7 +83,7 @@ def _slide_page(
 def _cohort_page(
   path: pathlib.Path,
   cards: Sequence[Mapping[str, Any]],
-  summary: work.Summary,
+  summary: work.CellsSummary,
   settings: Settings,
 ) -> None:
   """The page of all slides, with patients compared."""
