@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from matplotlib.figure import Figure
 from PIL import Image as Picture
 
-from wsiseq_jax.metrics import charts
+from wsiseq_jax import charts
 from wsiseq_jax.reports import figures
 from wsiseq_jax.spatial import points
 from wsiseq_jax.spatial.one_slide import COLOURS
