@@ -97,7 +97,7 @@ def _chart(function, curves: pd.DataFrame):
     f"{a} around {b}" if b == "regions" else f"{a} and {b}"
     for (a, b), _ in curves.groupby(["from", "to"], sort=False)
   ]
-  return page.svg(function(curves, names))
+  return {"svg": page.svg(function(curves, names)), "panels": len(names)}
 
 
 def score_rows(
@@ -146,11 +146,12 @@ def digits(value: Any) -> str:
 
   Example:
     >>> digits("0.12345"), digits(""), digits(1234567.0)
-    ('0.123', '–', '1.23e+06')
+    ('0.123', '–', '1,234,567')
   """
   if value == "" or value is None or not np.isfinite(float(value)):
     return "–"
-  return f"{float(value):.3g}"
+  number = float(value)
+  return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"
 
 
 def _ratio(row: Mapping[str, Any]) -> str:
