@@ -374,10 +374,13 @@ def _cohort(
   tables.write(path("patients", ".csv"), list(pooled.columns), rows)
   compared = pd.DataFrame(columns=list(cohort.GROUPS))
   by = settings.groups.by
+  owners: dict[str, set[str]] = {}
+  for task in good:
+    group = by and getattr(found.entries[task.slide_id], by)
+    owners.setdefault(task.patient_id, set()).update([group] if group else [])
+  # Whoever is in two groups is in none.
   group_of = {
-    task.patient_id: getattr(found.entries[task.slide_id], by)
-    for task in good
-    if by and getattr(found.entries[task.slide_id], by)
+    p: groups.pop() for p, groups in owners.items() if len(groups) == 1
   }
   if len(set(group_of.values())) > 1:
     compared = cohort.groups(pooled, group_of, settings)

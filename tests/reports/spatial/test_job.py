@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import spatial as configs
-from data_prep.synthetic import cells as synthetic
 from wsiseq_jax.reports.spatial import job
 from wsiseq_jax.spatial import points
 
@@ -27,17 +26,15 @@ def config(workdir, **values):
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("drawn")
-  synthetic.make_cohort(folder, patients=4)
-  return folder
+def done(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("spatial")
+  job.run(config(workdir))
+  return workdir
 
 
 @pytest.fixture(scope="module")
-def done(drawn, tmp_path_factory):
-  workdir = tmp_path_factory.mktemp("spatial")
-  job.run(config(workdir, **of(drawn)))
-  return workdir
+def drawn(done):
+  return done / "synthetic"
 
 
 def of(drawn):
@@ -116,9 +113,9 @@ def test_pages_say_what_was_found(done):
   assert (done / "slides" / "cells_00" / "map.jpg").is_file()
 
 
-def test_a_second_run_does_nothing(done, drawn, capsys):
+def test_a_second_run_does_nothing(done, capsys):
   before = (done / "slides" / "cells_00" / "scores.csv").stat().st_mtime_ns
-  job.run(config(done, **of(drawn)))
+  job.run(config(done))
   assert "(4 of them before this run)" in capsys.readouterr().out
   after = (done / "slides" / "cells_00" / "scores.csv").stat().st_mtime_ns
   assert before == after
