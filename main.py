@@ -44,7 +44,7 @@ def main(_: list[str]) -> None:
       if not jobs.JOBS[config.job].config:
         configs.validate(config, tasks.get(config.task).Config)
       jobs.run(config)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
       # The message is for whoever wrote the config; --verbosity=1 shows where.
       if flags.FLAGS.verbosity > 0:
         raise

@@ -30,8 +30,9 @@ What comes out, under `--config.out`:
 
   shards/      the TFDS data set; splits train, val, test by patient
   slides.csv   every slide: its state, sequences, scale, tissue area, seconds
-  errors.csv   every slide that could not be used, where and why; what
-               nobody expected has its traceback in errors.log
+  errors.csv   every slide or place in a slide that could not be used, where
+               and why, and what is odd about a slide that could; what nobody
+               expected has its traceback in errors.log
   splits.json  patient to split; extended by later runs, never reshuffled
   qc/          a picture of each slide with its tissue and its centres
   parts/       the finished work of each slide, which `shards/` links to
@@ -39,8 +40,9 @@ What comes out, under `--config.out`:
 Stop it at any moment and start it again: finished slides are skipped, and the
 shards are byte for byte those of an undisturbed run. A slide is done again if
 its file or a setting that shapes its sequences changed. One slide that cannot
-be used never stops the others. Labels are beside the records, in
-`shards/targets.json`: correcting one cuts nothing again.
+be used never stops the others. A damaged tile costs the sequences that touch
+it; a slide that loses more than half of them is not used. Labels are beside the
+records, in `shards/targets.json`: correcting one cuts nothing again.
 
 Slides are done side by side, one a core, by Dask workers on this machine. With
 `--config.cluster` they are done by Slurm jobs or on a Dask cluster that runs

@@ -13,7 +13,10 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
-TIFF_EXTENSIONS = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif")
+TIFF_EXTENSIONS = (
+  *(".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif"),
+  *(".btf", ".tf2", ".tf8", ".qptiff"),
+)
 DICOM_EXTENSIONS = (".dcm", ".dicom")
 # `.dat` lies beside `.mrxs` by the dozen and is never a slide.
 SLIDE_EXTENSIONS = (
@@ -49,12 +52,15 @@ def stem(name: str | os.PathLike) -> str:
     name = name[: -len(end)]
     if name.lower().endswith(".ome"):
       name = name[: -len(".ome")]
-  return name
+  return name.strip()
 
 
 def folded(name: str) -> str:
-  """What spellings of one name share: no case, one Unicode normal form."""
-  return unicodedata.normalize("NFC", name).casefold().strip()
+  """What spellings of one name share: no case, one Unicode normal form.
+
+  Windows drops dots and blanks at the end.
+  """
+  return unicodedata.normalize("NFC", name).casefold().strip().rstrip(" .")
 
 
 def below(folder: pathlib.Path, name: str) -> pathlib.Path | None:

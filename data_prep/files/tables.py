@@ -27,10 +27,12 @@ ALIASES = {
   ),
   "patient_id": (
     *("patient_id", "patient", "patient_no", "patient_nr", "patient_number"),
-    *("patient_code", "pat_id", "pid", "subject_id", "subject", "person_id"),
+    *("patient_code", "patient_name", "patient_key", "patient_identifier"),
+    *("pat_id", "pat_no", "pat_nr", "pid", "pt_id", "person_id"),
+    *("subject_id", "subject", "subject_no", "subject_nr", "subject_number"),
     *("participant_id", "participant", "donor_id", "donor", "individual_id"),
     *("bcr_patient_barcode", "case_submitter_id", "case_id", "case", "case_no"),
-    *("case_number", "mrn", "eid"),
+    *("case_nr", "case_number", "mrn", "eid"),
   ),
   "file": (
     *("filename", "wsi", "file", "files", "path", "filepath", "slide_path"),
@@ -171,7 +173,7 @@ def read(
   keep: Collection[str] = (),
   log: Callable[[str], None] = say,
 ) -> Table:
-  """Reads a table of commas, semicolons or tabs, as programs and people write.
+  """Reads a table of commas, semicolons, tabs or bars, as people write them.
 
   Args:
     path: the file: UTF-8, UTF-16, or what Excel calls CSV in the west.
@@ -202,7 +204,7 @@ def read(
     lines = [(n, line) for n, line in enumerate(reader, 1 + skipped)]
   except csv.Error as error:
     raise ValueError(f"cannot read {path}: {error}") from error
-  lines = [(n, [cell.strip() for cell in line]) for n, line in lines]
+  lines = [(n, [_text(cell) for cell in line]) for n, line in lines]
   lines = [(n, line) for n, line in lines if any(line)]
   heading, twins = _heading(lines[0][1] if lines else [])
   rows, bad = [], []
@@ -242,9 +244,19 @@ def describe(
     log(f"warning: {table.path} has no column of patients ({some}, ...)")
 
 
+def _text(cell: str) -> str:
+  """A cell without blanks; spreadsheets write ="007" to keep it a text."""
+  cell = cell.strip()
+  is_formula = cell[:2] == '="' and cell[-1:] == '"' and len(cell) > 2
+  return cell[2:-1].strip() if is_formula else cell
+
+
 def _decode(content: bytes, path: pathlib.Path, log) -> str:
   if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
     return content.decode("utf-16", errors="replace")
+  if b"\0" in content[:2]:  # UTF-16 without a mark; headings are plain letters
+    end = "be" if content[:1] == b"\0" else "le"
+    return content.decode(f"utf-16-{end}", errors="replace")
   try:
     return content.decode("utf-8-sig")
   except UnicodeDecodeError:
@@ -256,7 +268,7 @@ def _delimiter(text: str) -> str:
   """The one that the heading has most of, outside quotes."""
   first = next((line for line in text.splitlines() if line.strip()), "")
   first = re.sub(r'"[^"]*"', "", first)
-  return max((",", ";", "\t"), key=first.count)
+  return max((",", ";", "\t", "|"), key=first.count)
 
 
 def _heading(line: Sequence[str]) -> tuple[list[str], set[str]]:

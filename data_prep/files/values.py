@@ -9,9 +9,19 @@ UNKNOWN = frozenset(
   (
     *("", "na", "n/a", "n.a.", "<na>", "nan", "-nan", "nat", "none", "null"),
     *("nil", "#n/a", "#na", "-", "--", "---", "'--", "–", "—", "?", "."),
+    *("#ref!", "#value!", "#name?", "#div/0!", "#num!", "#null!"),
+    *("(null)", "<null>", "\\n", "(none)", "missing", "n.d."),
     *("unknown", "[unknown]", "not available", "[not available]", "undefined"),
     *("not reported", "[not applicable]", "[not evaluated]"),
   )
+)
+_MONTH = "jan|feb|mar|mär|mrz|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez"
+# Ids as Excel writes them: 1/2 is a day, a long number is rounded.
+_BY_EXCEL = re.compile(
+  rf"\d{{1,4}}[-. /]+({_MONTH})\w*\.?([-. /]+\d+)?"
+  rf"|({_MONTH})[-. /]+\d+"
+  r"|\d{4}-\d\d-\d\d 00:00:00|\d[.,]\d+e\+\d+",
+  re.IGNORECASE,
 )
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
@@ -71,6 +81,42 @@ def class_name(text: str) -> str:
   if value is None:
     return " ".join(text.split())
   return str(int(value)) if value.is_integer() else repr(value)
+
+
+def id_of(text: str) -> str:
+  """An id: pandas writes 7 as 7.0 once a column has a gap.
+
+  Example:
+    >>> id_of("7.0"), id_of("007"), id_of("1.5")
+    ('7', '007', '1.5')
+  """
+  return re.sub(r"^(\d+)\.0+$", r"\1", text)
+
+
+def odd_ids(ids: Iterable[str]) -> list[str]:
+  """Sentences on ids that may be one spelled in two ways, or are by Excel.
+
+  Example:
+    >>> odd_ids(["P1", "p01", "P2"])
+    ["'P1' and 'p01' may be one patient: write them alike"]
+  """
+  ids = sorted({one for one in ids if one})
+  said, first = [], {}
+  for one in ids:
+    key = re.sub(r"0*(\d+)", r"\1", one.casefold())
+    key = re.sub(r"[\W_]+", " ", key).strip()
+    if (other := first.setdefault(key, one)) != one:
+      said.append(f"{other!r} and {one!r}")
+  found = []
+  if said:
+    more = f" (and {len(said) - 1} pairs more)" if len(said) > 1 else ""
+    found.append(f"{said[0]}{more} may be one patient: write them alike")
+  if odd := [one for one in ids if _BY_EXCEL.fullmatch(one)]:
+    found.append(
+      f"{odd[0]!r} ({len(odd)} of {len(ids)} patients) looks like what Excel "
+      "makes of an id: keep the column as text"
+    )
+  return found
 
 
 def class_names(

@@ -21,7 +21,10 @@ import simplejpeg
 from jaxtyping import Bool, Float, Int
 
 from data_prep import records
+from data_prep.files.errors import SlideError
 from data_prep.sequences.geometries import Centre, Geometry, Readable
+from data_prep.sequences.geometries.base import Panels
+from data_prep.wsi import damage
 
 
 def slide_rng(seed: int, slide_id: str) -> np.random.Generator:
@@ -123,11 +126,25 @@ def cut_sequences(
   slide_id: str,
   patient_id: str,
   jpeg: Mapping[str, Any],
+  lost: list[SlideError] | None = None,
 ) -> Iterator[records.SequenceRecord]:
-  """Reads around one centre and yields the sequences that start there."""
+  """Reads around one centre and yields the sequences that start there.
+
+  Args:
+    slide: what is read.
+    centre: where they start.
+    geometry: where their frames lie.
+    slide_id: of the records.
+    patient_id: of the records.
+    jpeg: `config.jpeg`.
+    lost: takes an error for each sequence that touches a damaged tile.
+
+  Raises:
+    SlideError: the slide cannot be read; without `lost`, a tile is damaged.
+  """
   scale = geometry.mpp / slide.mpp
   paths = geometry.paths()
-  for path, panels in geometry.cut(slide, centre):
+  for path, panels in _panels(slide, centre, geometry, lost):
     heading = geometry.heading(path)
     level0_xy = np.array(centre.xy) + paths[path] * scale
     is_straight = not math.isnan(heading)
@@ -150,3 +167,27 @@ def cut_sequences(
       mpp=geometry.mpp,
       heading_deg=heading,
     )
+
+
+def _panels(
+  slide: Readable,
+  centre: Centre,
+  geometry: Geometry,
+  lost: list[SlideError] | None,
+) -> Iterator[tuple[int, Panels]]:
+  """Cuts the paths of a centre that touch no damage."""
+  left = list(centre.paths)
+  try:
+    for path, panels in geometry.cut(slide, centre):
+      yield path, panels
+      left.remove(path)
+  except SlideError as error:
+    if lost is None or error.error != damage.CODE:
+      raise
+    if len(centre.paths) == 1:
+      lost.append(error)
+      return
+    # Alone, a path reads less than all together.
+    for path in left:
+      one = Centre(centre.xy, (path,))
+      yield from _panels(slide, one, geometry, lost)

@@ -22,13 +22,15 @@ from data_prep.files import atomic
 from data_prep.files.done import Done
 from data_prep.files.errors import SlideError, as_slide_error
 from data_prep.sequences import cut, geometries
-from data_prep.wsi import find, qc, slides, tissue
+from data_prep.wsi import damage, find, qc, slides, tissue
 from data_prep.wsi.find import SlideEntry
+from data_prep.wsi.slide_tissue import tissue_of
 
 DONE, NO_TISSUE, NO_REGION, FAILED = "done", "no_tissue", "no_region", "failed"
 MARK = "slide.json"
 SHARD = "sequences.array_record"
 THUMBNAIL = "thumbnail.jpg"
+_LOST = "sequences touch damaged tiles"
 RUN_KEYS = (*runs.RUN_KEYS, "slides", "table", "labels")
 
 
@@ -132,7 +134,9 @@ def _process(job: SlideJob, stage: _Stage) -> dict[str, Any]:
       config["tissue"]["thumbnail_px"], notes
     )
     stage.name = "tissue"
-    mask = _mask(entry, config, thumbnail, slide.mpp * downsample)
+    mask = tissue_of(
+      entry, thumbnail, slide.mpp * downsample, config["tissue"]["method"]
+    )
     stage.name = "centres"
     settings = config["sequence"]
     centres = cut.choose_centres(
@@ -157,14 +161,17 @@ def _process(job: SlideJob, stage: _Stage) -> dict[str, Any]:
       )
     stage.name = "read"
     count = num_bytes = 0
+    bad: list[SlideError] = []
     if centres:
       count, num_bytes = shards.write_part(
         folder / SHARD,
-        _records(slide, centres, geometry, job),
+        _records(slide, centres, geometry, job, bad),
         geometry.layout(),
       )
     else:
       (folder / SHARD).unlink(missing_ok=True)
+    if bad:
+      reason = f"{len(bad)} of {count + len(bad)} {_LOST}"
     stage.name = "write"
     small = qc.shrink(thumbnail, qc.THUMBNAIL_PX)
     atomic.write_atomic(folder / THUMBNAIL, qc.jpeg(small))
@@ -200,8 +207,9 @@ def _process(job: SlideJob, stage: _Stage) -> dict[str, Any]:
       "sequences": count,
       "num_bytes": num_bytes,
     }
-    if notes:
-      info["notes"] = [note.state() for note in notes]
+    if notes or bad:
+      found = damage.by_place([*bad, *notes])
+      info["notes"] = [error.state() for error in found]
     job.done.write(info, [folder / SHARD] if count else [])
   return info
 
@@ -218,25 +226,14 @@ def _check_size(slide: slides.Slide, geometry: geometries.Geometry) -> None:
     )
 
 
-def _mask(
-  entry: SlideEntry,
-  config: Mapping[str, Any],
-  thumbnail: np.ndarray,
-  mpp: float,
-) -> np.ndarray:
-  if entry.mask_path:
-    values = entry.tissue.get("mask_values", "")
-    return tissue.load_mask(entry.mask_path, thumbnail.shape[:2], values)
-  params = {"method": config["tissue"]["method"], **entry.tissue}
-  return tissue.tissue_mask(thumbnail, mpp=mpp, **params)
-
-
 def _records(
   slide: slides.Slide,
   centres: list[geometries.Centre],
   geometry: geometries.Geometry,
   job: SlideJob,
+  bad: list[SlideError],
 ) -> Iterator[records.SequenceRecord]:
+  total = sum(len(centre.paths) for centre in centres)
   for centre in centres:
     yield from cut.cut_sequences(
       slide,
@@ -245,4 +242,6 @@ def _records(
       slide_id=job.entry.slide_id,
       patient_id=job.entry.patient_id,
       jpeg=job.config["jpeg"],
+      lost=bad,
     )
+    damage.check(bad, total, what=_LOST)

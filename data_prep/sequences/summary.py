@@ -70,6 +70,10 @@ def closing_text(
   """Puts the result of a run into words."""
   done = [o for o in outcomes.values() if o.status == DONE]
   before = sum(o.seconds is None for o in done)
+  noted = sum(bool(o.info.get("notes")) for o in outcomes.values())
+  unusable = len(errors) - sum(
+    len(o.info.get("notes", ())) for o in outcomes.values()
+  )
   text = [
     "",
     f"{len(done)} slides done"
@@ -82,7 +86,8 @@ def closing_text(
       )
       if (count := sum(o.status == status for o in outcomes.values()))
     )
-    + (f", {len(errors)} not usable" if errors else ""),
+    + (f", {noted} with a remark" if noted else "")
+    + (f", {unusable} not usable" if unusable else ""),
   ]
   patients = {entry.slide_id: entry.patient_id for entry in entries}
   table = [("split", "slides", "patients", "sequences")]
@@ -101,7 +106,7 @@ def closing_text(
     text += ["", *(f"  {a:<8}{b:>8}{c:>10}{d:>11}" for a, b, c, d in table)]
   empty = [o for o in outcomes.values() if o.status in (NO_TISSUE, NO_REGION)]
   if empty or errors:
-    text += ["", "  not in the data set"]
+    text += ["", "  not in the data set, or not as it should be"]
   for outcome in sorted(empty, key=lambda o: o.slide_id):
     text.append(f"  - {outcome.slide_id}: {outcome.info['reason']}")
   for error in errors:

@@ -29,7 +29,7 @@ from typing import Any
 import tqdm
 
 from data_prep import cluster, records, runs, shards, splits
-from data_prep.files import atomic, schema
+from data_prep.files import atomic, schema, tables, values
 from data_prep.files.errors import SlideError
 from data_prep.series import images, layouts, report
 from data_prep.series import job as series_job
@@ -131,6 +131,8 @@ class _Run:
 
   def _assign(self) -> dict[str, str]:
     series, config = self.look.series, self.config
+    for text in values.odd_ids(one.patient_id for one in series):
+      tables.say(f"warning: {text}")
     given = splits.pinned((s.series_id, s.patient_id, s.split) for s in series)
     path = self.out / "splits.json"
     assignment = splits.assign(

@@ -9,7 +9,7 @@ from typing import Any
 
 from data_prep import splits
 from data_prep.files.errors import SlideError
-from data_prep.files.values import number
+from data_prep.files.values import id_of, number
 from data_prep.series.table import NOTE, SeriesRow, SeriesTable
 
 SEQUENCES = ("series", "history")
@@ -139,7 +139,7 @@ class Collector:
     """What all rows of a series have in a column; '' without the column."""
     if not self.table.columns[key]:
       return ""
-    found = {self.table.cell(row, key): row.where for row in rows}
+    found = {id_of(self.table.cell(row, key)): row.where for row in rows}
     if len(found) == 1 and "" not in found:
       return next(iter(found))
     column = self.table.columns[key]

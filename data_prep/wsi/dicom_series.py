@@ -9,12 +9,15 @@ import dataclasses
 import os
 import pathlib
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+import numpy as np
 import pydicom
+from jaxtyping import UInt8
 
 from data_prep.files import names
 from data_prep.files.errors import SlideError, as_slide_error
+from data_prep.wsi import oddities
 
 _WSI_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"  # VL Whole Slide Microscopy
 _NOT_SLIDES = {"LABEL", "OVERVIEW", "THUMBNAIL"}
@@ -118,14 +121,21 @@ def _instance(path: pathlib.Path) -> tuple[tuple, int, str] | None:
   return (uid, path.absolute().parent, patient, container), size, patient
 
 
-def is_mislabelled_ycbcr(path: str | os.PathLike) -> bool:
+def is_mislabelled_ycbcr(
+  path: str | os.PathLike, small: Callable[[], UInt8[np.ndarray, "h w 3"]]
+) -> bool:
   """Says whether OpenSlide takes YCbCr frames of a file for RGB.
 
   Some converters (Bio-Formats' among them) compress the pixels anew and keep
   the old PhotometricInterpretation. OpenSlide believes it and shows green or
   salmon glass. The first frame decides: a JPEG with a JFIF marker is YCbCr
   whatever is said, and JPEG 2000 called YBR_ICT is it too unless its header
-  says that the decoder turns it into RGB.
+  says that the decoder turns it into RGB. JPEG 2000 called RGB without such a
+  header may be either: there the pixels decide.
+
+  Args:
+    path: a VOLUME instance.
+    small: reads a small picture of the slide as OpenSlide shows it.
   """
   with open(path, "rb") as file:
     header = pydicom.dcmread(
@@ -143,7 +153,9 @@ def is_mislabelled_ycbcr(path: str | os.PathLike) -> bool:
     start = file.read(8 + _FRAME_HEAD)[8:]
   if start[:4] == b"\xff\xd8\xff\xe0" and start[6:11] == b"JFIF\0":
     return True
-  return said == "YBR_ICT" and _j2k_transform(start) == 0
+  if _j2k_transform(start) != 0:
+    return False
+  return said == "YBR_ICT" or oddities.is_ycbcr(small())
 
 
 def _j2k_transform(start: bytes) -> int | None:

@@ -10,12 +10,13 @@ label, mpp`, plus `split`, `mask` and `tissue_<parameter>` (see
 relative to the table; without one the slide is looked for by its id, beside the
 table and below. Rows of one file that contradict each other refuse it.
 
-Folders are searched with everything below them. A `slides.csv` in a slide's
-folder, or in the folder above it, describes slides, also those named by file or
-glob: splits by patient must not depend on how slides were named. The slides.csv
-that a run writes is not taken for one. What was named decides which slides are
-used, so slides that the table does not list are not lost; a file which the
-table says is in a named folder and is not becomes an error.
+Folders are searched with everything below them (`folders.py`). A `slides.csv`
+in a slide's folder, or in the folder above it, describes slides, also those
+named by file or glob: splits by patient must not depend on how slides were
+named. The slides.csv that a run writes is not taken for one. What was named
+decides which slides are used, so slides that the table does not list are not
+lost; a file which the table says is in a named folder and is not becomes an
+error.
 
 Slide id: the file name without extension. Patient: the table's, a TCGA
 barcode's first 12 characters, a DICOM file's PatientID, else the slide id.
@@ -33,17 +34,13 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from data_prep.files import atomic, done, names, tables
+from data_prep.files import atomic, done, names, tables, values
 from data_prep.files.errors import SlideError
-from data_prep.wsi import dicom_series, slide_table
+from data_prep.wsi import dicom_series, folders, slide_table
 from data_prep.wsi.slide_table import Note
 
-# Slides of other programs, which nothing here reads.
-_UNREADABLE = (
-  *(".vsi", ".isyntax", ".i2syntax", ".kfb", ".sdpc", ".mds", ".tmap", ".lif"),
-  *(".nd2", ".zvi", ".oir", ".dyqx", ".tron", ".hdx"),
-)
-_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# Workbooks are no tables, and get a row that says so.
+_TABLES = (".csv", ".tsv", ".txt", ".xlsx", ".xlsm", ".xls", ".ods")
 _TCGA = re.compile(r"TCGA-\w{2}-\w{4}(?=-|$)", re.IGNORECASE)
 
 
@@ -77,6 +74,9 @@ def warn_of_patients(
   patients: Mapping[str, str], log: Callable[[str], None] = tables.say
 ) -> None:
   """Says how many slides count as patients of their own."""
+  told = {patient for slide, patient in patients.items() if slide != patient}
+  for text in values.odd_ids(told):
+    log(f"warning: {text}")
   alone = sum(slide == patient for slide, patient in patients.items())
   if alone > 1:
     log(
@@ -132,7 +132,7 @@ class _Finder:
     path = pathlib.Path(part).expanduser()
     if path.is_dir():
       self.add_folder(path)
-    elif path.suffix.lower() in (".csv", ".tsv", ".txt"):
+    elif path.suffix.lower() in _TABLES:
       if path.is_file():
         self.select(path)
       else:
@@ -159,12 +159,13 @@ class _Finder:
 
   def is_slide(self, path: pathlib.Path) -> bool:
     """Whether a file that nobody named is a slide; one in vain is an error."""
-    if path.name.lower().endswith(_UNREADABLE):
+    if folders.is_unreadable(path.name):
       text = f"{path}: {path.suffix} is not read: export it as TIFF or DICOM"
       self.error(names.stem(path), "unsupported_format", text)
-    return path.name.lower().endswith(
-      names.SLIDE_EXTENSIONS
-    ) or dicom_series.is_dicom(path)
+    elif folders.is_unfinished(path.name):
+      text = f"{path}: {path.suffix} is a copy under way, or packed: finish it"
+      self.error(names.stem(path.stem), "unfinished_file", text)
+    return folders.is_slide(path)
 
   def add_folder(self, folder: pathlib.Path) -> None:
     def unreadable(error: OSError) -> None:
@@ -175,14 +176,12 @@ class _Finder:
       )
 
     before = len(self.files) + len(self.errors)
-    for place, folders, inside in os.walk(folder, onerror=unreadable):
-      folders[:] = sorted(name for name in folders if name[0] != ".")
-      paths = [pathlib.Path(place, n) for n in sorted(inside) if n[0] != "."]
+    for place, paths in folders.walk(folder, unreadable):
       found = [path for path in paths if self.is_slide(path)]
       for path in found:
         self.add_file(path, folder)
-      if found or place == str(folder):
-        self.describe_near(pathlib.Path(place), folder)
+      if found or place == folder:
+        self.describe_near(place, folder)
     if len(self.files) + len(self.errors) == before:
       self.error(folder, "no_slides", f"no slide in the folder {folder}")
 
@@ -196,7 +195,7 @@ class _Finder:
       path = names.below(table.parent, name)
       # `m.mrxs` has its data in the folder `m`.
       if not (path and path.is_file()) and not note.problem:
-        below = below or _files_below(table.parent)
+        below = below or folders.index(table.parent)
         try:
           path = below.find(name) or path
         except ValueError as error:
@@ -224,8 +223,9 @@ class _Finder:
   ) -> None:
     """Takes what a `slides.csv` in a folder or above it says."""
     place = place.absolute()
-    for table in (place / "slides.csv", place.parent / "slides.csv"):
-      if table.is_file() and table not in self.tables:
+    for one in (place, place.parent):
+      table = names.below(one, "slides.csv")
+      if table and table.is_file() and table not in self.tables:
         self.describe(table, folder, is_named=False)
 
   def describe(
@@ -263,7 +263,7 @@ class _Finder:
     ]
     entries: dict[str, SlideEntry] = {}
     for path, slide_id, patient, members in candidates:
-      reason = _not_a_slide(path)
+      reason = folders.not_a_slide(path)
       if reason:
         self.error(slide_id, *reason)
         continue
@@ -342,35 +342,6 @@ class _Finder:
         )
       facts = {**own, **facts}
     return None if wrong else facts
-
-
-def _files_below(folder: pathlib.Path) -> names.Files:
-  found = {}
-  for place, folders, inside in os.walk(folder):
-    folders[:] = sorted(name for name in folders if name[0] != ".")
-    for path in (pathlib.Path(place, name) for name in inside):
-      is_slide = path.name.lower().endswith(names.SLIDE_EXTENSIONS)
-      if path.name[0] != "." and (is_slide or dicom_series.is_dicom(path)):
-        found[path] = os.path.relpath(path, folder)
-  return names.Files(found)
-
-
-def _not_a_slide(path: pathlib.Path) -> tuple[str, str] | None:
-  """Returns (error, message) for a file that cannot be a slide at a glance."""
-  try:
-    with open(path, "rb") as file:
-      start = file.read(4)
-  except OSError as error:
-    return "unreadable", f"cannot read {path}: {error.strerror}"
-  if not start:
-    return "empty_file", f"the file is empty: {path}"
-  is_tiff = path.suffix.lower() in names.TIFF_EXTENSIONS
-  if is_tiff and start not in _TIFF_STARTS:
-    return (
-      "not_an_image",
-      f"{path} is named like a slide but is no TIFF (it starts with {start!r})",
-    )
-  return None
 
 
 def usable_names(

@@ -83,7 +83,7 @@ def _note(table: tables.Table, found: dict[str, str], row: tables.Row) -> Note:
   if cell["slide_id"]:
     facts["slide_id"] = names.stem(cell["slide_id"])
   if cell["patient_id"]:
-    facts["patient_id"] = cell["patient_id"]
+    facts["patient_id"] = values.id_of(cell["patient_id"])
   if cell["split"]:
     facts["split"] = splits.name_of(cell["split"]) or cell["split"]
   if cell["label"]:

@@ -10,27 +10,29 @@ What a newcomer must know:
   decoded by `data_prep.wsi.tiled` (same pixels, several times as fast);
   `reader` and `reader_reason` say which of the two reads this slide and why.
 - Whatever is wrong with a file becomes a `SlideError`, which carries what a row
-  of `errors.csv` needs. A slide stays usable after one: a damaged tile spoils
-  an OpenSlide handle for good, so the handle is reopened.
-
-This is the only module that imports OpenSlide.
+  of `errors.csv` needs. A slide stays usable after one.
 """
 
 import dataclasses
-import math
 import os
 import pathlib
 import threading
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
-import openslide
 import tifffile
 from jaxtyping import UInt8
 
 from data_prep.files.errors import SlideError
-from data_prep.wsi import dicom_series, resample, tiled
+from data_prep.wsi import (
+  damage,
+  dicom_series,
+  oddities,
+  resample,
+  thumbnails,
+  tiled,
+)
+from data_prep.wsi.openslide_file import OpenSlideFile
 from data_prep.wsi.scale import (
   MPP_RANGE,
   MPP_TOLERANCE,
@@ -39,7 +41,7 @@ from data_prep.wsi.scale import (
 )
 
 Number = int | float | np.integer | np.floating
-_BLOCK_PX = 256  # side of what a damaged tile costs, where it is not stated
+_CORNER_PX = 2048  # of the smallest level, for a look at its colours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,40 +50,6 @@ class Level:
 
   size_px: tuple[int, int]  # width, height
   downsample: float  # level-0 pixels per pixel of this level
-
-
-_CONVERT = "vips copy IN.tif 'OUT.tif[tile,pyramid,compression=jpeg,Q=90]'"
-_TO_RGB = (
-  "vips colourspace IN.tif 'OUT.tif[tile,pyramid,compression=jpeg,Q=90]' srgb"
-)
-
-
-_FOREIGN = (34712, 34892, 50001, 50002, 52546)  # JPEG 2000, WebP, JPEG XL, ...
-
-
-def _cause(path: pathlib.Path, is_intact: bool = True) -> str:
-  """Says what a TIFF is that is no slide, and how to make one of it."""
-  try:
-    with tifffile.TiffFile(path) as tiff:
-      page = tiff.pages[0]
-      samples, tiled_ = page.samplesperpixel, page.is_tiled
-      bits, how = page.bitspersample, page.compression
-  except Exception:  # no TIFF, or a damaged one
-    return ""
-  causes = []
-  if not tiled_:
-    causes.append("it is stored in strips, not in tiles")
-  if samples < 3:
-    causes.append("it is grey or has a palette, and stains need colours")
-  if bits != 8:
-    causes.append(f"it has {bits} bits a sample, not 8")
-  if how in _FOREIGN:
-    causes.append(f"its compression is {how.name}")
-  if not causes and not is_intact:  # it is cut, or damaged
-    return ""
-  causes = causes or ["OpenSlide does not know this kind of TIFF"]
-  remedy = _CONVERT if samples >= 3 and bits == 8 else _TO_RGB
-  return f": {'; '.join(causes)}. Convert it: {remedy}"
 
 
 class Slide:
@@ -99,6 +67,7 @@ class Slide:
     reader: 'tiled' or 'openslide'.
     reader_reason: why not 'tiled'; '' where it is.
     colours_fixed: the file says RGB and holds YCbCr, which is converted.
+    notes: what is odd about it, for errors.csv.
   """
 
   def __init__(
@@ -113,24 +82,39 @@ class Slide:
       raise ValueError(f"reader={reader!r}: choose 'auto' or 'openslide'")
     self.path = pathlib.Path(path)
     self.name = name or self.path.name
-    self._handle = self._open_handle()
+    self._file = OpenSlideFile(self.path, self.name)
     self._pyramid = None
     self._rescue_lock = threading.Lock()  # threads share a tiled slide
     try:
-      properties = dict(self._handle.properties)
-      self.vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
-      self.level0_px = tuple(self._handle.dimensions)
+      self.vendor, self.bounds = self._file.vendor, self._file.bounds
+      self.level0_px = self._file.sizes[0]
       self._find_levels()
-      self.bounds = self._find_bounds(properties)
-      self.colours_fixed = (
-        self.vendor == "dicom" and dicom_series.is_mislabelled_ycbcr(self.path)
-      )
+      self.colours_fixed = False
+      if self.vendor == "dicom":
+        self.colours_fixed = dicom_series.is_mislabelled_ycbcr(
+          self.path, self._small
+        )
       self.mpp, self.mpp_origin = choose_mpp(
-        properties, self.vendor, mpp_override, default_mpp, self.name
+        self._file.properties,
+        self.vendor,
+        mpp_override,
+        default_mpp,
+        self.name,
       )
       self.reader, self.reader_reason = "openslide", "asked for"
       if reader == "auto":
         self._choose_reader()
+      self.notes = oddities.doubtful_scale(
+        self.mpp,
+        self.mpp_origin,
+        self.level0_px,
+        self._file.power,
+        self.name,
+      )
+      if self.vendor == "generic-tiff":
+        self.notes += oddities.other_pictures(
+          self.path, self.level0_px, self.name
+        )
     except BaseException:
       self.close()
       raise
@@ -170,52 +154,22 @@ class Slide:
 
   def close(self) -> None:
     """Closes the files; a second call does nothing."""
-    if self._handle is not None:
-      self._handle.close()
-      self._handle = None
+    self._file.close()
     if self._pyramid is not None:
       self._pyramid.close()
       self._pyramid = None
-
-  def _open_handle(self) -> openslide.OpenSlide:
-    # OpenSlide's own words for these two are the same and help nobody.
-    if not self.path.is_file():
-      raise SlideError(
-        f"no such file: {self.path}", error="missing_file", slide=self.name
-      )
-    if self.path.stat().st_size == 0:
-      raise SlideError(
-        f"the file is empty: {self.path}", error="empty_file", slide=self.name
-      )
-    try:
-      return openslide.OpenSlide(self.path)
-    except openslide.OpenSlideUnsupportedFormatError as error:
-      raise SlideError(
-        f"no slide format known to OpenSlide: {self.path}" + _cause(self.path),
-        error="unsupported_format",
-        slide=self.name,
-      ) from error
-    except (openslide.OpenSlideError, OSError) as error:
-      raise SlideError(
-        f"cannot open {self.path}: {error}{_cause(self.path, False)}",
-        error="unreadable",
-        slide=self.name,
-      ) from error
 
   def _find_levels(self) -> None:
     factors = [
       level_downsample(self.level0_px, size, reported)
       for size, reported in zip(
-        self._handle.level_dimensions,
-        self._handle.level_downsamples,
-        strict=True,
+        self._file.sizes, self._file.downsamples, strict=True
       )
     ]
     # A level that is padded or squeezed would put everything elsewhere.
     self._numbers = [i for i, factor in enumerate(factors) if factor]
     self.levels = tuple(
-      Level(tuple(self._handle.level_dimensions[i]), factors[i])
-      for i in self._numbers
+      Level(self._file.sizes[i], factors[i]) for i in self._numbers
     )
 
   def _choose_reader(self) -> None:
@@ -264,18 +218,12 @@ class Slide:
         return None
     return out
 
-  def _find_bounds(
-    self, properties: dict[str, str]
-  ) -> tuple[int, int, int, int]:
-    keys = (
-      openslide.PROPERTY_NAME_BOUNDS_X,
-      openslide.PROPERTY_NAME_BOUNDS_Y,
-      openslide.PROPERTY_NAME_BOUNDS_WIDTH,
-      openslide.PROPERTY_NAME_BOUNDS_HEIGHT,
-    )
-    if all(key in properties for key in keys):
-      return tuple(int(properties[key]) for key in keys)
-    return (0, 0, *self.level0_px)
+  def _small(self) -> UInt8[np.ndarray, "h w 3"]:
+    """A corner of the smallest level, as OpenSlide reads it."""
+    sides = [min(side, _CORNER_PX) for side in self.levels[-1].size_px]
+    out = np.empty((sides[1], sides[0], 3), np.uint8)
+    self._read_openslide(len(self.levels) - 1, (0, 0), out)
+    return out
 
   def check_target_mpp(
     self,
@@ -343,9 +291,12 @@ class Slide:
     try:
       self._read_openslide(level, corner, out)
     except SlideError:
-      if lost is None:
-        raise
-      self._read_blocks(level, corner, out, lost)
+      met: list[SlideError] = []
+      self._read_blocks(level, corner, out, met)
+      if met and lost is None:
+        raise met[0] from None
+      if lost is not None:
+        lost += met
     return out
 
   def _read_blocks(
@@ -356,11 +307,7 @@ class Slide:
     lost: list[SlideError],
   ) -> None:
     """Reads a damaged region through OpenSlide, tile by tile."""
-    key = f"openslide.level[{self._numbers[level]}].tile-"
-    side_x, side_y = (
-      int(self._handle.properties.get(key + word, _BLOCK_PX))
-      for word in ("width", "height")
-    )
+    side_x, side_y = self._file.block_px(self._numbers[level])
     (x, y), (height, width) = corner, out.shape[:2]
     for top in range(y - y % side_y, y + height, side_y):
       for left in range(x - x % side_x, x + width, side_x):
@@ -370,10 +317,12 @@ class Slide:
           x0 - x : left + side_x - x,
         ]
         try:
-          self._read_openslide(level, (x0, y0), block)
-        except SlideError as error:
+          self._file.read(
+            self._numbers[level], (x0, y0), block, self.colours_fixed
+          )
+        except tiled.TileError as error:
           block[:] = 255
-          lost.append(error)
+          lost.append(self._damaged(level, (left, top), error.reason))
 
   def _damaged(
     self, level: int, corner: tuple[int, int], reason: str
@@ -382,7 +331,7 @@ class Slide:
     return SlideError(
       f"damaged tile of level {level} at level-0 pixel ({x}, {y}): {reason}",
       stage="read",
-      error="damaged_tile",
+      error=damage.CODE,
       slide=self.name,
       tile=(level, x, y),
     )
@@ -393,29 +342,10 @@ class Slide:
     corner: tuple[int, int],
     out: UInt8[np.ndarray, "h w 3"],
   ) -> None:
-    # OpenSlide takes the corner in whole level-0 pixels and divides it by its
-    # own downsample, so that is the factor to multiply by. Where that is no
-    # integer it interpolates, up to half a level-0 pixel off.
-    number = self._numbers[level]
-    factor = self._handle.level_downsamples[number]
-    location = tuple(round(v * factor) for v in corner)
     try:
-      image = self._handle.read_region(location, number, out.shape[1::-1])
-    except openslide.OpenSlideError as error:
-      # Every later read of this handle would fail: take a new one.
-      self._handle.close()
-      self._handle = self._open_handle()
-      raise self._damaged(level, corner, str(error)) from error
-    rgba = np.asarray(image)
-    alpha = rgba[..., 3]
-    out[:] = rgba[..., :3]
-    if self.colours_fixed:
-      ycrcb = np.ascontiguousarray(out[..., [0, 2, 1]])
-      out[:] = cv2.cvtColor(ycrcb, cv2.COLOR_YCrCb2RGB)
-    if not (alpha == 255).all():
-      # Transparent = never scanned. Glass is white, so lay it on white.
-      weight = alpha[..., None].astype(np.float32) / 255
-      out[:] = np.rint(out * weight + 255 * (1 - weight)).astype(np.uint8)
+      self._file.read(self._numbers[level], corner, out, self.colours_fixed)
+    except tiled.TileError as error:
+      raise self._damaged(level, corner, error.reason) from error
 
   def read_region(
     self,
@@ -466,85 +396,5 @@ class Slide:
   def thumbnail(
     self, max_px: int = 1024, lost: list[SlideError] | None = None
   ) -> tuple[UInt8[np.ndarray, "h w 3"], float]:
-    """Returns a small picture of the whole slide, from level-0 (0, 0) on.
-
-    Made by area averaging from the smallest level that is large enough; where
-    that is damaged, from the next one, and where all are, from the one that
-    lost least, with its damaged tiles white.
-
-    Args:
-      max_px: longest side at most; a smaller slide is not enlarged.
-      lost: takes an error for each damaged tile that was met.
-
-    Returns:
-      RGB pixels, and level-0 pixels per thumbnail pixel.
-
-    Raises:
-      SlideError: nothing of the slide can be read.
-    """
-    downsample = max(1.0, max(self.level0_px) / max_px)
-    numbers = [
-      i for i, v in enumerate(self.levels) if v.downsample <= downsample
-    ]
-    numbers.sort(key=lambda i: -self.levels[i].downsample)
-    best, least, damage = None, math.inf, []
-    for number in numbers:
-      bad: list[SlideError] = []
-      picture = self._thumbnail(number, downsample, bad)
-      damage += bad
-      area = len(bad) * self.levels[number].downsample ** 2
-      if area < least:
-        best, least = picture, area
-      if not bad:
-        break
-    for error in damage:
-      error.stage = "thumbnail"
-    if least and (best == 255).all():
-      raise damage[0]
-    if lost is not None:
-      lost += damage
-    return best, downsample
-
-  def _thumbnail(
-    self, number: int, downsample: float, lost: list[SlideError]
-  ) -> UInt8[np.ndarray, "h w 3"]:
-    width, height = (
-      max(1, round(side / downsample)) for side in self.level0_px
-    )
-    level = self.levels[number]
-    # Whole-number averaging band by band, which needs little memory where there
-    # is no pyramid, then one resize of the small rest.
-    whole = max(1, int(downsample / level.downsample))
-    rows = whole * max(1, 512 // whole)
-    bands, bad = [], {}
-    for y in range(0, level.size_px[1], rows):
-      size = -(-level.size_px[0] // whole) * whole, rows
-      met: list[SlideError] = []
-      band = self.read_level(number, (0, y), size, lost=met)
-      bad |= {error.tile: error for error in met}  # a tile lies in two bands
-      if whole > 1:
-        band = cv2.resize(
-          band,
-          (size[0] // whole, rows // whole),
-          interpolation=cv2.INTER_AREA,
-        )
-      bands.append(band)
-    lost += bad.values()
-    picture = np.concatenate(bands)
-    factor = downsample / (level.downsample * whole)
-    # White below and to the right, so that the rest divides.
-    need = [math.ceil(side * factor) + 1 for side in (height, width)]
-    pad = [
-      (0, max(0, n - have))
-      for n, have in zip(need, picture.shape[:2], strict=True)
-    ]
-    picture = np.pad(picture, (*pad, (0, 0)), constant_values=255)
-    if factor > 1:
-      picture = cv2.resize(
-        picture,
-        None,
-        fx=1 / factor,
-        fy=1 / factor,
-        interpolation=cv2.INTER_AREA,
-      )
-    return np.ascontiguousarray(picture[:height, :width])
+    """Returns a small picture of the whole slide; see `thumbnails.make`."""
+    return thumbnails.make(self, max_px, lost)

@@ -24,8 +24,9 @@ import numpy as np
 from data_prep import shards
 from data_prep.files import atomic
 from data_prep.files.errors import SlideError, as_slide_error
-from data_prep.wsi import find, qc, tiles, tissue
+from data_prep.wsi import damage, find, qc, tiles, tissue
 from data_prep.wsi.find import SlideEntry
+from data_prep.wsi.slide_tissue import tissue_of
 from data_prep.wsi.slides import Slide
 
 OK, NO_TISSUE = "ok", "no_tissue"
@@ -106,8 +107,10 @@ def slide_hash(
     SlideError: the slide or its mask cannot be read.
   """
   own = find.content(dataclasses.replace(entry, patient_id=""))
-  # `targets` was always empty; it stays, so that features made with it stay.
+  # `targets` was always empty, and when a slide is refused shapes no features:
+  # both stay as they were, so that features made with them stay.
   shaping = {**dataclasses.asdict(settings), "encoder": dict(encoder)}
+  shaping["tiles"] = {**settings.tiles, "max_bad_share": 0.1}
   shaping["slide"] = {**own, "targets": []}
   return shards.fingerprint(shaping)
 
@@ -193,9 +196,7 @@ def _slide_events(
         entry, as_slide_error(error, entry.slide_id, "read", "config.workdir")
       )
       return
-    # Several tiles lie on one damaged native tile: one row for each of these.
-    places = {error.tile: error for error in reversed([*notes, *bad])}
-    yield End(tuple(reversed(places.values())), len(bad))
+    yield End(tuple(damage.by_place([*bad, *notes])), len(bad))
 
 
 def _plan(
@@ -221,18 +222,9 @@ def _plan(
       settings.tissue["thumbnail_px"], notes
     )
     stage = "tissue"
-    if entry.mask_path:
-      mask = tissue.load_mask(
-        entry.mask_path,
-        thumbnail.shape[:2],
-        entry.tissue.get("mask_values", ""),
-      )
-    else:
-      mask = tissue.tissue_mask(
-        thumbnail,
-        mpp=slide.mpp * downsample,
-        **{"method": settings.tissue["method"], **entry.tissue},
-      )
+    mask = tissue_of(
+      entry, thumbnail, slide.mpp * downsample, settings.tissue["method"]
+    )
     stage = "tiles"
     grid = tiles.tile_grid(
       slide,

@@ -14,8 +14,7 @@ strips narrow enough for the reader's cache to hold what the next row needs
 (only native tiles on the border of two strips are decoded twice).
 
 A damaged native tile costs the tiles that touch it. They are left out and
-reported, and the slide goes on; it is refused when more than a stated share of
-its tiles is lost.
+reported, and the slide goes on unless it loses most (`damage.py`).
 """
 
 import collections
@@ -29,6 +28,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int, UInt8
 
 from data_prep.files.errors import SlideError
+from data_prep.wsi import damage
 from data_prep.wsi.slides import Level, Slide
 
 ANCHORS = ("level0", "bounds")
@@ -197,7 +197,7 @@ def read_tiles(
   window_px: int,
   batch_size: int,
   threads: int = 1,
-  max_bad_share: Number = 0.1,
+  max_bad_share: Number = damage.MAX_BAD_SHARE,
   bad: list[SlideError] | None = None,
 ) -> Iterator[TileBatch]:
   """Reads the tiles of a grid, a batch at a time, several at once.
@@ -249,8 +249,7 @@ def read_tiles(
         if isinstance(tile, SlideError):
           lost += 1
           bad.append(tile)
-          if lost > max_bad_share * len(grid):
-            raise _too_many(bad[-lost:], len(grid), max_bad_share) from tile
+          damage.check(bad[-lost:], len(grid), max_bad_share)
           continue
         pixels.append(tile)
         index.append(number)
@@ -271,6 +270,8 @@ def _read(
   try:
     return slide.read_region(centre, (side, side), mpp)
   except SlideError as error:
+    if error.error != damage.CODE:
+      raise
     return error
 
 
@@ -284,15 +285,4 @@ def _batch(
 def _again(slide: Slide) -> Slide:
   return Slide.open(
     slide.path, mpp_override=slide.mpp, name=slide.name, reader=slide.reader
-  )
-
-
-def _too_many(bad: list[SlideError], tiles: int, allowed: Number) -> SlideError:
-  return SlideError(
-    f"given up after {len(bad)} of {tiles} tiles could not be read, more than "
-    f"the {allowed:.0%} allowed (max_bad_share); the last: {bad[-1].message}",
-    stage="read",
-    error="too_many_bad_tiles",
-    slide=bad[-1].slide,
-    tile=bad[-1].tile,
   )

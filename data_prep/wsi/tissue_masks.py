@@ -75,6 +75,8 @@ def _tissue_of(
       wanted = []
     if not wanted:
       raise _bad_values(path, found, f"tissue_mask_values={values!r}")
+    if wanted == [0] and (mask := two_values(picture)) is not None:
+      return ~mask  # soft borders too
     return np.isin(picture, wanted)
   mask = two_values(picture)
   if mask is None:

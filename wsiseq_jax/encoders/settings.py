@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from data_prep import runs
 from data_prep.files import schema
 from data_prep.files.schema import FILLED, Range
-from data_prep.wsi import tile_stream, tiles, tissue
+from data_prep.wsi import damage, tile_stream, tiles, tissue
 from wsiseq_jax import jobs, launch
 from wsiseq_jax.encoders import encoder as encoders
 
@@ -47,7 +47,7 @@ class Tiles:
   # 'openslide': read everything through OpenSlide.
   reader: Literal["auto", "openslide"] = "auto"
   # Of a slide's tiles that may be unreadable.
-  max_bad_share: Annotated[float, Range(0, 1)] = 0.1
+  max_bad_share: Annotated[float, Range(0, 1)] = damage.MAX_BAD_SHARE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from data_prep.files import names
-from data_prep.wsi import annotations, tissue_masks
+from data_prep.wsi import annotation_masks, annotations, tissue_masks
 from wsiseq_jax.maps.regions import Region
 from wsiseq_jax.maps.tile_map import TileMap
 
@@ -117,7 +117,7 @@ def read(
     skipped = found.skipped
   else:
     named = [int(v) for v in data["annotation_include"] if v.isdigit()]
-    mask = annotations.read_mask(path, size, downsample, named or None)
+    mask = annotation_masks.read_mask(path, size, downsample, named or None)
     rings = tuple(
       np.array(ring) for ring in tissue_masks.mask_polygons(mask, downsample)
     )

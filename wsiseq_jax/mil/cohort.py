@@ -125,7 +125,8 @@ def read(
       cells = [values.class_name(cell) for cell in cells]
     slide = CohortSlide(
       slide_id,
-      row.cells.get(patient_of, "") or find.patient_id_of(slide_id),
+      values.id_of(row.cells.get(patient_of, ""))
+      or find.patient_id_of(slide_id),
       ";".join(cells),
       _given_split(slide_id, row.cells, split_key) if split_key else "",
     )

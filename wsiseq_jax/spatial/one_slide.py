@@ -20,8 +20,9 @@ from jaxtyping import Bool, Float, UInt8
 
 from data_prep.files import atomic, done, tables
 from data_prep.files.errors import SlideError, as_slide_error
-from data_prep.wsi import find, qc, tissue
+from data_prep.wsi import damage, find, qc, tissue
 from data_prep.wsi.find import SlideEntry
+from data_prep.wsi.slide_tissue import tissue_of
 from data_prep.wsi.slides import Slide
 from wsiseq_jax.maps import geojson
 from wsiseq_jax.spatial import (
@@ -242,7 +243,7 @@ def _look(
   longest = max(slide.level0_px) * slide.mpp / _TISSUE_UM
   most = min(settings.window.thumbnail_px, max(64, int(longest)))
   picture, seen.downsample = slide.thumbnail(most, lost)
-  notes += {error.tile: error for error in lost}.values()
+  notes += damage.by_place(lost)
   seen.mask = np.ones(picture.shape[:2], bool)
   if settings.window.source == "tissue":
     seen.mask = _tissue(task, slide, picture, seen.downsample)
@@ -253,18 +254,13 @@ def _look(
 def _tissue(task: SlideTask, slide: Slide, picture, downsample) -> np.ndarray:
   """The tissue of a picture, or what somebody drew."""
   wanted, entry = task.settings.window, task.entry
-  if entry.mask_path:
-    values = entry.tissue.get("mask_values", "")
-    return tissue.load_mask(entry.mask_path, picture.shape[:2], values)
-  mask = tissue.tissue_mask(
+  mask = tissue_of(
+    entry,
     picture,
-    mpp=slide.mpp * downsample,
-    **{
-      "method": wanted.method,
-      "max_hole_um2": wanted.max_hole_um2,
-      "min_area_um2": wanted.min_area_um2,
-      **entry.tissue,
-    },
+    slide.mpp * downsample,
+    wanted.method,
+    max_hole_um2=wanted.max_hole_um2,
+    min_area_um2=wanted.min_area_um2,
   )
   if not mask.any():
     raise SlideError(tissue.why_empty(picture), "window", NO_TISSUE)

@@ -78,8 +78,8 @@ class Drift(base.Geometry):
   def cut(
     self, slide: base.Readable, centre: base.Centre
   ) -> Iterator[tuple[int, base.Panels]]:
-    """Reads once for all headings, which share most of their pixels."""
-    extent = self.extent()
+    """Reads once for all paths, which share most of their pixels."""
+    extent = self.extent()[list(centre.paths)]
     box = (*extent[:, :2].min(0).tolist(), *extent[:, 2:].max(0).tolist())
     region, start = base.read_box(slide, centre.xy, box, self.mpp)
     for path in centre.paths:

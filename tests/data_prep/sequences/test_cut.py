@@ -7,6 +7,7 @@ import pytest
 from configs import prep_wsi
 from data_prep import records
 from data_prep.files import schema
+from data_prep.files.errors import SlideError
 from data_prep.sequences import cut as sequences
 from data_prep.sequences import geometries
 from data_prep.sequences.geometries import base
@@ -78,6 +79,51 @@ def frame(record, t):
   x, y, w, h = record.frame_box[t]
   assert x == int(x)
   return panel[int(y) : int(y + h), int(x) : int(x + w)].astype(float)
+
+
+class Damaged(Picture):
+  """A slide of which nothing beyond x = 150 can be read."""
+
+  code = "damaged_tile"
+
+  def read_region(self, centre_xy, size_px, mpp):
+    right = centre_xy[0] + size_px[0] / 2 * mpp / self.mpp
+    if right > 150:
+      raise SlideError("odd", error=self.code)
+    return super().read_region(centre_xy, size_px, mpp)
+
+
+@pytest.mark.parametrize(
+  ("preset", "more", "kept"),
+  [
+    ("", {"headings_deg": (0.0, 180.0, 90.0)}, [180.0, 90.0]),
+    ("", {"headings_deg": (90.0,)}, [90.0]),
+    ("walk", {"headings_deg": (180.0, 0.0), "step_um": 0.0}, [180.0]),
+    ("walk", {"headings_deg": (0.0, 180.0), "step_um": 0.0}, [180.0]),
+    ("zoom", {"zoom_factor": 8.0}, []),
+  ],
+)
+def test_damage_costs_the_sequences_that_touch_it(preset, more, kept):
+  """At x = 120 alone what goes to the right, or out, gets beyond 150."""
+  spec = spec_of(preset=preset, frames=7, **more)
+  centre = geometries.Centre((120, 120), tuple(range(len(spec.paths()))))
+  names = {"slide_id": "s", "patient_id": "p"}
+  names["jpeg"] = {"quality": 98, "subsampling": "444"}
+  lost = []
+  made = list(
+    sequences.cut_sequences(Damaged(), centre, spec, **names, lost=lost)
+  )
+  assert [record.heading_deg for record in made] == kept
+  assert len(lost) == len(centre.paths) - len(kept)
+  whole = {r.sequence_id: r for r in cut(Picture(), spec)}
+  for record in made:
+    assert record.panels == whole[record.sequence_id].panels
+  other = Damaged()
+  other.code = "missing_file"
+  for slide, takes in ((other, lost), (Damaged(), None)):
+    if len(kept) < len(centre.paths):
+      with pytest.raises(SlideError, match="odd"):
+        list(sequences.cut_sequences(slide, centre, spec, **names, lost=takes))
 
 
 def test_defaults_are_the_reference_recipe():

@@ -19,6 +19,7 @@ from data_prep.synthetic import slides as synthetic
 from data_prep.wsi import find
 from data_prep.wsi.find import SlideEntry
 from tests.data_prep import outputs
+from tests.data_prep.wsi import tiny_slides
 from wsiseq_jax.data import source
 
 
@@ -277,6 +278,72 @@ def test_every_bad_input_has_its_row(cohort, tmp_path):
   assert not list((tmp_path / "out").rglob("*.tmp-*"))
   for name in codes:
     assert not (tmp_path / "out" / "parts" / name / "slide.json").exists()
+
+
+@pytest.mark.parametrize("reader", ["auto", "openslide"])
+def test_damaged_tile_costs_the_sequences_on_it(tmp_path, reader):
+  """Tile x 384 to 512, y 256 to 384 of level 0; sequences of 60 x 32 px."""
+  noise = np.random.default_rng(0).normal(0, 8, (768, 1024, 1))
+  pixels = np.clip(np.array((190, 110, 170)) + noise, 0, 255).astype(np.uint8)
+  found = {}
+  for name in ("whole", "damaged"):
+    (tmp_path / name).mkdir()
+    path = tiny_slides.write(tmp_path / name / "s.tiff", pixels, mpp=1.06)
+    if name == "damaged":
+      tiny_slides.damage(path, "zeroed", column=3, row=2)
+    config = config_of(tmp_path / name, tmp_path / f"{name}_out", reader=reader)
+    config["sequence"]["max_centres"] = 16
+    summary = prepare.prepare(config)
+    found[name], _ = outputs.records_of(tmp_path / f"{name}_out")
+  whole, damaged = found["whole"], found["damaged"]
+  assert len(whole) == 16 * 8 and set(damaged) < set(whole)
+  for name, record in damaged.items():
+    assert record.panels == whole[name].panels
+  touches = set()
+  for name, record in whole.items():
+    if record.heading_deg % 90 == 0:
+      low = record.frame_level0_xy.min(0) - 16
+      high = record.frame_level0_xy.max(0) + 16
+      if (low < (512, 384)).all() and (high > (384, 256)).all():
+        touches.add(name)
+  lost = set(whole) - set(damaged)
+  assert touches and touches <= lost
+  # A pixel around each strip is read as well.
+  near = {n for n in lost - touches if whole[n].heading_deg % 90 == 0}
+  assert len(near) <= 2
+  out = tmp_path / "damaged_out"
+  (row,) = outputs.rows(out / "slides.csv")
+  assert row["status"] == "done" and int(row["sequences"]) == len(damaged)
+  assert row["reason"] == f"{len(lost)} of 128 sequences touch damaged tiles"
+  errors = outputs.rows(out / "errors.csv")
+  assert {(e["stage"], e["code"]) for e in errors} == {("read", "damaged_tile")}
+  assert [error["place"] for error in errors] == ["0 384 256"]
+  assert summary.exit_code == runs.EXIT_SOME_FAILED
+  assert "1 slides done, 1 with a remark\n" in summary.text
+
+
+def test_a_slide_of_which_most_is_damaged_is_a_row(tmp_path):
+  """Three of four columns of tiles of level 0; the thumbnail is of level 1."""
+  pixels = np.full((512, 512, 3), (190, 110, 170), np.uint8)
+  (tmp_path / "slides").mkdir()
+  for name in ("bad", "good"):
+    path = tmp_path / "slides" / f"{name}.tiff"
+    tiny_slides.write(path, pixels, mpp=1.06)
+  for column in range(1, 4):
+    for row in range(4):
+      path = tmp_path / "slides" / "bad.tiff"
+      tiny_slides.damage(path, "zeroed", column=column, row=row)
+  config = config_of(tmp_path / "slides", tmp_path / "out")
+  config["tissue"]["thumbnail_px"] = 128
+  summary = prepare.prepare(config)
+  assert summary.exit_code == runs.EXIT_SOME_FAILED
+  (row,) = outputs.rows(tmp_path / "out" / "errors.csv")
+  assert (row["slide_id"], row["stage"]) == ("bad", "read")
+  assert row["code"] == "too_many_bad_tiles"
+  assert "more than the 50% allowed" in row["message"]
+  assert not (tmp_path / "out" / "parts" / "bad" / "slide.json").exists()
+  found, _ = outputs.records_of(tmp_path / "out")
+  assert {record.slide_id for record in found.values()} == {"good"}
 
 
 def test_a_table_of_the_user_is_not_written_over(cohort, tmp_path):

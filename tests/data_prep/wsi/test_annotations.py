@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from data_prep.wsi import annotations
+from data_prep.wsi import annotation_masks, annotations
 
 SQUARE = ((10, 10), (50, 10), (50, 30), (10, 30))
 
@@ -225,24 +225,26 @@ def test_mask_pictures(tmp_path):
   picture[4:8, 8:16] = 255
   picture[0, 0] = 90  # noise of a JPEG
   cv2.imwrite(str(tmp_path / "m.png"), picture)
-  mask = annotations.read_mask(tmp_path / "m.png", (83, 40), 8)
+  mask = annotation_masks.read_mask(tmp_path / "m.png", (83, 40), 8)
   wanted = np.zeros((5, 11), bool)
   wanted[2:4, 4:8] = True
   np.testing.assert_array_equal(mask, wanted)
   with pytest.raises(ValueError, match="has not the shape of the slide"):
-    annotations.read_mask(tmp_path / "m.png", (83, 80), 8)
+    annotation_masks.read_mask(tmp_path / "m.png", (83, 80), 8)
   labels = np.where(picture == 255, 2, 1).astype(np.uint8)
   cv2.imwrite(str(tmp_path / "l.png"), labels)
-  found = annotations.read_mask(tmp_path / "l.png", (83, 40), 8, values=[2])
+  found = annotation_masks.read_mask(
+    tmp_path / "l.png", (83, 40), 8, values=[2]
+  )
   np.testing.assert_array_equal(found, wanted)
   # Nobody says which of several classes count.
   with pytest.raises(ValueError, match=r"values \[1, 2\]: name those"):
-    annotations.read_mask(tmp_path / "l.png", (83, 40), 8)
+    annotation_masks.read_mask(tmp_path / "l.png", (83, 40), 8)
   cv2.imwrite(str(tmp_path / "c.png"), np.uint8([[[1, 2, 3]]]))
   with pytest.raises(ValueError, match="colour picture"):
-    annotations.read_mask(tmp_path / "c.png", (1, 1), 1)
+    annotation_masks.read_mask(tmp_path / "c.png", (1, 1), 1)
   with pytest.raises(ValueError, match="not a picture"):
-    annotations.read_mask(tmp_path / "none.png", (1, 1), 1)
+    annotation_masks.read_mask(tmp_path / "none.png", (1, 1), 1)
 
 
 def test_pyramids_are_read_at_the_level_that_fits(tmp_path):
@@ -254,14 +256,14 @@ def test_pyramids_are_read_at_the_level_that_fits(tmp_path):
     file.write(full[::4, ::4], subfiletype=1, tile=(16, 16))
     # The coarsest says something else, so that reading it shows.
     file.write(np.zeros((4, 6), np.uint8), subfiletype=1, tile=(16, 16))
-  mask = annotations.read_mask(path, (96, 64), 4)
+  mask = annotation_masks.read_mask(path, (96, 64), 4)
   np.testing.assert_array_equal(mask, full[::4, ::4] > 0)
-  assert annotations.read_mask(path, (96, 64), 2).sum() == 16 * 16
-  assert annotations.read_mask(path, (96, 64), 8).sum() == 4 * 4
-  assert annotations.read_mask(path, (96, 64), 16).sum() == 0
+  assert annotation_masks.read_mask(path, (96, 64), 2).sum() == 16 * 16
+  assert annotation_masks.read_mask(path, (96, 64), 8).sum() == 4 * 4
+  assert annotation_masks.read_mask(path, (96, 64), 16).sum() == 0
   path.write_bytes(b"II*\0 and no more")
   with pytest.raises(ValueError, match="not a TIFF"):
-    annotations.read_mask(path, (96, 64), 4)
+    annotation_masks.read_mask(path, (96, 64), 4)
 
 
 def test_mask_of_a_long_narrow_slide_has_one_factor(tmp_path):
@@ -270,5 +272,5 @@ def test_mask_of_a_long_narrow_slide_has_one_factor(tmp_path):
   drawn[:16, :100] = 255
   path = tmp_path / "mask.png"
   cv2.imwrite(str(path), drawn)
-  found = annotations.read_mask(path, (120_000, 2_100), 32.0)
+  found = annotation_masks.read_mask(path, (120_000, 2_100), 32.0)
   assert found[:32, :200].all() and found.sum() == 32 * 200

@@ -354,6 +354,10 @@ def test_a_bad_number_names_its_column(tmp_path):
     ("/mnt/old/siteA/S3.tif", "siteA/S3.tif"),
     ("S3", "uuid/deep/S3.svs"),
     ("M\u00fcller", "Mu\u0308ller.svs"),
+    ("S1.", "S1.svs"),
+    ("S1", "S1 .svs"),
+    ("S 1", "S 1.SVS"),
+    ("S1", "S1.ome.btf"),
   ],
 )
 @pytest.mark.parametrize("column", ["slide_id", "filename"])
@@ -414,8 +418,10 @@ def test_a_bad_row_that_describes_refuses_its_slide(tmp_path):
   assert _rows(errors) == [("a", "bad_row")]
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
-@pytest.mark.parametrize("delimiter", [";", "\t"])
+@pytest.mark.parametrize(
+  "encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252"]
+)
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
 def test_tables_of_excel(tmp_path, encoding, delimiter):
   _touch(tmp_path, "a.svs", "b.svs")
   text = "slide_id;Patient;label;mpp\r\na;M\u00fcller;x;1,060\r\nb;;;\r\n"
@@ -445,6 +451,87 @@ def test_tables_of_runs_are_no_descriptions(tmp_path, capsys):
   slides, errors = find_slides(tmp_path / "slides", tmp_path / "slides.csv")
   assert [(s.patient_id, s.label, s.mpp) for s in slides] == [("P", "x", None)]
   assert not errors
+
+
+def test_what_file_servers_keep_is_no_slide(tmp_path):
+  """Previews and bins hold copies of slides under their own names."""
+  _touch(tmp_path, "a.svs", "Thumbs.db", ".DS_Store", "desktop.ini")
+  for folder in (
+    "@eaDir",
+    "#recycle",
+    "$RECYCLE.BIN",
+    "__MACOSX",
+    "sub/@eaDir",
+  ):
+    _touch(tmp_path / folder, "a.svs", "gone.svs")
+  slides, errors = find_slides(tmp_path)
+  assert _ids(slides) == ["a"] and not errors
+  table = _table(tmp_path / "t.csv", "slide_id\ngone\n")
+  assert _rows(find_slides(table)[1]) == [("gone", "missing_file")]
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+  _touch(tmp_path / "store", "x/a.svs", "b.svs")
+  named = tmp_path / "cohort"
+  named.mkdir()
+  os.symlink(tmp_path / "store", named / "all")
+  os.symlink(tmp_path / "store/x", named / "x")
+  os.symlink(tmp_path / "store/b.svs", named / "again.svs")
+  os.symlink(named, tmp_path / "store/loop")
+  os.symlink("..", named / "up")
+  os.symlink(tmp_path / "nowhere.svs", named / "broken.svs")
+  slides, errors = find_slides(named)
+  assert _ids(slides) == ["a", "again"]  # b is one slide, whatever its names
+  assert _rows(errors) == [("broken", "unreadable")]
+  table = _table(named / "t.csv", "slide_id\na\n")
+  assert _ids(find_slides(table)[0]) == ["a"]
+
+
+def test_copies_under_way_are_rows(tmp_path):
+  _touch(tmp_path, "a.svs", "b.svs.part", "c.ndpi.crdownload", "d.tif.gz")
+  _touch(tmp_path, "notes.txt.gz", "e.zarr/0/0.0")
+  slides, errors = find_slides(tmp_path)
+  assert _ids(slides) == ["a"]
+  assert _rows(errors) == [
+    ("b", "unfinished_file"),
+    ("c", "unfinished_file"),
+    ("d", "unfinished_file"),
+    ("e.zarr", "unsupported_format"),
+  ]
+
+
+@pytest.mark.parametrize("name", ["t.xlsx", "t.xls", "t.ods"])
+def test_a_workbook_is_a_row_that_says_what_to_do(tmp_path, name):
+  starts = {"t.xls": b"\xd0\xcf\x11\xe0\xa1\xb1"}
+  _touch(tmp_path, name, content=starts.get(name, b"PK\3\4rest"))
+  _touch(tmp_path, "a.svs")
+  for named in ((tmp_path / name,), (tmp_path, tmp_path / name)):
+    _, errors = find_slides(*named)
+    assert _rows(errors) == [(str(tmp_path / name), "unreadable_table")]
+    assert "save the sheet as CSV" in errors[0].message
+
+
+def test_slides_csv_in_any_case(tmp_path):
+  _touch(tmp_path, "a.svs")
+  _table(tmp_path / "Slides.CSV", "slide_id,patient\na,P\n")
+  slides, errors = find_slides(tmp_path)
+  assert [s.patient_id for s in slides] == ["P"] and not errors
+
+
+def test_patients_that_spreadsheets_spoiled(tmp_path, capsys):
+  names = ["a", "b", "c", "d", "e", "f"]
+  _touch(tmp_path, *(f"{name}.svs" for name in names))
+  cells = ['="007"', "7", "12.0", "12", "1. Feb", "#REF!"]
+  rows = "".join(f"{n},{c}\n" for n, c in zip(names, cells, strict=True))
+  _table(tmp_path / "slides.csv", "slide_id,patient\n" + rows)
+  slides, errors = find_slides(tmp_path)
+  assert not errors
+  patients = [slide.patient_id for slide in slides]
+  assert patients == ["007", "7", "12", "12", "1. Feb", "f"]
+  said = capsys.readouterr().err
+  assert "'007' and '7' may be one patient" in said
+  assert "'1. Feb' (1 of 4 patients) looks like what Excel" in said
+  assert "'patient' is unknown where it says ['#REF!']" in said
 
 
 def test_formats_that_nothing_reads_are_rows(tmp_path):

@@ -6,6 +6,7 @@ import pickle
 import cv2
 import imagecodecs
 import numpy as np
+import openslide
 import pydicom
 import pytest
 import tifffile
@@ -335,22 +336,15 @@ def test_bad_arguments(path):
     Slide.open(path, reader="vips")
 
 
-def test_transparent_pixels_are_laid_on_white(path):
-  class Handle:
-    level_downsamples = (1.0, 4.0)
+def test_transparent_pixels_are_laid_on_white(path, monkeypatch):
+  def read_region(handle, location, level, size):
+    rgba = np.zeros((size[1], size[0], 4), np.uint8)
+    rgba[..., 0] = 100
+    rgba[:, 0, 3], rgba[:, 1, 3], rgba[:, 2:, 3] = 0, 51, 255
+    return Image.fromarray(rgba)
 
-    def read_region(self, location, level, size):
-      rgba = np.zeros((size[1], size[0], 4), np.uint8)
-      rgba[..., 0] = 100
-      rgba[:, 0, 3], rgba[:, 1, 3], rgba[:, 2:, 3] = 0, 51, 255
-      return Image.fromarray(rgba)
-
-    def close(self):
-      pass
-
+  monkeypatch.setattr(openslide.OpenSlide, "read_region", read_region)
   with Slide.open(path, reader="openslide") as slide:
-    slide._handle.close()
-    slide._handle = Handle()
     row = slide.read_level(0, (0, 0), (3, 1))[0]
   # 51 / 255 is one fifth: 100 / 5 + 255 * 4 / 5 = 224, 0 + 204.
   assert row.tolist() == [[255] * 3, [224, 204, 204], [100, 0, 0]]
@@ -556,6 +550,27 @@ def test_tiff_that_is_no_slide_says_why_and_what_to_do(
     assert word in error.message
 
 
+def test_tiff_that_is_cut_short_or_of_floats_says_so(tmp_path):
+  path = tiny_slides.write(tmp_path / "s.tif", tiny_slides.picture())
+  whole = path.read_bytes()
+  for share in (0.5, 0.9):
+    path.write_bytes(whole[: int(len(whole) * share)])
+    assert "it is cut short" in _error(path).message
+  path.write_bytes(whole[:-1])  # of the coarsest level, which OpenSlide reads
+  assert "Copy it again" in _error(path).message
+  pixels = tiny_slides.picture().astype(np.float32) / 255
+  path = tiny_slides.write(
+    tmp_path / "f.tif", pixels, levels=1, compression="deflate"
+  )
+  with Slide.open(path) as slide, pytest.raises(SlideError) as caught:
+    slide.thumbnail(256)
+  assert caught.value.error == "unsupported_format"
+  assert "32 bits a sample" in caught.value.message
+  with tifffile.TiffWriter(tmp_path / "b.tif", byteorder=">") as file:
+    file.write(tiny_slides.picture(), photometric="rgb", tile=(128, 128))
+  assert "big-endian" in _error(tmp_path / "b.tif").message
+
+
 @pytest.mark.parametrize("compression", ["webp", "jpeg2000"])
 def test_compression_that_openslide_cannot_read_is_named(tmp_path, compression):
   path = tiny_slides.write(
@@ -569,11 +584,20 @@ def test_compression_that_openslide_cannot_read_is_named(tmp_path, compression):
   assert "vips" in error.message
 
 
-@pytest.mark.parametrize("transform", [False, True])
-def test_jpeg_2000_frames_of_ycbcr_that_say_ybr_ict(
-  real_data, tmp_path, transform
+@pytest.mark.parametrize(
+  ("said", "transform", "is_ycbcr"),
+  [
+    ("YBR_ICT", False, True),
+    ("YBR_ICT", True, False),
+    ("RGB", False, True),
+    ("RGB", False, False),
+    ("RGB", True, False),
+  ],
+)
+def test_jpeg_2000_frames_of_ycbcr_that_say_something_else(
+  real_data, tmp_path, said, transform, is_ycbcr
 ):
-  """With `transform` the decoder makes RGB of them, as the name says."""
+  """With `transform` the decoder makes RGB of them, as YBR_ICT says."""
   source = real_data / "dicom/level-3-frames-0-1.dcm"
   dataset = pydicom.dcmread(source)
   frames = []
@@ -582,7 +606,7 @@ def test_jpeg_2000_frames_of_ycbcr_that_say_ybr_ict(
   ):
     rgb = imagecodecs.jpeg8_decode(frame)
     stored = rgb
-    if not transform:
+    if is_ycbcr:
       stored = cv2.cvtColor(rgb, cv2.COLOR_RGB2YCrCb)[..., [0, 2, 1]]
     frames.append(
       imagecodecs.jpeg2k_encode(
@@ -595,12 +619,12 @@ def test_jpeg_2000_frames_of_ycbcr_that_say_ybr_ict(
     )
   dataset.PixelData = encapsulate(frames)
   dataset["PixelData"].is_undefined_length = True
-  dataset.PhotometricInterpretation = "YBR_ICT"
+  dataset.PhotometricInterpretation = said
   dataset.SeriesInstanceUID = generate_uid()
   dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.91"
   dataset.save_as(tmp_path / "s.dcm")
   with Slide.open(tmp_path / "s.dcm") as slide:
-    assert slide.colours_fixed is not transform
+    assert slide.colours_fixed is is_ycbcr
     found = slide.read_level(0, (0, 0), slide.level0_px)
   height, width = found.shape[:2]
   expected = rgb[:height, :width].astype(int)

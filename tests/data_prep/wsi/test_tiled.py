@@ -83,44 +83,13 @@ def test_rgb_jpeg_is_not_taken_for_ycbcr(tmp_path):
   """The colour space is in the TIFF tag; the decoder must be told."""
   pixels = tiny_slides.picture(256, 128)
 
-  def tiles():
-    for x in (0, 128):
-      jpeg = imagecodecs.jpeg8_encode(
-        np.ascontiguousarray(pixels[:, x : x + 128]),
-        level=95,
-        colorspace="rgb",
-        outcolorspace="rgb",
-      )
-      yield _without_colour_space(jpeg)
-
-  path = tmp_path / "rgb.tiff"
-  with tifffile.TiffWriter(path) as file:
-    file.write(
-      tiles(),
-      shape=pixels.shape,
-      dtype=np.uint8,
-      tile=(128, 128),
-      compression="jpeg",
-      photometric="rgb",
-      compressionargs={"outcolorspace": "rgb"},
-    )
+  path = tiny_slides.write_rgb_tiles(tmp_path / "rgb.tiff", pixels)
   with tifffile.TiffFile(path) as file:
     assert file.pages[0].photometric == 2
   difference = np.abs(
     _read(_open(path), (0, 0), (256, 128)).astype(int) - pixels
   )
   assert difference.mean() < 3
-
-
-def _without_colour_space(jpeg: bytes) -> bytes:
-  """Drops the Adobe marker and the component names R, G, B."""
-  at = jpeg.index(b"\xff\xee")
-  jpeg = jpeg[:at] + jpeg[at + 2 + int.from_bytes(jpeg[at + 2 : at + 4]) :]
-  jpeg = bytearray(jpeg)
-  frame, scan = jpeg.index(b"\xff\xc0"), jpeg.index(b"\xff\xda")
-  for i in range(3):
-    jpeg[frame + 10 + 3 * i] = jpeg[scan + 5 + 2 * i] = i + 1
-  return bytes(jpeg)
 
 
 def test_each_tile_is_decoded_once(path):

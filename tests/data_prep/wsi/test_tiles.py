@@ -217,8 +217,7 @@ def test_damaged_tile_costs_the_tiles_on_it(damaged, path, reader):
   assert grid.xy[missing].tolist() == lost
   assert len(bad) == 6 and sizes == [8, 8, 8, 5]
   assert {error.error for error in bad} == {"damaged_tile"}
-  if reader == "auto":  # OpenSlide does not say which native tile
-    assert {error.tile for error in bad} == {(0, 384, 256)}
+  assert {error.tile for error in bad} == {(0, 384, 256)}
   with Slide.open(path) as good:
     for tile, number in zip(pixels, index, strict=True):
       centre = grid.xy[number] + 50

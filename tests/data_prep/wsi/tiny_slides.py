@@ -3,6 +3,7 @@
 import pathlib
 
 import cv2
+import imagecodecs
 import numpy as np
 import tifffile
 
@@ -151,3 +152,44 @@ def write_ome(
       )
       file.write(small, subfiletype=1, **options)
   return path
+
+
+def write_rgb_tiles(
+  path: pathlib.Path, pixels: np.ndarray, **options
+) -> pathlib.Path:
+  """Writes JPEG tiles of RGB that do not say so: the TIFF tag alone does."""
+
+  def tiles():
+    for y in range(0, pixels.shape[0], TILE):
+      for x in range(0, pixels.shape[1], TILE):
+        jpeg = imagecodecs.jpeg8_encode(
+          np.ascontiguousarray(pixels[y : y + TILE, x : x + TILE]),
+          level=95,
+          colorspace="rgb",
+          outcolorspace="rgb",
+        )
+        yield _without_colour_space(jpeg)
+
+  with tifffile.TiffWriter(path) as file:
+    file.write(
+      tiles(),
+      shape=pixels.shape,
+      dtype=np.uint8,
+      tile=(TILE, TILE),
+      compression="jpeg",
+      photometric="rgb",
+      compressionargs={"outcolorspace": "rgb"},
+      **options,
+    )
+  return path
+
+
+def _without_colour_space(jpeg: bytes) -> bytes:
+  """Drops the Adobe marker and the component names R, G, B."""
+  at = jpeg.index(b"\xff\xee")
+  jpeg = jpeg[:at] + jpeg[at + 2 + int.from_bytes(jpeg[at + 2 : at + 4]) :]
+  jpeg = bytearray(jpeg)
+  frame, scan = jpeg.index(b"\xff\xc0"), jpeg.index(b"\xff\xda")
+  for i in range(3):
+    jpeg[frame + 10 + 3 * i] = jpeg[scan + 5 + 2 * i] = i + 1
+  return bytes(jpeg)

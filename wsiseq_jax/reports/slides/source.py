@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data_prep.files.errors import SlideError
-from data_prep.wsi import tissue
 from data_prep.wsi.find import SlideEntry
+from data_prep.wsi.slide_tissue import tissue_of
 from data_prep.wsi.slides import Slide
 from wsiseq_jax.maps.tile_map import TileMap
 from wsiseq_jax.reports import figures
@@ -132,11 +132,7 @@ def tissue_mask(
   um = max(tile_map.level0_size) * tile_map.level0_mpp
   small = figures.fit(thumbnail, min(_TISSUE_PX, max(1, int(um / _TISSUE_UM))))
   try:
-    if entry.mask_path:
-      values = entry.tissue.get("mask_values", "")
-      return tissue.load_mask(entry.mask_path, small.shape[:2], values), ()
-    wanted = {"method": settings.tissue, **entry.tissue}
     scale = um / max(small.shape[:2])
-    return tissue.tissue_mask(small, mpp=scale, **wanted), ()
+    return tissue_of(entry, small, scale, settings.tissue), ()
   except SlideError as error:
     return None, (f"Whole tiles are painted: {error.message}.",)
