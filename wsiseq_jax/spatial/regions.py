@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from scipy import ndimage
 
 from data_prep.files.errors import SlideError
-from data_prep.wsi import annotations
+from data_prep.wsi import annotation_masks, annotations
 from wsiseq_jax.maps import annotations as map_annotations
 from wsiseq_jax.maps import regions as map_regions
 from wsiseq_jax.maps.tile_map import TileMap
@@ -145,7 +145,9 @@ def _of_mask(path, where: Place, drawn: Drawn) -> shapely.Geometry:
     raise ValueError(f"{path.name}: a mask needs the slide it belongs to")
   values = [int(v) for v in drawn.include or () if v.isdigit()]
   downsample = max(1.0, drawn.mask_um / where.mpp)
-  mask = annotations.read_mask(path, where.size_px, downsample, values or None)
+  mask = annotation_masks.read_mask(
+    path, where.size_px, downsample, values or None
+  )
   return outlines(mask, downsample * where.mpp)
 
 
