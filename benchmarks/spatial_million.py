@@ -77,7 +77,7 @@ def main() -> None:
       f"--config.workdir={folder / 'out'}",
       f"--config.data.cells={folder / 'cells'}",
       f"--config.data.regions={folder / 'regions'}",
-      *("--config.window.source=cells", "--config.cells.unit=um"),
+      "--config.cells.unit=um",
       # Regions are in pixels, of 1 um here.
       *("--config.cells.mpp=1.0", "--config.data.workers=0"),
     )

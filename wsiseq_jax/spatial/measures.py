@@ -320,6 +320,9 @@ def _regions(found, points: Points, window, region, kind, settings, rng):
     "rng": rng,
     "reach": wanted.shift_um,
   }
+  # Bands deeper than the regions, or beyond the window, have no area.
+  there = np.flatnonzero(border.profile(xy, region, window, edges).areas > 0)
+  edges = edges[there[0] : there[-1] + 2]
   profile = border.profile(xy, region, window, edges)
   band = border.profile_test(
     xy, region, window, edges, alpha=wanted.level, **shifts

@@ -153,7 +153,8 @@ def _do(task: SlideTask, folder: pathlib.Path):
         task.window, seen.place, _drawn(settings, everything=True)
       )
       notes += found
-    if slide is not None:
+    around_cells = slide is None or settings.window.source == "cells"
+    if not around_cells:
       window = regions.window(
         seen.place, seen.tissue, annotated, settings.window.min_area_um2
       )
@@ -162,7 +163,7 @@ def _do(task: SlideTask, folder: pathlib.Path):
   finally:
     if slide is not None:
       slide.close()
-  if slide is None:
+  if around_cells:
     window = regions.window(
       seen.place,
       regions.around(cells.xy_um, settings.window.close_um),

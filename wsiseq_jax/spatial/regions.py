@@ -101,13 +101,17 @@ def _annotated(path, where: Place, drawn: Drawn):
     include = tuple(drawn.include) or annotations.INCLUDE
   others = (g for g in annotations.EXCLUDE if g not in (include or ()))
   is_qupath = path.suffix.lower() in _QUPATH
-  found = annotations.read(
-    path,
-    include=include,
-    exclude=tuple(drawn.exclude) or tuple(others),
-    ignore=tuple(drawn.ignore),
-    bounds_xy=where.bounds_xy if is_qupath else (0, 0),
-  )
+  try:
+    found = annotations.read(
+      path,
+      include=include,
+      exclude=tuple(drawn.exclude) or tuple(others),
+      ignore=tuple(drawn.ignore),
+      bounds_xy=where.bounds_xy if is_qupath else (0, 0),
+    )
+  except ValueError as error:
+    keys = "config.regions.include, .exclude, .ignore"
+    raise ValueError(f"{error} (groups are named in {keys})") from error
   notes = [_note(text, "no_area") for text in found.skipped]
   drawn_in = [_polygon(p.rings, where.mpp) for p in found.include]
   cut = [_polygon(p.rings, where.mpp) for p in found.exclude]

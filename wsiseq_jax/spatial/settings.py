@@ -70,7 +70,7 @@ class Windows:
   """`config.window`: where cells can be."""
 
   # 'tissue' of the slide's picture; 'slide', all of it; 'cells', where cells
-  # are, for tables without slides.
+  # are, as for tables without slides.
   source: Literal["tissue", "slide", "cells"] = "tissue"
   method: Literal[tuple(tissue.METHODS)] = "guarded"  # of tissue
   thumbnail_px: Annotated[int, Range(64)] = 4096  # what tissue is found in

@@ -187,7 +187,6 @@ def test_one_table_without_slides(drawn, tmp_path):
       tmp_path / "out",
       data__slides="",
       data__cells=str(cells),
-      window__source="cells",
       data__table=str(drawn / "slides.csv"),
     )
   )
