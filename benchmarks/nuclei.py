@@ -20,7 +20,9 @@ method, which could win: Otsu's threshold on the same haematoxylin, the middles
 of connected pieces of at least 8 um².
 
 Writes `benchmarks/results/nuclei.json`, and with --pictures=FOLDER the images
-with points and detections.
+with points and detections, and 80 detections of the tested images drawn at
+random, each in the middle of a small picture: what precision is can be seen
+there.
 """
 
 import argparse
@@ -116,9 +118,26 @@ def draw(picture, found, points) -> np.ndarray:
   return out
 
 
+def sheet(crops: list[np.ndarray], path: pathlib.Path) -> None:
+  """Small pictures, ten in a row."""
+  rows = [np.hstack(crops[i : i + 10]) for i in range(0, len(crops), 10)]
+  cv2.imwrite(str(path), cv2.cvtColor(np.vstack(rows), cv2.COLOR_RGB2BGR))
+
+
+def crop(picture: np.ndarray, xy: np.ndarray, side: int = 80) -> np.ndarray:
+  """What is around a place, with a dot on it."""
+  half = side // 2
+  wide = np.pad(picture, ((half, half), (half, half), (0, 0)), mode="edge")
+  x, y = (int(v) for v in xy)
+  out = wide[y : y + side, x : x + side].copy()
+  cv2.circle(out, (half, half), 3, (255, 255, 0), -1)
+  return out
+
+
 def on_images(folder: pathlib.Path, pictures: str) -> dict:
   """Scores of both methods on both sets of images."""
   results: dict = {}
+  rng, crops = np.random.default_rng(0), []
   for part, names in (("chosen_on", CHOSEN_ON), ("tested_on", TESTED_ON)):
     counts = {method: np.zeros(3, int) for method in METHODS}
     seconds = dict.fromkeys(METHODS, 0.0)
@@ -140,6 +159,9 @@ def on_images(folder: pathlib.Path, pictures: str) -> dict:
           path.parent.mkdir(parents=True, exist_ok=True)
           shown = draw(picture, found, points)
           cv2.imwrite(str(path), cv2.cvtColor(shown, cv2.COLOR_RGB2BGR))
+          if part == "tested_on":
+            some = rng.choice(len(found), 40, replace=False)
+            crops += [crop(picture, xy) for xy in found[some] / MPP]
     results[part] = {
       method: {
         **scores(*counts[method].tolist()),
@@ -148,6 +170,8 @@ def on_images(folder: pathlib.Path, pictures: str) -> dict:
       for method in METHODS
     }
     results[part]["images"] = list(names)
+  if crops:
+    sheet(crops, pathlib.Path(pictures) / "nuclei_sheet.png")
   return results
 
 
