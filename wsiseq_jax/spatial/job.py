@@ -29,7 +29,9 @@ from wsiseq_jax.spatial import (
   cohort,
   measures,
   one_slide,
+  points,
   regions,
+  slide_files,
 )
 from wsiseq_jax.spatial.one_slide import CellsOutcome, SlideTask
 from wsiseq_jax.spatial.settings import SYNTHETIC, Data, Settings
@@ -219,7 +221,9 @@ def _cell_files(
   if not data.cells:
     return {}
   place = pathlib.Path(data.cells).expanduser()
-  if place.is_file():
+  if earlier := points.files(place):  # the workdir of this job
+    found = names.match(ids, earlier) if data.slides else earlier
+  elif place.is_file():
     files = _split(place, workdir / "cells", ids)
     found = names.match(ids, files) if data.slides else files
   elif data.slides:
@@ -363,13 +367,13 @@ def _cohort(
   frame = pd.DataFrame(scores, columns=list(measures.SCORES))
   for name in ("at_um", "value", "expected", "p", "n_from", "n_to"):
     frame[name] = pd.to_numeric(frame[name])
-  one_slide.write_frame(path("scores", ".parquet"), frame)
+  slide_files.write_frame(path("scores", ".parquet"), frame)
   every = pd.DataFrame(columns=list(measures.CURVES))
   if curves:
     every = pd.concat(curves, ignore_index=True)
-  one_slide.write_frame(path("curves", ".parquet"), every)
+  slide_files.write_frame(path("curves", ".parquet"), every)
   pooled = cohort.patients(every)
-  one_slide.write_frame(path("patients", ".parquet"), pooled)
+  slide_files.write_frame(path("patients", ".parquet"), pooled)
   rows = pooled.to_dict("records")
   tables.write(path("patients", ".csv"), list(pooled.columns), rows)
   compared = pd.DataFrame(columns=list(cohort.GROUPS))

@@ -5,34 +5,28 @@ row of errors.csv. A slide is done when its mark says what it was made from.
 """
 
 import dataclasses
-import os
 import pathlib
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import cv2
-import matplotlib
 import numpy as np
-import pandas as pd
 import shapely
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, UInt8
 
-from data_prep.files import atomic, done, tables
+from data_prep.files import done
 from data_prep.files.errors import SlideError, as_slide_error
-from data_prep.wsi import damage, find, qc, tissue
+from data_prep.wsi import damage, find, tissue
 from data_prep.wsi.find import SlideEntry
 from data_prep.wsi.slide_tissue import tissue_of
 from data_prep.wsi.slides import Slide
-from wsiseq_jax.maps import geojson
 from wsiseq_jax.spatial import (
   cell_files,
   detector,
-  local,
   measures,
   placing,
-  points,
   regions,
+  slide_files,
   windows,
 )
 from wsiseq_jax.spatial.placing import Place
@@ -45,16 +39,6 @@ OK, FAILED, NO_TISSUE, FEW = "ok", "error", "no_tissue", "too_few_cells"
 VERSION = 1
 # Tissue is found at so many µm a pixel or coarser.
 _TISSUE_UM = 4.0
-_PICTURE = "thumbnail.jpg"
-_OCTAGON = np.stack(
-  [np.cos(np.arange(9) * np.pi / 4), np.sin(np.arange(9) * np.pi / 4)], axis=1
-)
-_CELL_UM = 4.0  # radius of a cell as QuPath is given it
-# Of types, RGB, in the order of their names; also on the pages.
-COLOURS = tuple(
-  tuple(round(255 * v) for v in colour)
-  for colour in matplotlib.colormaps["tab10"].colors
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +166,16 @@ def _do(task: SlideTask, folder: pathlib.Path):
   measured = measures.measure(cells, window, region, settings)
   notes += measured.notes
   enough = measures.chosen_types(cells, settings)
-  files = _write(folder, seen, cells, window, region, measured, settings)
+  files = slide_files.write(
+    folder,
+    seen.place,
+    cells,
+    window,
+    region,
+    measured,
+    seen.thumbnail,
+    settings,
+  )
   info = {
     "status": OK if enough else FEW,
     "reason": "" if enough else f"{len(cells)} cells",
@@ -344,129 +337,3 @@ def _region(
     )
   )
   return None
-
-
-# Files.
-
-
-def _write(
-  folder: pathlib.Path,
-  seen: _Seen,
-  cells: Points,
-  window: Window,
-  region: Window | None,
-  measured: measures.SlideNumbers,
-  settings: Settings,
-) -> list[pathlib.Path]:
-  """Writes all files of a slide but the page."""
-  distance = np.full(len(cells), np.nan)
-  if region is not None:
-    distance = windows.signed_distance(region, cells.xy_um)
-  near = _significant(cells, settings)
-  paths = {
-    name: folder / name
-    for name in (
-      *("cells.parquet", "regions.parquet", "cells.geojson"),
-      *("scores.csv", "curves.parquet"),
-    )
-  }
-  points.write(
-    paths["cells.parquet"],
-    cells,
-    {
-      "distance_um": distance.astype(np.float32),
-      "near_type": near["near_type"].to_numpy(str),
-      "near_q": near["near_q"].to_numpy(np.float32),
-    },
-  )
-  shapes = [("window", window)]
-  shapes += [("regions", region)] if region is not None else []
-  frame = pd.DataFrame(
-    {
-      "slide_id": cells.slide_id,
-      "what": [what for what, _ in shapes],
-      "area_mm2": [shape.area / 1e6 for _, shape in shapes],
-      "wkb_um": [shapely.to_wkb(shape) for _, shape in shapes],
-    }
-  )
-  write_frame(paths["regions.parquet"], frame)
-  geojson.write(
-    paths["cells.geojson"],
-    _features(cells, near, distance, seen.place, settings),
-  )
-  tables.write(paths["scores.csv"], measures.SCORES, measured.scores)
-  write_frame(
-    paths["curves.parquet"],
-    pd.DataFrame(measured.curves, columns=list(measures.CURVES)),
-  )
-  if seen.thumbnail is not None:
-    paths[_PICTURE] = folder / _PICTURE
-    atomic.write_atomic(paths[_PICTURE], qc.jpeg(seen.thumbnail))
-  return list(paths.values())
-
-
-def write_frame(path: str | os.PathLike, frame: pd.DataFrame) -> None:
-  """Writes a table as Parquet, whole or not at all."""
-  with atomic.replacing(path) as draft:
-    frame.to_parquet(draft, compression="zstd", index=False)
-
-
-def _significant(cells: Points, settings: Settings) -> pd.DataFrame:
-  """For each cell the type it has significantly many neighbours of.
-
-  Of several types that with the smallest q; '' and 1 where there is none.
-  """
-  found = pd.DataFrame(
-    {"near_type": np.full(len(cells), ""), "near_q": np.ones(len(cells))}
-  )
-  kinds, wanted = measures.chosen_types(cells, settings), settings.statistics
-  ordered = {
-    pair
-    for a, b in measures.pairs_of(kinds, settings)
-    for pair in ((a, b), (b, a))
-    if a != b
-  }
-  names, q = np.array(found["near_type"], object), found["near_q"].to_numpy()
-  q = q.copy()
-  for pair in sorted(ordered):
-    numbers = tuple(cells.names.index(name) for name in pair)
-    near = local.neighbours(cells.xy_um, cells.type, numbers, wanted.near_um)
-    better = (near.q <= wanted.level) & (near.q < q[near.cell])
-    names[near.cell[better]] = pair[1]
-    q[near.cell[better]] = near.q[better]
-  return pd.DataFrame({"near_type": names, "near_q": q})
-
-
-def _features(
-  cells: Points,
-  near: pd.DataFrame,
-  distance: Float[np.ndarray, " n"],
-  place: Place,
-  settings: Settings,
-) -> Sequence[dict[str, Any]]:
-  """Significant cells as detections of QuPath, the smallest q first."""
-  if not np.isfinite(place.mpp):
-    return []
-  names, q = near["near_type"].to_numpy(str), near["near_q"].to_numpy()
-  chosen = np.flatnonzero(names != "")
-  chosen = chosen[np.argsort(q[chosen], kind="stable")]
-  return [
-    geojson.cell_feature(
-      cells.slide_id,
-      int(index),
-      (cells.xy_um[index] + _CELL_UM * _OCTAGON) / place.mpp - place.bounds_xy,
-      f"{cells.names[cells.type[index]]} near {names[index]}",
-      COLOURS[cells.type[index] % len(COLOURS)],
-      {
-        "q": float(q[index]),
-        "x um": float(cells.xy_um[index, 0]),
-        "y um": float(cells.xy_um[index, 1]),
-      }
-      | (
-        {"Distance to regions um": float(distance[index])}
-        if np.isfinite(distance[index])
-        else {}
-      ),
-    )
-    for index in chosen[: settings.report.max_geojson].tolist()
-  ]

@@ -6,6 +6,7 @@ down, in µm from the corner of level-0 pixel (0, 0).
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -121,6 +122,15 @@ def write(
   }
   with atomic.replacing(path) as draft:
     pq.write_table(pa.table(columns), draft, compression="zstd")
+
+
+def files(workdir: str | os.PathLike) -> dict[str, pathlib.Path]:
+  """The tables that the job `spatial` left in its workdir, by slide.
+
+  Empty for any other folder.
+  """
+  found = pathlib.Path(workdir).glob("slides/*/cells.parquet")
+  return {path.parent.name: path for path in sorted(found)}
 
 
 def read(path: str | os.PathLike) -> Points:

@@ -27,8 +27,8 @@ class Data:
   slides: str = ""
   patients: Annotated[int, Range(2)] = 12  # that 'synthetic' draws
   table: str = ""  # a CSV that describes slides named in `slides`
-  # A folder with a file for each slide, or one table of the cells of all
-  # slides; '' = nuclei are looked for on the slides.
+  # A folder with a file for each slide, one table of the cells of all slides,
+  # or the workdir of such a job; '' = nuclei are looked for on the slides.
   cells: str = ""
   # A folder with a file for each slide (annotations, masks), or the workdir of
   # a MIL job; '' = none: nothing is held against regions.

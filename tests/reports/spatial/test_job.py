@@ -201,6 +201,20 @@ def test_one_table_without_slides(drawn, tmp_path):
     )
 
 
+def test_cells_of_an_earlier_run_are_taken(done, drawn, tmp_path):
+  values = {
+    "data__slides": str(drawn / "cells_00.tiff"),
+    "data__cells": str(done),
+  }
+  job.run(config(tmp_path, **values))
+  first, second = (
+    points.read(folder / "slides" / "cells_00" / "cells.parquet")
+    for folder in (done, tmp_path)
+  )
+  np.testing.assert_allclose(first.xy_um, second.xy_um)
+  assert first.counts() == second.counts()
+
+
 @pytest.mark.slow
 def test_nuclei_are_looked_for_through_main(repo_root, drawn, tmp_path):
   done = subprocess.run(

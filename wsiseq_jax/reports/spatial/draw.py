@@ -17,9 +17,9 @@ from PIL import Image as Picture
 from wsiseq_jax import charts
 from wsiseq_jax.reports import figures
 from wsiseq_jax.spatial import points
-from wsiseq_jax.spatial.one_slide import COLOURS
 from wsiseq_jax.spatial.points import Points
 from wsiseq_jax.spatial.settings import Settings
+from wsiseq_jax.spatial.slide_files import COLOURS, PICTURE
 
 MAP, CARD = "map.jpg", "card.jpg"
 _CARD_PX = 330
@@ -44,7 +44,7 @@ class SlideData:
 
   @classmethod
   def load(cls, folder: pathlib.Path, info: Mapping[str, Any]) -> "SlideData":
-    """Reads the files of `spatial/one_slide.py`."""
+    """Reads the files of `spatial/slide_files.py`."""
     path = folder / "cells.parquet"
     shapes = pq.read_table(folder / "regions.parquet").to_pandas()
     by_name = dict(
@@ -109,7 +109,7 @@ def slide_map(
 
 def _canvas(data: SlideData, settings: Settings):
   """The faded slide, or white where there is none; scale and corner in µm."""
-  path = data.folder / "thumbnail.jpg"
+  path = data.folder / PICTURE
   if path.is_file():
     picture = np.asarray(Picture.open(path).convert("RGB"), np.float32)
     faded = 255 - (255 - picture) * _FADE

@@ -11,6 +11,7 @@ from wsiseq_jax.reports import figures, page
 from wsiseq_jax.reports.spatial import draw
 from wsiseq_jax.reports.spatial.draw import SlideData
 from wsiseq_jax.spatial.settings import Settings
+from wsiseq_jax.spatial.slide_files import PICTURE
 
 FILES = {
   "cells.parquet": "every cell: place in µm, type, score, distance to regions, "
@@ -57,7 +58,7 @@ def write_page(
     legend=list(draw.colours(data.cells.names).items()),
     counts=data.cells.counts(),
     has_regions=data.region is not None,
-    has_picture=(data.folder / "thumbnail.jpg").is_file(),
+    has_picture=(data.folder / PICTURE).is_file(),
     k_chart=_chart(draw.k_chart, tested),
     profile_chart=_chart(draw.profile_chart, profiles),
     region_rows=score_rows(data.scores, ("profile", "overlap", "level_sets")),
