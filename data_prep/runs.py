@@ -46,6 +46,24 @@ class Slurm:
   prologue: tuple[str, ...] = ()
 
 
+def check_cluster(address: str, workers: int) -> None:
+  """Checks `config.cluster` and `config.workers`."""
+  wanted = ""
+  if address == cluster.SLURM:
+    if workers < 1:
+      wanted = "the number of workers that Slurm shall start"
+  elif address.startswith(cluster.ADDRESSES):
+    if workers != -1:
+      wanted = f"-1: all workers of {address}"
+  elif address != cluster.LOCAL:
+    raise ValueError(
+      f"config.cluster = {address!r}: must be 'local', 'slurm' or the "
+      "address of a Dask scheduler, tcp://host:port"
+    )
+  if wanted:
+    raise ValueError(f"config.workers = {workers}: must be {wanted}")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSettings:
   """Settings that all preparations share; see `docs/cluster.md`."""
@@ -69,20 +87,7 @@ class RunSettings:
   jpeg: Jpeg
 
   def __post_init__(self):
-    wanted = ""
-    if self.cluster == cluster.SLURM:
-      if self.workers < 1:
-        wanted = "the number of workers that Slurm shall start"
-    elif self.cluster.startswith(cluster.ADDRESSES):
-      if self.workers != -1:
-        wanted = f"-1: all workers of {self.cluster}"
-    elif self.cluster != cluster.LOCAL:
-      raise ValueError(
-        f"config.cluster = {self.cluster!r}: must be 'local', 'slurm' or the "
-        "address of a Dask scheduler, tcp://host:port"
-      )
-    if wanted:
-      raise ValueError(f"config.workers = {self.workers}: must be {wanted}")
+    check_cluster(self.cluster, self.workers)
     splits.check_fractions(self.splits)
     if share(self.part)[1] > 1 and self.cluster != cluster.LOCAL:
       raise ValueError(
@@ -152,7 +157,9 @@ IS_SHARE = Rule(_is_share, SHARE_WANTED)
 
 
 @contextlib.contextmanager
-def lock(out: pathlib.Path, part: str = WHOLE) -> Iterator[None]:
+def lock(
+  out: pathlib.Path, part: str = WHOLE, key: str = "out"
+) -> Iterator[None]:
   """Keeps two runs out of one folder; goes when the process does.
 
   The parts of a run share the folder with one another, not with a whole run.
@@ -173,8 +180,8 @@ def lock(out: pathlib.Path, part: str = WHOLE) -> Iterator[None]:
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
           raise
         raise ValueError(
-          f"config.out={str(out)!r} is in use by another run: wait for it, or "
-          "choose another folder"
+          f"config.{key}={str(out)!r} is in use by another run: wait for it, "
+          "or choose another folder"
         ) from error
     yield
 

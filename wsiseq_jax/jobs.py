@@ -36,6 +36,13 @@ JOBS: Mapping[str, JobEntry] = {
   "spatial": JobEntry(
     "wsiseq_jax.reports.spatial.job", "configs/spatial.py", "statistics"
   ),
+  "index": JobEntry("wsiseq_jax.search.build", "configs/search.py", "index"),
+  "retrieval": JobEntry(
+    "wsiseq_jax.search.evaluation", "configs/search.py", "index"
+  ),
+  "search": JobEntry(
+    "wsiseq_jax.reports.search.job", "configs/search.py", "index"
+  ),
 }
 
 

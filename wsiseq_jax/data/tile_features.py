@@ -147,6 +147,8 @@ class FeatureHeader(NamedTuple):
   tiles: int
   width: int
   identity: str
+  encoder: str  # fingerprint of ours; '' in files of others
+  mpp: float | None  # um per pixel of the tiles
 
 
 def header(path: str | os.PathLike) -> FeatureHeader:
@@ -159,7 +161,10 @@ def header(path: str | os.PathLike) -> FeatureHeader:
     for row in sorted({round(i) for i in np.linspace(0, count - 1, 16)}):
       if count:
         digest.update(np.ascontiguousarray(features[..., row, :]))
-  return FeatureHeader(count, width, digest.hexdigest())
+    a = {"tile_size_um": 0, "tile_size_px": 1, **coords.attrs, **file.attrs}
+    mpp = float(a.get("mpp", a["tile_size_um"] / a["tile_size_px"])) or None
+  made = digest.hexdigest(), _text(a.get("encoder_fingerprint", "")), mpp
+  return FeatureHeader(count, width, *made)
 
 
 def read(

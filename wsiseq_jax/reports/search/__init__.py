@@ -1,0 +1,1 @@
+"""What a search found, as a table and a page."""
