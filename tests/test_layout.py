@@ -35,7 +35,7 @@ ORDER = (
   ("wsiseq_jax.mil",),
   ("wsiseq_jax.spatial",),
   ("wsiseq_jax.search",),
-  ("wsiseq_jax.reports",),
+  ("wsiseq_jax.reports", "wsiseq_jax.view"),
   ("wsiseq_jax.sweep",),
 )
 # The flat files of wsiseq_jax are two rooms: what everything stands on, and

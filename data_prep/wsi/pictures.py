@@ -5,9 +5,11 @@ show them. Every reader of pictures and videos makes a `Showing` of that header.
 """
 
 import dataclasses
+import io
 import os
 import pathlib
 import struct
+from collections.abc import Sequence
 
 import cv2
 import imagecodecs
@@ -15,7 +17,7 @@ import numpy as np
 import simplejpeg
 import tifffile
 from jaxtyping import Shaped
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 _RESIZABLE = ("uint8", "uint16", "int16", "float32", "float64")  # by OpenCV
 _ORIENTATION = 0x0112  # the tag of EXIF and TIFF
@@ -123,9 +125,11 @@ def read_page(
   return showing.apply(pixels)
 
 
-def size(path: str | os.PathLike) -> tuple[int, int]:
+def size(
+  path: str | os.PathLike | io.BytesIO, formats: Sequence[str] | None = None
+) -> tuple[int, int]:
   """Returns (h, w) as shown of a PNG, JPEG or BMP; its header alone is read."""
-  with Image.open(path) as picture:
+  with Image.open(path, formats=formats) as picture:
     return _still(picture).size((picture.height, picture.width))
 
 
@@ -148,7 +152,17 @@ def read(
   if suffix in (".tif", ".tiff"):
     with tifffile.TiffFile(path) as file:
       return read_page(file.pages[0], background)
-  with Image.open(path) as picture:
+  try:
+    return decode(pathlib.Path(path).read_bytes(), background)
+  except UnidentifiedImageError as error:
+    raise UnidentifiedImageError(f"{path}: no picture that is known") from error
+
+
+def decode(
+  data: bytes, background: float = 1.0, formats: Sequence[str] | None = None
+) -> Shaped[np.ndarray, "h w c"]:
+  """Decodes a picture as `read` does; `formats` are Pillow's names allowed."""
+  with Image.open(io.BytesIO(data), formats=formats) as picture:
     showing = _still(picture)
     if picture.format not in ("PNG", "BMP", "JPEG"):
       has_alpha = picture.has_transparency_data
@@ -158,7 +172,6 @@ def read(
         showing, has_alpha=has_alpha, background=background
       ).apply(np.asarray(picture))
     kind = picture.format
-  data = pathlib.Path(path).read_bytes()
   if kind == "JPEG":
     is_grey = simplejpeg.decode_jpeg_header(data)[2] == "Gray"
     # simplejpeg refuses a cut file; others would fill it up with grey.

@@ -77,7 +77,9 @@ class Slide:
     default_mpp: Number | None = None,
     name: str = "",
     reader: str = "auto",
+    cache_bytes: int = tiled.CACHE_BYTES,
   ):
+    self._cache_bytes = cache_bytes
     if reader not in ("auto", "openslide"):
       raise ValueError(f"reader={reader!r}: choose 'auto' or 'openslide'")
     self.path = pathlib.Path(path)
@@ -127,6 +129,7 @@ class Slide:
     default_mpp: Number | None = None,
     name: str = "",
     reader: str = "auto",
+    cache_bytes: int = tiled.CACHE_BYTES,
   ) -> "Slide":
     """Opens a slide.
 
@@ -136,6 +139,7 @@ class Slide:
       default_mpp: um/px where the file says nothing.
       name: slide id for messages; the file name where empty.
       reader: 'auto', or 'openslide' to read everything through OpenSlide.
+      cache_bytes: how much the reader 'tiled' keeps of what it decoded.
 
     Returns:
       The open slide, a context manager.
@@ -144,7 +148,7 @@ class Slide:
       SlideError: the file is no readable slide, or its mpp is not usable.
       ValueError: an unknown reader.
     """
-    return cls(path, mpp_override, default_mpp, name, reader)
+    return cls(path, mpp_override, default_mpp, name, reader, cache_bytes)
 
   def __enter__(self) -> "Slide":
     return self
@@ -197,7 +201,9 @@ class Slide:
       ) from error
     if levels:
       self.levels += tuple(more)
-      self._pyramid = tiled.TiledPyramid(self.path, levels, self._rescue)
+      self._pyramid = tiled.TiledPyramid(
+        self.path, levels, self._rescue, self._cache_bytes
+      )
       self.reader = "tiled"
 
   def _factor_of_hidden(self, size: tuple[int, int]) -> float | None:
@@ -298,6 +304,23 @@ class Slide:
       if lost is not None:
         lost += met
     return out
+
+  def jpeg_tile_px(self, level: int) -> tuple[int, int] | None:
+    """Width, height of the JPEG tiles a level is stored in; None without."""
+    if self._pyramid is None or self._pyramid.levels[level].decode is not None:
+      return None
+    return self._pyramid.levels[level].tile_px
+
+  def stored_jpeg(self, level: int, column: int, row: int) -> bytes | None:
+    """Returns a tile of `jpeg_tile_px` as it is stored; see `tiled.stored`.
+
+    Raises:
+      SlideError: the tile is damaged.
+    """
+    try:
+      return self._pyramid.stored(level, column, row)
+    except tiled.TileError as error:
+      raise self._damaged(level, error.corner, error.reason) from error
 
   def _read_blocks(
     self,

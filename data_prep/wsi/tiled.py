@@ -274,6 +274,38 @@ class TiledPyramid:
         self._cached -= self._cache.popitem(last=False)[1].nbytes
     return pixels
 
+  def stored(self, level: int, column: int, row: int) -> bytes | None:
+    """Returns one native tile as a JPEG file, not decoded.
+
+    The tile may hang over the edge of its level, as in `tile`.
+
+    Returns:
+      The file; None where no tile was stored.
+
+    Raises:
+      TileError: what is stored is no JPEG of the tile's size, or cut.
+    """
+    at = self.levels[level]
+    columns = -(-at.size_px[0] // at.tile_px[0])
+    index = row * columns + column
+    length = at.lengths[index]
+    if not length:
+      return None
+    raw = os.pread(self._file, length, at.offsets[index])
+    data = at.header + _body(raw, at.rgb)
+    try:
+      if len(raw) != length:
+        raise ValueError("its bytes lie beyond the end of the file")
+      if raw[:2] != b"\xff\xd8" or raw.endswith(bytes(_MAX_ZEROS + 1)):
+        raise ValueError("not a whole JPEG")
+      height, width = simplejpeg.decode_jpeg_header(data)[:2]
+      if (width, height) != tuple(at.tile_px):
+        raise ValueError(f"a JPEG of another size, {width}x{height} px")
+    except ValueError as error:
+      corner = column * at.tile_px[0], row * at.tile_px[1]
+      raise TileError(level, corner, str(error)) from error
+    return data
+
   def _decode(
     self, level: int, index: int, corner: tuple[int, int], raw: bytes
   ) -> UInt8[np.ndarray, "h w 3"]:

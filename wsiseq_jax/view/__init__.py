@@ -1,0 +1,1 @@
+"""The pathologist's side: slides at full resolution, layers, and search."""
