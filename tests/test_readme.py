@@ -38,7 +38,7 @@ _SMALL = {
 # Folders and the like that the README writes in capitals.
 _PLACES = (
   *("SLIDES", "DATA", "RUN", "SERIES", "VISITS", "TVRL", "PROBE", "SWEEP"),
-  *("NODES", "TILES", "MIL", "SCORES", "CELLS", "SPATIAL"),
+  *("NODES", "TILES", "MIL", "SCORES", "CELLS", "SPATIAL", "INDEX", "HITS"),
 )
 
 
@@ -68,7 +68,7 @@ def test_every_command_of_the_readme_runs(repo_root, tmp_path):
   readme = (repo_root / "README.md").read_text()
   folders = {name: tmp_path / name.lower() for name in _PLACES}
   commands = job_commands(readme)
-  assert len(commands) == 18
+  assert len(commands) == 20
   for words in commands:
     words = [small for word in words for small in _SMALL.get(word, (word,))]
     for short, smoke in _SMOKE.items():
@@ -87,6 +87,7 @@ def test_every_command_of_the_readme_runs(repo_root, tmp_path):
     assert (folders["MIL"] / "report" / name).is_file()
   assert (folders["SCORES"] / "predictions_slide.csv").is_file()
   assert "cells_00" in (folders["SPATIAL"] / "index.html").read_text()
+  assert (folders["HITS"] / "hits.csv").read_text().count("\n") > 1
   snippet = re.search(r"```python\n(.*?)```", readme, re.S).group(1)
   snippet = snippet.replace("DATA", str(folders["DATA"]))
   check = "import sys; assert len(source) > 0 and 'panels' in source[0]"

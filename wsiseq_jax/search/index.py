@@ -36,7 +36,7 @@ COLUMNS = (
   *("organ", "score"),
 )
 FILTERS = contents.FILTERS
-EXACT = 50_000  # rows up to which all are looked at
+EXACT = 20_000  # rows up to which all are looked at
 _LISTS = 64  # lists looked at
 # Candidates that are ranked by their vectors, for each hit, and at least.
 _CANDIDATES, _FEWEST = 20, 200
