@@ -68,7 +68,7 @@ class Viewer:
     self,
     slides: registry.Registry,
     shelf: Shelf,
-    layers: view_layers.Layers,
+    layers: view_layers.LayerFinder,
     similar: Similar | None,
     parts: dict[str, bytes],
     tile_cache_bytes: int,
@@ -256,8 +256,10 @@ class Viewer:
       try:
         asked = json.loads(await request.body())
         hits = await run_in_threadpool(self._similar.search, asked)
-      except TooLarge:
-        raise
+      except TooLarge as error:
+        raise HTTPException(
+          413, "too large", {"connection": "close"}
+        ) from error
       except BadRequest as error:
         raise HTTPException(400, str(error)) from error
       except (ValueError, RecursionError) as error:

@@ -42,7 +42,7 @@ _HEADERS = (
 
 
 class TooLarge(Exception):
-  """A body of more bytes than any request needs."""
+  """Raised to who reads a body of more bytes than any request needs."""
 
 
 def short_hash(text: str) -> str:
@@ -94,12 +94,7 @@ class Guard:
     if refused:
       await _answer(send, *refused)
       return
-    sent = _Sender(send)
-    try:
-      await self._app(scope, _counted(receive), sent)
-    except TooLarge:
-      if not sent.has_begun:
-        await _answer(send, 413, "too large", (b"connection", b"close"))
+    await self._app(scope, _counted(receive), _with_headers(send))
 
   def _refusal(self, scope: Scope, headers: dict[str, list[str]]):
     """(status, words, headers) of why a request is refused; None if not."""
@@ -158,18 +153,15 @@ def _same(given: str, token: str) -> bool:
   return hmac.compare_digest(given.encode(), token.encode())
 
 
-class _Sender:
+def _with_headers(send: Send) -> Send:
   """Sends answers with the headers that all have."""
 
-  def __init__(self, send: Send):
-    self._send, self.has_begun = send, False
-
-  async def __call__(self, message: Message) -> None:
-    """Sends a part of an answer."""
+  async def sent(message: Message) -> None:
     if message["type"] == "http.response.start":
-      self.has_begun = True
       message = {**message, "headers": [*message["headers"], *_HEADERS]}
-    await self._send(message)
+    await send(message)
+
+  return sent
 
 
 def _counted(receive: Receive) -> Receive:

@@ -21,7 +21,7 @@ from wsiseq_jax import jobs, launch
 from wsiseq_jax.view import parts
 from wsiseq_jax.view.app import Viewer
 from wsiseq_jax.view.guard import Guard
-from wsiseq_jax.view.layers import Layers
+from wsiseq_jax.view.layers import LayerFinder
 from wsiseq_jax.view.registry import Registry
 from wsiseq_jax.view.settings import LOOPBACK, Server, Settings
 from wsiseq_jax.view.shelf import Shelf
@@ -134,7 +134,7 @@ def build(
   server = settings.server
   shelf = Shelf(server.open_slides, settings.data.default_mpp, server.encoding)
   ids = [entry.slide_id for entry in slides.entries.values()]
-  layers = Layers(settings.layers, settings.data.annotations, ids)
+  layers = LayerFinder(settings.layers, settings.data.annotations, ids)
   similar = None
   if searcher is not None:
     similar = Similar(searcher, settings.search.hits, slides, shelf)

@@ -46,7 +46,7 @@ _WHITE_LINE, _PEOPLE = "#14a34a", "#00c2d1"
 
 
 @dataclasses.dataclass(frozen=True)
-class Layer:
+class SlideLayer:
   """One layer of a slide."""
 
   name: str  # in addresses
@@ -134,7 +134,7 @@ def png(rgba: UInt8[np.ndarray, "h w 4"]) -> bytes:
   ].tobytes()
 
 
-class Layers:
+class LayerFinder:
   """Finds the layers of slides; reads each when it is asked for.
 
   Args:
@@ -158,12 +158,12 @@ class Layers:
     self._limit: float | None = None
     self._lock = threading.Lock()
 
-  def of(self, entry: SlideEntry, has_scale: bool) -> dict[str, Layer]:
+  def of(self, entry: SlideEntry, has_scale: bool) -> dict[str, SlideLayer]:
     """The layers of a slide by name, in the order they are listed in."""
     name, found = entry.slide_id, []
     if has_scale or entry.mask_path:
       found.append(
-        Layer("tissue", "Tissue", SHAPES, lambda p: self._tissue(p, entry))
+        SlideLayer("tissue", "Tissue", SHAPES, lambda p: self._tissue(p, entry))
       )
     if name in self._maps:
       path = self._maps[name]
@@ -174,7 +174,7 @@ class Layers:
       }
       for kind, title in titles.items():
         found.append(
-          Layer(
+          SlideLayer(
             f"mil_{kind}",
             title,
             PICTURE,
@@ -182,16 +182,20 @@ class Layers:
           )
         )
       found.append(
-        Layer("mil_regions", "MIL: regions", SHAPES, lambda p: _regions(path))
+        SlideLayer(
+          "mil_regions", "MIL: regions", SHAPES, lambda p: _regions(path)
+        )
       )
     if name in self._masks:
       mask = self._masks[name]
       found.append(
-        Layer("segmentation", "Segmentation", PICTURE, lambda p: _mask(mask, p))
+        SlideLayer(
+          "segmentation", "Segmentation", PICTURE, lambda p: _mask(mask, p)
+        )
       )
     if name in self._sequences.slides:
       found.append(
-        Layer(
+        SlideLayer(
           "clusters",
           "Clusters of sequences",
           POINTS,
@@ -200,11 +204,13 @@ class Layers:
       )
     if name in self._cells:
       table = self._cells[name]
-      found.append(Layer("cells", "Cells", POINTS, lambda p: _cells(table, p)))
+      found.append(
+        SlideLayer("cells", "Cells", POINTS, lambda p: _cells(table, p))
+      )
     if name in self._drawn:
       file = self._drawn[name]
       found.append(
-        Layer(
+        SlideLayer(
           "annotations", "Annotations", SHAPES, lambda p: _annotations(file, p)
         )
       )
@@ -379,7 +385,7 @@ def _annotations(path: pathlib.Path, pyramid: Pyramid) -> tuple[bytes, float]:
   ), 0.0
 
 
-def described(layers: Mapping[str, Layer]) -> list[dict[str, Any]]:
+def described(layers: Mapping[str, SlideLayer]) -> list[dict[str, Any]]:
   """What the page is told of layers."""
   return [
     {"name": v.name, "title": v.title, "kind": v.kind} for v in layers.values()

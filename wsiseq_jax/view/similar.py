@@ -25,6 +25,7 @@ _PICTURE_BYTES = 16 << 20
 _FORMATS = ("PNG", "JPEG", "BMP")
 _MOST_POINTS = 2000  # of a polygon
 _MOST_ROWS = 100
+Number = int | float
 _COLUMNS = ("slide_id", "patient_id", "cohort", "label")
 
 
@@ -49,7 +50,7 @@ class Similar:
     self._hits, self._registry, self._shelf = hits, registry, shelf
     self._lock = threading.Lock()  # one search at once: the encoder's memory
 
-  def search(self, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
+  def search(self, asked: Any) -> list[dict[str, Any]]:
     """Answers the body of a request.
 
     Args:
@@ -142,7 +143,7 @@ def _plain(value: Any) -> float | None:
   return value if math.isfinite(value) else None
 
 
-def _number(value: Any, name: str, low: float, high: float) -> float:
+def _number(value: Any, name: str, low: Number, high: Number) -> float:
   is_number = isinstance(value, int | float) and not isinstance(value, bool)
   if not is_number or not low <= value <= high:
     raise BadRequest(f"{name}: want a number from {low:g} to {high:g}")
