@@ -16,14 +16,14 @@ import tempfile
 
 from wsiseq_jax.view import guard
 
-_LISTS = pathlib.Path(__file__).parent / "npm"
+LISTS = pathlib.Path(__file__).parent / "npm"
 _FILE = "node_modules/openseadragon/build/openseadragon/openseadragon.min.js"
 _SECONDS = 300
 
 
 def folder() -> pathlib.Path:
   """Where it lies: another version lies elsewhere."""
-  lock = (_LISTS / "package-lock.json").read_text(encoding="utf-8")
+  lock = (LISTS / "package-lock.json").read_text(encoding="utf-8")
   name = f"view-{guard.short_hash(lock)}"
   return pathlib.Path(sys.prefix) / "share" / "wsiseq_jax" / name
 
@@ -59,7 +59,7 @@ def fetch() -> pathlib.Path:
   place.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=place.parent) as name:
     draft = pathlib.Path(name) / "view"
-    shutil.copytree(_LISTS, draft)
+    shutil.copytree(LISTS, draft)
     done = None
     with contextlib.suppress(subprocess.TimeoutExpired):
       done = subprocess.run(

@@ -42,6 +42,7 @@ class Shelf:
       collections.OrderedDict()
     )
     self._lock = threading.Lock()
+    self._said: set[str] = set()  # slides whose scale was complained of
 
   @contextlib.contextmanager
   def borrowed(self, entry: SlideEntry) -> Iterator[Pyramid]:
@@ -82,7 +83,9 @@ class Shelf:
       if error.stage != "mpp":
         raise
       # A slide of no believable scale can be looked at all the same.
-      launch.log(f"{entry.slide_id}: {error.message}")
+      if entry.slide_id not in self._said:
+        self._said.add(entry.slide_id)
+        launch.log(f"{entry.slide_id}: {error.message}")
       slide, is_told = opened(_ANY_MPP), False
     return Pyramid(slide, is_told, self._encoding)
 
