@@ -12,7 +12,7 @@ import shapely
 from jaxtyping import Float, Int
 
 from wsiseq_jax.spatial import windows
-from wsiseq_jax.spatial.pairs import Block
+from wsiseq_jax.spatial.pairs import PairBlock
 
 # A pair counts at most this often, as in spatstat: beyond, it is noise.
 LARGEST = 100.0
@@ -23,7 +23,7 @@ _AT_ONCE = 1_000_000
 class Uncorrected:
   """Each pair once: biased near borders, towards 0."""
 
-  def weights(self, block: Block) -> float:
+  def weights(self, block: PairBlock) -> float:
     """1."""
     return 1.0
 
@@ -35,7 +35,7 @@ class Translation:
     self._window, self._exact = window, exact
     self._table = None if exact else windows.covariance(window, radius)
 
-  def weights(self, block: Block) -> Float[np.ndarray, " p"]:
+  def weights(self, block: PairBlock) -> Float[np.ndarray, " p"]:
     """|W| / |W ∩ (W + lag)|, at most `LARGEST`."""
     if self._exact:
       lags = np.stack([block.dx, block.dy], axis=1)
@@ -70,7 +70,7 @@ class Isotropic:
     count[near] = np.bincount(found[0], minlength=len(near))
     self._start = np.concatenate([[0], np.cumsum(count)])
 
-  def weights(self, block: Block) -> Float[np.ndarray, " p"]:
+  def weights(self, block: PairBlock) -> Float[np.ndarray, " p"]:
     """1 for circles inside the window, at most `LARGEST`."""
     d = np.sqrt(block.d2)
     weights = np.ones(len(d))

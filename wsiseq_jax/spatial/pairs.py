@@ -21,7 +21,7 @@ _BLOCK = 32_768
 _PER_CELL = 64
 
 
-class Block:
+class PairBlock:
   """Some close pairs; what is not asked for is not computed."""
 
   def __init__(self, dx, dy, d2, keep, mine, others):
@@ -56,7 +56,7 @@ class Block:
 
 
 def sum_pairs(
-  function: Callable[[Block], np.ndarray],
+  function: Callable[[PairBlock], np.ndarray],
   first: Float[np.ndarray, "n 2"],
   second: Float[np.ndarray, "m 2"] | None,
   radius: int | float | np.integer | np.floating,
@@ -86,7 +86,7 @@ def iterate(
   first: Float[np.ndarray, "n 2"],
   second: Float[np.ndarray, "m 2"] | None,
   radius: int | float | np.integer | np.floating,
-) -> Iterator[Block]:
+) -> Iterator[PairBlock]:
   """The blocks of close pairs that `sum_pairs` adds up, one after another."""
   grid = _Grid(first, second, radius)
   for cells in grid.spans():
@@ -129,7 +129,7 @@ class _Grid:
       for i in range(0, len(self.cell), step)
     ]
 
-  def blocks(self, cells: range) -> Iterator[Block]:
+  def blocks(self, cells: range) -> Iterator[PairBlock]:
     """The close pairs whose first point is in one of these cells."""
     for index in cells:
       row, column = divmod(int(self.cell[index]), self.columns)
@@ -145,7 +145,7 @@ class _Grid:
       ours = self.mine[self.begin[index] : self.end[index]]
       yield from self._dense(ours, np.concatenate(near))
 
-  def _dense(self, ours, near) -> Iterator[Block]:
+  def _dense(self, ours, near) -> Iterator[PairBlock]:
     """Points of one cell against those around it, cut to size."""
     wide = min(max(len(near), 1), _BLOCK // 8)
     tall = _BLOCK // wide
@@ -162,4 +162,4 @@ class _Grid:
         if self.same:
           keep &= others != mine[:, None]
         if keep.any():
-          yield Block(dx, dy, d2, keep, mine, others)
+          yield PairBlock(dx, dy, d2, keep, mine, others)
