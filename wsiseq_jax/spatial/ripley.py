@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from wsiseq_jax.spatial import edges, windows
-from wsiseq_jax.spatial.pairs import Block, sum_pairs
+from wsiseq_jax.spatial.pairs import PairBlock, sum_pairs
 
 CORRECTIONS = ("translation", "isotropic", "border", "none")
 
@@ -93,14 +93,14 @@ def k(
     asked = np.bincount(last, mass, minlength=size)[::-1].cumsum()[::-1][1:]
     denominator = asked * denominator / mass.sum()
 
-    def count(block: Block) -> np.ndarray:
+    def count(block: PairBlock) -> np.ndarray:
       first, stop = np.searchsorted(squares, block.d2), last[block.i]
       w = np.where(first < stop, mass[block.i] * other_mass[block.j], 0.0)
       return np.bincount(first, w, size) - np.bincount(stop, w, size)
   else:
     edge = edges.make(correction, window, points, radii[-1], exact)
 
-    def count(block: Block) -> np.ndarray:
+    def count(block: PairBlock) -> np.ndarray:
       w = np.broadcast_to(edge.weights(block), block.d2.shape)
       if intensity is not None:
         w = w * mass[block.i] * other_mass[block.j]
@@ -162,7 +162,7 @@ def pair_correlation(
 
   # The kernel is a polynomial in d, 3/(4h) (1 - (r - d)²/h²): the sums over
   # pairs of w, w d and w d² within h of each radius give it at every radius.
-  def moments(block: Block) -> np.ndarray:
+  def moments(block: PairBlock) -> np.ndarray:
     d = np.sqrt(block.d2)
     w = edge.weights(block) / np.where(d > 0, d, np.inf)
     first = np.searchsorted(radii, d - h, side="right")
