@@ -55,7 +55,7 @@ def draw(demo: pathlib.Path, slide_id: str, number: int) -> Figure:
   ).record(int(found["index"][chosen]))
   (strip,) = records.decode_panels(record)
 
-  figure = Figure(figsize=(9.6, 3.6), layout="constrained")
+  figure = Figure(figsize=(9.6, 3.0), layout="constrained")
   axes = figure.subplot_mosaic(
     [["slide", "strip", "clusters"], ["slide", "frames", "clusters"]],
     width_ratios=(1, 1.5, 1),
@@ -63,8 +63,18 @@ def draw(demo: pathlib.Path, slide_id: str, number: int) -> Figure:
   )
   axes["slide"].imshow(thumbnail)
   path = found["frame_level0_xy"][chosen] / downsample
-  axes["slide"].plot(*path.T, color="#d00000", linewidth=2.5)
-  axes["slide"].plot(*path[-1], ">", color="#d00000", markersize=4)
+  for colour, width in (("white", 6.5), ("#d00000", 4.0)):
+    axes["slide"].plot(
+      *path.T, color=colour, linewidth=width, solid_capstyle="round"
+    )
+  axes["slide"].plot(
+    *path.mean(axis=0),
+    "o",
+    color="#d00000",
+    markersize=26,
+    fillstyle="none",
+    markeredgewidth=2,
+  )
   plain(axes["slide"], "1  a slide, and a path on it")
 
   axes["strip"].imshow(strip)

@@ -53,6 +53,7 @@ def test_slides_to_predict_are_shared_out(finished, tmp_path):
   assert codes == [0, 0], said
   assert len(list((tmp_path / "two" / "chunks").glob("*.json"))) == 2
   config = make(tmp_path / "one", data=(features, ""))
+  config.job = "mil_predict"
   config.predict.models = str(folder_of(finished))
   predict.run(config)
   same(tmp_path / "two", tmp_path / "one", "predictions_slide.csv")

@@ -7,6 +7,7 @@ record down, so that steps take long enough for trouble to come in the middle.
 SIGUSR1 makes it say what each of its threads does.
 """
 
+import collections
 import faulthandler
 import os
 import pathlib
@@ -20,7 +21,7 @@ from wsiseq_jax.data import loader
 
 def record_reads() -> None:
   """Puts all of that in the place of `loader.load`."""
-  read, numbers = loader.load, {"train": 0, "val": 0}
+  read, numbers = loader.load, collections.Counter()
   kind, _, when = os.environ.get("TROUBLE", "").partition(":")
 
   def recorded(source, index, *args):

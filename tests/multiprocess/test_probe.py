@@ -52,7 +52,7 @@ def test_two_processes_stop_go_on_and_probe_as_one(
   ]
   workdir = tmp_path / "two"
   flags.append(f"--config.workdir={workdir}")
-  # The last of two reads 16 records for features, and four a step from then on;
+  # The last of two reads 24 records for features, and four a step from then on;
   # one step takes long enough for the signal to be seen before the last one.
   codes, said = processes.run(
     tmp_path / "stopped",
@@ -60,7 +60,7 @@ def test_two_processes_stop_go_on_and_probe_as_one(
     *flags,
     program=RECORDED,
     environ={"RECORD": str(tmp_path / "record"), "READ_SECONDS": "0.02"},
-    last={"TROUBLE": "sigterm:24"},
+    last={"TROUBLE": "sigterm:32"},
   )
   assert codes == [launch.Stopped.CODE] * 2, said
   assert "fine_tune-1-0: stopped at step" in said

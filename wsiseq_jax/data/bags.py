@@ -138,8 +138,11 @@ class Bags:
           self.tiles[slide_id], self.digest[slide_id] = 0, ""
           self.fail(slide_id, found)
           continue
-        self.tiles[slide_id], width, self.digest[slide_id] = found
-        widths.setdefault(width, []).append(slide_id)
+        self.tiles[slide_id], self.digest[slide_id] = (
+          found.tiles,
+          found.identity,
+        )
+        widths.setdefault(found.width, []).append(slide_id)
         self.status[slide_id] = OK
         if not found.tiles:
           self.fail(slide_id, "it has no tile", NO_TISSUE)

@@ -52,7 +52,7 @@ def write(
     for slide_id in result.predicted["test"].ids:
       testers.setdefault(slide_id, []).append(result)
   made_from = {r.run: results.inputs_of(models, r.run) for r in found}
-  count, todo = 0, []
+  plan = []
   for place, row in enumerate(mean.rows):
     slide = cohort.slides[row]
     path = folder / f"{slide.slide_id}.npz"
@@ -64,16 +64,16 @@ def write(
     chosen = _class_number(cohort, mean.values[place], class_name)
     inputs = [bags.digest[slide.slide_id], dataclasses.astuple(slide), chosen]
     inputs += sorted(made_from[r.run] for r in mine)
-    stage = Done(mark, inputs)
-    count += 1
-    if stage.read() is None:
-      todo.append((place, slide, chosen, mine, stage))
+    plan.append((place, slide, chosen, mine, Done(mark, inputs)))
   # Slides of the same models next to each other: these are loaded once.
-  todo.sort(key=lambda one: [r.run.name for r in one[3]])
+  plan.sort(key=lambda one: [r.run.name for r in one[3]])
+  is_done = [stage.read() is not None for *_, stage in plan]
   loaded = {}
-  for place, slide, chosen, mine, stage in todo[
-    jax.process_index() :: jax.process_count()
-  ]:
+  # Shared out whatever is done: a process that comes later sees more of it.
+  for number in range(jax.process_index(), len(plan), jax.process_count()):
+    if is_done[number]:
+      continue
+    place, slide, chosen, mine, stage = plan[number]
     if set(loaded) != {r.run for r in mine}:
       loaded = {
         r.run: trainer.put(results.load_params(models, r.run)) for r in mine
@@ -88,7 +88,7 @@ def write(
     stage.write({}, [path])
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices("maps")
-  launch.log(f"{count} maps, {count - len(todo)} of them done before")
+  launch.log(f"{len(plan)} maps, {sum(is_done)} of them done before")
 
 
 def _class_number(cohort: Cohort, values: np.ndarray, name: str) -> int:

@@ -534,9 +534,11 @@ CALLS = """
 import json, sys
 from absl import flags
 from data_prep.__main__ import main
-for arguments in json.loads(sys.argv[1]):
+calls = json.loads(sys.argv[1])
+for arguments in calls:
   flags.FLAGS.unparse_flags()
-  print(main(["data_prep", *arguments]), file=sys.stderr)
+  sys.argv = ["data_prep", *arguments]
+  print(main(sys.argv), file=sys.stderr)
 """
 
 
