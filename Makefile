@@ -38,7 +38,8 @@ demo: $(INSTALLED)
 	$(run) --config.job=evaluate
 	$(run) --config.job=embed
 	$(run) --config.job=report --config.report.prep=$(OUT)/prep \
-	  --config.report.out=$(OUT)/report
+	  --config.report.out=$(OUT)/report \
+	  $(if $(SLIDES),,--config.report.truth=$(OUT)/slides/truth)
 	@echo "Open $(OUT)/report/index.html in a browser."
 	@echo "The slides themselves: make view$(if $(SLIDES), SLIDES=$(SLIDES))$(if $(filter out/demo,$(OUT)),, OUT=$(OUT))"
 

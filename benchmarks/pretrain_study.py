@@ -10,6 +10,11 @@ that was killed goes on from its checkpoint. Other settings are flags, or
 `--config...` handed on to every run; runs that differ in any of them lie side
 by side.
 
+Targets are pixels, normalised patches, and two other objectives: `latent`
+(`configs/latent.py`) on the same masks and network, and `csimclr`
+(`configs/contrastive.py`), which has no masks and the network of its demo, with
+patches of 8 px.
+
 Of every run, and of its untrained network:
 
 - `val_loss` at its own mask, on patients it was not trained on, beside
@@ -61,41 +66,60 @@ AXES = {
   "ratio": (0.5, 0.75, 0.9),
   "target": ("pixels", "patches"),
 }
+# Where a target's other settings come from.
+CONFIGS = {
+  "pixels": "videomae.py:demo",
+  "patches": "videomae.py:demo",
+  "latent": "latent.py:demo",
+  "csimclr": "contrastive.py:csimclr,demo",
+}
+CHOICES = {"ratio": None, "target": tuple(CONFIGS)}
 _CLUSTERS = 16
 
 
 def command(args, run):
   """The settings of one run, for main.py."""
+  is_trained, target = run["features"] == "trained", run["target"]
   values = {
     "data.path": args.data,
-    "data.frames": args.frames,
-    "data.frame_step": args.frame_step,
     "data.image_px": f"({args.image_px},{args.image_px})",
     "data.batch_size": args.batch,
-    "data.repeats": args.clips,
-    "model.patch": "({},{},{})".format(*args.patch),
-    "model.width": args.width,
-    "model.depth": args.depth,
-    "model.heads": args.heads,
-    "model.decoder_width": args.decoder_width,
-    "model.decoder_depth": args.decoder_depth,
-    "model.decoder_heads": args.decoder_heads,
-    "model.positions": run["positions"],
-    "model.normalise_target": run["target"] == "patches",
-    "mask.kind": run["mask"],
-    "mask.ratio": run["ratio"],
-    "mask.run_patches": args.run_patches,
     "optim.lr_per_256": args.lr * 256 / args.batch,
     "optim.min_lr_per_256": 0.0,
     "optim.warmup_steps": args.warmup,
     "seed": run["seed"],
-    "eval_every_steps": args.every if run["features"] == "trained" else 0,
+    "eval_every_steps": args.every if is_trained else 0,
     "log_every_steps": max(1, args.every // 4),
     "checkpoint.every_steps": args.every,
     "checkpoint.keep": 1,
   }
+  if target == "csimclr":
+    values |= {
+      "data.clips": f"1c{args.frames}f{args.frame_step}s",
+      "data.dense_step": 0,
+      "model.patch": 8,
+    }
+  else:
+    values |= {
+      "data.frames": args.frames,
+      "data.frame_step": args.frame_step,
+      "data.repeats": args.clips,
+      "model.patch": "({},{},{})".format(*args.patch),
+      "model.width": args.width,
+      "model.depth": args.depth,
+      "model.heads": args.heads,
+      "model.decoder_width": args.decoder_width,
+      "model.decoder_depth": args.decoder_depth,
+      "model.decoder_heads": args.decoder_heads,
+      "model.positions": run["positions"],
+      "mask.kind": run["mask"],
+      "mask.ratio": run["ratio"],
+      "mask.run_patches": args.run_patches,
+    }
+  if target in ("pixels", "patches"):
+    values["model.normalise_target"] = target == "patches"
   return [
-    "--config=configs/videomae.py:demo",
+    f"--config=configs/{CONFIGS[target]}",
     *(f"--config.{k}={v}" for k, v in values.items()),
     *args.more,
   ]
@@ -103,6 +127,7 @@ def command(args, run):
 
 def grid(args):
   """All runs, seed by seed; networks without training are runs as well."""
+  once = set()
   for seed in args.seeds:
     for positions in args.positions:
       # Neither mask nor target reaches the weights of an untrained encoder.
@@ -117,6 +142,12 @@ def grid(args):
     for positions, mask, ratio, target in itertools.product(
       args.positions, args.masks, args.ratios, args.targets
     ):
+      if target == "csimclr":
+        # It has neither masks nor a choice of positions.
+        positions, mask, ratio = "flat", "none", 0.0
+        if (seed, target) in once:
+          continue
+        once.add((seed, target))
       yield {
         "features": "trained",
         "positions": positions,
@@ -238,9 +269,14 @@ def carry_out(args, judge, run, folder):
     log = [line for line in log if "val/loss" in line]
     row["curve"] = {line["step"]: line["val/loss"] for line in log}
     row["val_loss"] = log[-1]["val/loss"]
-    row["colour_loss"] = log[-1]["val/mean_colour_loss"]
-    row["relative_loss"] = row["val_loss"] / row["colour_loss"]
-    row["interpolation"] = judge.interpolation(run)
+    if run["target"] in ("pixels", "patches"):
+      row["colour_loss"] = log[-1]["val/mean_colour_loss"]
+      row["relative_loss"] = row["val_loss"] / row["colour_loss"]
+      row["interpolation"] = judge.interpolation(run)
+    else:
+      row["collapse"] = {
+        name: log[-1][f"val/{name}"] for name in ("feature_std", "frame_cosine")
+      }
   return row | judge.features(arrays, arrays["features"], run["seed"]), arrays
 
 
@@ -296,7 +332,7 @@ def arguments():
       f"--{name}",
       nargs="+",
       type=type(values[0]),
-      choices=values if isinstance(values[0], str) else None,
+      choices=CHOICES.get(axis, values),
       default=list(values),
     )
   parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])

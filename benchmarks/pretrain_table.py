@@ -77,12 +77,14 @@ def table(rows, axes, pair):
 
   Args:
     rows: lines of `runs.jsonl`.
-    axes: keys of the rows that tell configurations apart.
+    axes: keys of the rows that tell configurations apart, `positions` first.
     pair: the axis whose values are compared at the same seed.
   """
   groups = {}
   for row in rows:
-    key = (row["features"], *(row.get(axis, "") for axis in axes))
+    # Untrained networks differ by positions alone.
+    named = axes[:1] if row["features"] == "untrained" else axes
+    key = (row["features"], *(row.get(axis, "") for axis in named))
     groups.setdefault((*key, _text(row["settings"])), []).append(row)
   result = {"configurations": [], "differences": []}
   shared = sorted({name[-1] for name in groups})
@@ -99,7 +101,7 @@ def table(rows, axes, pair):
     result["configurations"].append(
       {"of": head, "settings": json.loads(text)} | constant | scores
     )
-    _show([*head, f"settings {shared.index(text)}"], scores)
+    show([*head, f"settings {shared.index(text)}"], scores)
   pairs = against_untrained(rows, axes) | differences(rows, axes, pair)
   for name, mine in pairs.items():
     *head, text = name
@@ -111,14 +113,14 @@ def table(rows, axes, pair):
     result["differences"].append(
       {"of": head, "settings": json.loads(text)} | scores
     )
-    _show([*head, f"settings {shared.index(text)}"], scores, sign="+")
+    show([*head, f"settings {shared.index(text)}"], scores, sign="+")
   result["runs"] = rows
   for number, text in enumerate(shared):
     print(f"settings {number}: {text}")
   return result
 
 
-def _show(head, scores, sign=""):
+def show(head, scores, sign=""):
   """Prints a configuration: a line a score."""
   print(" ".join(str(part) for part in head if part != ""))
   for name, found in scores.items():

@@ -177,6 +177,9 @@ class Report:
 
   prep: str = ""  # what data_prep wrote; '' is the folder of data.path
   out: str = ""  # '' is <workdir>/report
+  # Folder `truth` of a synthetic cohort: features are compared on its tissue
+  # types. '' where none are known.
+  truth: str = ""
   clusters: Annotated[int, Range(2)] = 16
   queries: AtLeast1 = 4
   mask_ratios: Annotated[tuple[float, ...], Range(0, 0.99), FILLED] = (

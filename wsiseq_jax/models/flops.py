@@ -41,18 +41,18 @@ def videomae_forward_flops(
 ) -> int:
   """FLOPs of a VideoMAE, forward, for one clip.
 
-  With k visible and m rebuilt tokens, patches of p values, encoder width d and
-  decoder width e:
+  With k visible and m rebuilt tokens, patches of p values, encoder width d,
+  decoder width e, and q values predicted of a token (p, or d in `latent`):
 
     2 k p d                  patch embedding
     stack of d on k          encoder blocks
     2 k d e                  projection to the decoder
     stack of e on k + m      decoder blocks
-    2 m e p                  pixel head
+    2 m e q                  head
   """
   embed = 2 * visible * config.patch_values * config.width
   project = 2 * visible * config.width * config.decoder_width
-  head = 2 * decoded * config.decoder_width * config.patch_values
+  head = 2 * decoded * config.decoder_width * config.predicted_values
   return (
     embed
     + stack_flops(config.encoder_spec, visible)
@@ -80,6 +80,22 @@ def videomae_step_flops(
   """
   embed = 2 * visible * config.patch_values * config.width
   return 3 * videomae_forward_flops(config, visible, decoded) - embed
+
+
+def latent_step_flops(
+  config: VideoMAEConfig, visible: int, decoded: int
+) -> int:
+  """Model FLOPs of a step of latent prediction, for one clip.
+
+  That of a VideoMAE with a head of d values, and the teacher's forward pass
+  over all n tokens, of which nobody asks a gradient:
+
+    2 n p d + stack of d on n
+  """
+  n = config.tokens
+  teacher = 2 * n * config.patch_values * config.width
+  teacher += stack_flops(config.encoder_spec, n)
+  return videomae_step_flops(config, visible, decoded) + teacher
 
 
 def stem_flops(config: ClipEncoderConfig) -> list[int]:

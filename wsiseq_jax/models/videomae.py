@@ -108,6 +108,7 @@ class VideoMAEConfig:
   # Whether predictions are in units of each patch's mean and deviation
   # (`losses.normalised_patch_target`) or plain pixels.
   normalise_target: bool = True
+  latent: bool = False  # whether features are predicted, not pixels
   # Of tokens, one of `posemb.POSITIONS`: of the flat index (what VideoMAE's
   # weights need), of (t, y, x) apart, or of the place in the tissue. Panels of
   # a walk or a series share no tissue: there `tissue` is `separable`.
@@ -149,6 +150,11 @@ class VideoMAEConfig:
   def patch_values(self) -> int:
     """Values of one cube: its pixels times its channels."""
     return math.prod(self.patch) * self.channels
+
+  @property
+  def predicted_values(self) -> int:
+    """Values the decoder predicts of a token."""
+    return self.width if self.latent else self.patch_values
 
   @property
   def encoder_spec(self) -> vit.BlockSpec:
@@ -273,7 +279,7 @@ class MaeEncoder(nnx.Module):
 
 
 class MaeDecoder(nnx.Module):
-  """Projection from the encoder, mask token, blocks, pixel head."""
+  """Projection from the encoder, mask token, blocks, head."""
 
   def __init__(self, config: VideoMAEConfig, rngs: nnx.Rngs):
     dtype = jnp.dtype(config.dtype)
@@ -306,7 +312,7 @@ class MaeDecoder(nnx.Module):
       bias_init = nnx.initializers.constant(_TISSUE_GREY)
     self.head = nnx.Linear(
       width,
-      config.patch_values,
+      config.predicted_values,
       kernel_init=kernel_init,
       bias_init=bias_init,
       dtype=dtype,

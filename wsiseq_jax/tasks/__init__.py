@@ -8,10 +8,11 @@ A task is a module with `Config` (the schema of its config, see `config.py`),
 from types import ModuleType
 
 from data_prep.files.schema import did_you_mean
-from wsiseq_jax.tasks import contrastive, videomae
+from wsiseq_jax.tasks import contrastive, latent, videomae
 
 TASKS: dict[str, ModuleType] = {
   "contrastive": contrastive,
+  "latent": latent,
   "videomae": videomae,
 }
 

@@ -19,7 +19,7 @@ from wsiseq_jax import evaluate, launch
 from wsiseq_jax.data import loader
 from wsiseq_jax.data.source import Records
 from wsiseq_jax.reports import page
-from wsiseq_jax.reports.sequences import sections, text
+from wsiseq_jax.reports.sequences import comparison, sections, text
 from wsiseq_jax.tasks.videomae.reconstruction import Reconstruction
 
 # Sequences whose hidden patches are rebuilt, from different regions.
@@ -74,6 +74,7 @@ def run(config: ConfigDict) -> pathlib.Path:
     return index
   # The model may be spread over processes: all of them take part.
   rebuilt = _reconstructions(loaded, opened, arrays)
+  compared = comparison.compare(loaded, opened, arrays)
   if not launch.is_main():
     return index
   stage.clear()
@@ -91,6 +92,7 @@ def run(config: ConfigDict) -> pathlib.Path:
       "code revision": (loaded.meta["revision"] or "unknown")[:10],
     },
     measures=_measures(about, workdir),
+    compared=compared,
     curve=about.curve,
     settings=sections.ReportSettings(
       clusters=min(config.report.clusters, len(arrays["features"])),

@@ -59,13 +59,22 @@ def _videomae(config: ConfigDict) -> ReportText:
 
   def measures(result: Mapping[str, Any]) -> Measures:
     trivial = result["mean_colour_loss"]
+    own = f"{result['trained_mask_ratio']:g}"
     return [
       (
-        f"loss on {result['split']}, mask ratio {ratio}",
-        f"{loss:.4f}",
-        f"{_of(result)}; painting the mean colour costs {trivial[ratio]:.4f}",
-      )
-      for ratio, loss in result["loss"].items()
+        f"loss against mean colour on {result['split']}",
+        f"{result['loss'][own] / trivial[own]:.2f}",
+        f"part of what painting the mean colour costs, at the mask of training "
+        f"({own}); 1 or more is no more than colour, below is structure",
+      ),
+      *(
+        (
+          f"loss on {result['split']}, mask ratio {ratio}",
+          f"{loss:.4f}",
+          f"{_of(result)}; painting the mean colour costs {trivial[ratio]:.4f}",
+        )
+        for ratio, loss in result["loss"].items()
+      ),
     ]
 
   return ReportText(
@@ -76,6 +85,56 @@ def _videomae(config: ConfigDict) -> ReportText:
       "target": "normalised patches" if model.normalise_target else "pixels",
     },
     curve=_VIDEOMAE_CURVE,
+    measures=measures,
+  )
+
+
+_COLLAPSE = {
+  "feature_std": "spread of clip features; 0 if all are one",
+  "feature_rank": "directions in which clip features differ",
+  "clip_cosine": "cosine of clips of different records; 1 if all are one, or "
+  "share a large part",
+  "frame_cosine": "cosine of frames of different records; 1 if the model does "
+  "not look at them",
+}
+_LATENT_CURVE = (
+  "The target is the teacher's own, and moves: the loss may rise while "
+  "features improve, and losses of two runs do not compare. "
+  "mean_feature_loss is what predicting the mean of the visible tokens would "
+  "cost. A loss near 0 with feature_std near 0 is collapse."
+)
+_LATENT_MEANINGS = {
+  "loss": "absolute error of predicted features of hidden tokens",
+  "mean_feature_loss": "that of predicting the mean of the visible tokens",
+  **_COLLAPSE,
+}
+
+
+def _latent(config: ConfigDict) -> ReportText:
+  model, mask = config.model, config.mask
+  h, w = config.data.image_px
+  teacher = config.teacher
+
+  def measures(result: Mapping[str, Any]) -> Measures:
+    (ratio,) = result["loss"]
+    return [
+      (
+        f"{name} on {result['split']}",
+        f"{result[name][ratio]:.4f}",
+        f"{meaning}; {_of(result)}",
+      )
+      for name, meaning in _LATENT_MEANINGS.items()
+    ]
+
+  return ReportText(
+    facts={
+      "model": f"latent prediction, {model.size}, {config.data.frames} frames "
+      f"of {h} × {w} px, tokens of {' × '.join(map(str, model.patch))}",
+      "masks in training": f"{mask.kind}, ratio {mask.ratio:g}",
+      "teacher": f"keeps {teacher.decay:g} to {teacher.decay_end:g} of itself "
+      "at a step",
+    },
+    curve=_LATENT_CURVE,
     measures=measures,
   )
 
@@ -91,12 +150,7 @@ _CONTRASTIVE_MEANINGS = {
   "records in a batch",
   "top1": "how often the partner is the most similar of all views",
   "prediction_loss": "minus the cosine of predicted and true frame features",
-  "feature_std": "spread of clip features; 0 if all are one",
-  "feature_rank": "directions in which clip features differ",
-  "clip_cosine": "cosine of clips of different records; 1 if all are one, or "
-  "share a large part",
-  "frame_cosine": "cosine of frames of different records; 1 if the model does "
-  "not look at them",
+  **_COLLAPSE,
 }
 
 
@@ -129,5 +183,6 @@ def _contrastive(config: ConfigDict) -> ReportText:
 
 _TASKS: Mapping[str, Callable[[ConfigDict], ReportText]] = {
   "contrastive": _contrastive,
+  "latent": _latent,
   "videomae": _videomae,
 }

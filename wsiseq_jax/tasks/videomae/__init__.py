@@ -22,11 +22,9 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from wsiseq_jax import checkpoint
-from wsiseq_jax import config as configs
 from wsiseq_jax.data import augment
 from wsiseq_jax.data.source import DataSpec
 from wsiseq_jax.models import flops, masking, tokens
-from wsiseq_jax.models.videomae import VideoMAEConfig
 from wsiseq_jax.tasks import base
 from wsiseq_jax.tasks.videomae.losses import (
   fixed_masks,
@@ -40,6 +38,8 @@ from wsiseq_jax.tasks.videomae.setup import (
   init_params,
   make_setup,
   model_config,
+  settle,
+  settled,
 )
 from wsiseq_jax.weights import hf_videomae
 
@@ -47,6 +47,8 @@ __all__ = [
   "Config",
   "Setup",
   "clip",
+  "embed",
+  "encode",
   "evaluate",
   "init_params",
   "make_setup",
@@ -116,7 +118,8 @@ def _tokens(
   return slots, clips.frame_mask.reshape(b, model.grid[0], -1).max(axis=2)
 
 
-def _embed(setup: Setup, params: Any, batch: base.Batch) -> dict[str, Array]:
+def embed(setup: Setup, params: Any, batch: base.Batch) -> dict[str, Array]:
+  """Features of whole middle clips; see `Task.embed`."""
   clips = augment.centre_clips(batch, setup.clips)
   slots, real = _tokens(setup, params, clips)
   b, n, _ = slots.shape
@@ -131,9 +134,10 @@ def _embed(setup: Setup, params: Any, batch: base.Batch) -> dict[str, Array]:
   }
 
 
-def _encode(
+def encode(
   setup: Setup, params: Any, batch: base.Batch, key: Key[Array, ""] | None
 ) -> Float[Array, "b d"]:
+  """Features of whole clips, differentiable; see `Task.encode`."""
   if key is None:
     clips = augment.centre_clips(batch, setup.clips)
   else:
@@ -153,37 +157,10 @@ def resolve(config: ConfigDict) -> ConfigDict:
   if not path:
     return config
   if checkpoint.is_run(path):
-    found = _settle(path, model_config(config))
+    found = settle(path, model_config(config), "videomae", Config)
   else:
     found = hf_videomae.settle(path, model_config(config))
-  resolved = ConfigDict(config.to_dict())
-  resolved.model.update(
-    {
-      "trained_grid": found.trained_grid or (0, 0, 0),
-      "norm_eps": found.norm_eps,
-      "decoder_norm_eps": found.decoder_norm_eps,
-    }
-  )
-  return resolved.lock()
-
-
-def _settle(path: str, model: VideoMAEConfig) -> VideoMAEConfig:
-  """The model to train from the parameters of a run."""
-  with checkpoint.Checkpoints(path, read_only=True) as found:
-    saved = found.meta()["config"]
-  if saved["task"] != "videomae":
-    raise ValueError(
-      f"config.model.init_from = {path!r} is a run of task {saved['task']!r}; "
-      "must be one of 'videomae'"
-    )
-  trained = model_config(configs.complete(Config, saved))
-  grid = trained.trained_grid or trained.grid
-  return dataclasses.replace(
-    model,
-    trained_grid=None if grid == model.grid else grid,
-    norm_eps=trained.norm_eps,
-    decoder_norm_eps=trained.decoder_norm_eps,
-  )
+  return settled(config, found)
 
 
 def _evaluations(setup: Setup, config: ConfigDict) -> base.Evaluations:
@@ -221,8 +198,8 @@ def make_task(config: ConfigDict, spec: DataSpec) -> base.Task:
     init=functools.partial(init_params, setup.model),
     loss=functools.partial(loss, setup),
     evaluate=functools.partial(evaluate, setup, setup.mask),
-    embed=functools.partial(_embed, setup),
-    encode=functools.partial(_encode, setup),
+    embed=functools.partial(embed, setup),
+    encode=functools.partial(encode, setup),
     load_params=lambda path: hf_videomae.load(path)[1],
     evaluations=functools.partial(_evaluations, setup),
     reconstruct=functools.partial(reconstruct, setup),

@@ -19,6 +19,7 @@ from data_prep.files.schema import (
   NotNegative,
   Range,
 )
+from wsiseq_jax import checkpoint
 from wsiseq_jax import config as configs
 from wsiseq_jax.data import augment
 from wsiseq_jax.data.source import DataSpec
@@ -46,7 +47,7 @@ class Data(configs.Data):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Model:
+class Network:
   """The network; see `models/videomae.py`."""
 
   size: Literal[tuple(videomae.SIZES)] = "base"
@@ -60,7 +61,6 @@ class Model:
   decoder_depth: AtLeast0 = 0
   decoder_heads: AtLeast0 = 0
   decoder_mlp_width: AtLeast0 = 0
-  normalise_target: bool = True
   # Of tokens; see `VideoMAEConfig`. Weights of Hugging Face need 'flat'.
   positions: Literal[posemb.POSITIONS] = "flat"
   dtype: Literal[vit.DTYPES] = "bfloat16"
@@ -73,6 +73,13 @@ class Model:
   trained_grid: Annotated[tuple[int, int, int], Range(0)] = (0, 0, 0)
   norm_eps: NotNegative = 1e-6
   decoder_norm_eps: NotNegative = 1e-6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model(Network):
+  """The network, and what it predicts."""
+
+  normalise_target: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,7 +123,8 @@ def model_config(config: ConfigDict) -> videomae.VideoMAEConfig:
     **sizes,
     frames=config.data.frames,
     image_px=tuple(config.data.image_px),
-    normalise_target=config.model.normalise_target,
+    normalise_target=config.model.get("normalise_target", True),
+    latent=config.task == "latent",
     positions=config.model.positions,
     trained_grid=trained_grid if any(trained_grid) else None,
     norm_eps=config.model.norm_eps,
@@ -125,6 +133,53 @@ def model_config(config: ConfigDict) -> videomae.VideoMAEConfig:
     remat=config.model.remat,
     attention_kernel=config.model.attention_kernel,
   )
+
+
+def settle(
+  path: str,
+  model: videomae.VideoMAEConfig,
+  task: str,
+  kind: type[configs.Experiment],
+) -> videomae.VideoMAEConfig:
+  """The model to train from the parameters of a run of the same task.
+
+  Args:
+    path: the run.
+    model: what this run's config says.
+    task: name of the task.
+    kind: schema of its config.
+
+  Raises:
+    ValueError: the run is of another task.
+  """
+  with checkpoint.Checkpoints(path, read_only=True) as found:
+    saved = found.meta()["config"]
+  if saved["task"] != task:
+    raise ValueError(
+      f"config.model.init_from = {path!r} is a run of task {saved['task']!r}; "
+      f"must be one of {task!r}"
+    )
+  trained = model_config(configs.complete(kind, saved))
+  grid = trained.trained_grid or trained.grid
+  return dataclasses.replace(
+    model,
+    trained_grid=None if grid == model.grid else grid,
+    norm_eps=trained.norm_eps,
+    decoder_norm_eps=trained.decoder_norm_eps,
+  )
+
+
+def settled(config: ConfigDict, found: videomae.VideoMAEConfig) -> ConfigDict:
+  """The config with what the weights to start from decide."""
+  resolved = ConfigDict(config.to_dict())
+  resolved.model.update(
+    {
+      "trained_grid": found.trained_grid or (0, 0, 0),
+      "norm_eps": found.norm_eps,
+      "decoder_norm_eps": found.decoder_norm_eps,
+    }
+  )
+  return resolved.lock()
 
 
 def init_params(model: videomae.VideoMAEConfig, key: Key[Array, ""]) -> Any:
