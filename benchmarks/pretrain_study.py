@@ -275,7 +275,7 @@ def carry_out(args, judge, run, folder):
       row["interpolation"] = judge.interpolation(run)
     else:
       row["collapse"] = {
-        name: log[-1][f"val/{name}"] for name in ("feature_std", "frame_cosine")
+        name: log[-1][f"val/{name}"] for name in ("feature_std", "clip_cosine")
       }
   return row | judge.features(arrays, arrays["features"], run["seed"]), arrays
 

@@ -6,7 +6,7 @@ r"""Latent prediction on sequences of tissue: features of what is hidden.
 As `configs/videomae.py`, of which it is the newer relative (I-JEPA, V-JEPA):
 the same clips, masks and encoder, but the target is what a slow copy of the
 encoder, the teacher, makes of the hidden tokens. There are no reconstructions
-to look at; watch `feature_std` and `frame_cosine` beside the loss. See
+to look at; watch `feature_std` and `clip_cosine` beside the loss. See
 wsiseq_jax/tasks/latent.
 
 Presets (after the colon; `base` if none is given):

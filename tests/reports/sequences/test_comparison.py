@@ -54,6 +54,8 @@ def truth_of(folder, arrays, glass=()):
   return str(folder)
 
 
+# Two points are no sixteen clusters.
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
 def test_rows_by_hand(config, tmp_path):
   run, opened, arrays = stored(config)
   run.config.unlock().report.truth = truth_of(tmp_path / "truth", arrays)
@@ -85,7 +87,11 @@ def test_untrained_is_the_run_before_its_first_step(config):
 
 
 def test_verdict_needs_both_measures_above_both_others():
-  rows = [("trained", 0.4, 0.7), ("untrained", 0.3, 0.8), ("mean colour", 0, 0)]
+  rows = [
+    ("trained", 0.4, 0.7),
+    ("untrained", 0.3, 0.8),
+    ("mean colour", 0.0, 0.0),
+  ]
   found = comparison.Comparison(rows, 10, 3, 2)
   assert found.verdict == "Training did not bring features above untrained."
 

@@ -106,7 +106,7 @@ _LATENT_CURVE = (
 _LATENT_MEANINGS = {
   "loss": "absolute error of predicted features of hidden tokens",
   "mean_feature_loss": "that of predicting the mean of the visible tokens",
-  **_COLLAPSE,
+  **{name: _COLLAPSE[name] for name in ("feature_std", "clip_cosine")},
 }
 
 

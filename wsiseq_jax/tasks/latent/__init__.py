@@ -12,8 +12,9 @@ averaged over the steps:
 Nothing in the loss forbids that all features are one. What keeps them apart is
 that the teacher is slow and gets no gradient, that the predictor stands
 between, and that targets are standardised over their channels. So watch
-`feature_std` and `frame_cosine` (`contrastive/losses.py`): at 0 and 1 the model
-has collapsed, whatever the loss.
+`feature_std` and `clip_cosine` (`contrastive/losses.py`): at 0 and 1 the model
+has collapsed, whatever the loss. Tokens that differ by their positions alone
+are found out, too: they are the same in every clip.
 
 Evaluation and `embed` use the teacher, in place of the student as well. The
 loss of two runs does not compare: each has a target of its own.
