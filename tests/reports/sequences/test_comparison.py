@@ -92,7 +92,7 @@ def test_verdict_needs_both_measures_above_both_others():
     ("untrained", 0.3, 0.8),
     ("mean colour", 0.0, 0.0),
   ]
-  found = comparison.Comparison(rows, 10, 3, 2)
+  found = comparison.FeatureComparison(rows, 10, 3, 2)
   assert found.verdict == "Training did not bring features above untrained."
 
 

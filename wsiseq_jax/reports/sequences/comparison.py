@@ -27,7 +27,7 @@ _CLUSTERS = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class FeatureComparison:
   """What kinds of features know of the tissue types."""
 
   # (features, mutual information, balanced accuracy): trained, untrained, mean
@@ -55,7 +55,7 @@ def compare(
   run: Loaded,
   opened: Sequence[tuple[Records, int]],
   arrays: Mapping[str, np.ndarray],
-) -> Comparison | None:
+) -> FeatureComparison | None:
   """Measures all three kinds; on several processes each takes part.
 
   Args:
@@ -100,7 +100,7 @@ def compare(
     recall = separability.recalls(features, types[known], patients)
     information = clustering.mutual_information(clusters, types[known])
     rows.append((name, information, float(np.mean(list(recall.values())))))
-  return Comparison(
+  return FeatureComparison(
     rows, int(known.sum()), len(np.unique(patients)), len(recall)
   )
 

@@ -21,7 +21,7 @@ from data_prep.sequences.geometries import GEOMETRIES
 from wsiseq_jax import charts
 from wsiseq_jax.reports import figures, page
 from wsiseq_jax.reports.sequences import data as report_data
-from wsiseq_jax.reports.sequences.comparison import Comparison
+from wsiseq_jax.reports.sequences.comparison import FeatureComparison
 from wsiseq_jax.search import clustering
 from wsiseq_jax.search import neighbours as retrieval
 from wsiseq_jax.tasks.videomae.reconstruction import Reconstruction
@@ -66,7 +66,7 @@ def write_page(
   reconstructions: Sequence[Reconstruction] = (),
   model: Mapping[str, Any] | None = None,
   measures: Sequence[tuple[str, str, str]] = (),
-  compared: Comparison | None = None,
+  compared: FeatureComparison | None = None,
   curve: str = "",
   settings: ReportSettings | None = None,
   config_text: str = "",
