@@ -32,6 +32,8 @@ def get_config(arg: str = "") -> ConfigDict:
   if preset in ("smoke", "demo"):
     _like_videomae(config, preset)
     config.optim.b2 = 0.999
+    if preset == "demo":
+      config.optim.lr_per_256 = 6e-3  # pixels bear 0.016
     return config.lock()
   config.model.update(
     {
