@@ -20,9 +20,9 @@ from wsiseq_jax.spatial import envelopes, windows
 NULLS = ("shift", "uniform")
 # Segments that a quarter of a circle has in a zone's outline: areas to 1e-4.
 _ARC = 64
-# Longer side of the raster of zones, in pixels, and places that stand for the
-# area of each zone.
-_RASTER = 4096
+# Longer side of the raster of zones, in pixels, at least and at most; places
+# that stand for the area of each zone.
+_RASTER = (512, 4096)
 _PLACES = 2000
 
 
@@ -150,17 +150,14 @@ def profile_test(
   if null == "uniform":
     counts = _uniform(observed, simulations, rng)
     areas = np.broadcast_to(observed.areas, counts.shape)
-    room = np.ones(len(counts))
   else:
-    counts, areas, room = _shifted(
+    counts, areas = _shifted(
       points, observed, region, window, reach, simulations, rng
     )
   curves = 1e6 * _ratio(counts, areas)
   if cumulative:
     curves = np.nancumsum(curves * observed.areas, axis=1)
     curves = _ratio(curves, curves[:, -1:])
-  center = np.nanmean(curves, axis=0)
-  curves = center + (curves - center) * np.sqrt(room)[:, None]
   return envelopes.global_envelope(
     curves[0], curves[1:], alpha=alpha, alternative=alternative
   )
@@ -268,7 +265,7 @@ def _uniform(observed: Profile, simulations: int, rng) -> np.ndarray:
 
 
 def _shifted(points, observed, region, window, reach, simulations, rng):
-  """Counts and areas under shifts, no shift first, and the overlap's share."""
+  """Counts and areas under shifts, no shift first."""
   if reach is None or not reach > 0:
     raise ValueError(f"reach is {reach}, a shift needs one above 0 µm")
   zones = len(observed.counts)
@@ -301,7 +298,7 @@ def _shifted(points, observed, region, window, reach, simulations, rng):
       f"reach is {reach} µm: a shift leaves {room.min():.1%} of the window, "
       "allowed: at least 5 %"
     )
-  return counts, reached[:, :zones] * observed.areas, room
+  return counts, np.nan_to_num(reached[:, :zones]) * observed.areas
 
 
 @functools.lru_cache(maxsize=4)
@@ -311,7 +308,9 @@ def _labels(region, window, edges: tuple[float, ...]):
   The number of zones stands for the window beyond all, one more for outside.
   """
   x0, y0, x1, y1 = window.bounds
-  pixel = max(x1 - x0, y1 - y0) / _RASTER
+  extent, finest = max(x1 - x0, y1 - y0), np.diff(edges).min() / 16
+  least, most = _RASTER
+  pixel = min(max(extent / most, finest), extent / least)
   size = [math.ceil((hi - lo) / pixel) + 1 for lo, hi in ((y0, y1), (x0, x1))]
   zones = len(edges) - 1
   label = np.full(size, zones + 1, np.int16)

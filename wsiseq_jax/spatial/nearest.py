@@ -55,8 +55,8 @@ def g(
     others: points of another type, [m, 2] in µm: the cross-G to them.
 
   Returns:
-    G. Under "border" and "none" it is a ratio of counts; Kaplan-Meier's product
-    is no ratio, its denominator is 1.
+    G. Kaplan-Meier's product is no ratio: its denominator is the number of
+    points, which is what it weighs when slides are pooled.
 
   Raises:
     ValueError: a correction that does not exist; as `ripley.k`.
@@ -76,7 +76,8 @@ def g(
   border = windows.border_distance(window, points)
   if correction == "kaplan-meier":
     value = _kaplan_meier(near, border, radii)
-    return ripley.Curve(radii, value, np.ones(len(radii)), theory)
+    weight = np.full(len(radii), float(len(points)))
+    return ripley.Curve(radii, value * weight, weight, theory)
   if correction == "none":
     border = np.full(len(points), np.inf)
   # A cell is asked about radii[:last] and has its neighbour from radii[first].
