@@ -24,6 +24,8 @@ from wsiseq_jax.search import clustering
 from wsiseq_jax.tasks import base
 
 _CLUSTERS = 16
+# Sequences compared at most, spread over all: more make the page wait.
+_MOST = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class FeatureComparison:
   # (features, mutual information, balanced accuracy): trained, untrained, mean
   # colour
   rows: Sequence[tuple[str, float, float]]
-  known: int  # sequences of one known type
+  known: int  # sequences compared, each of one known type
   patients: int  # patients they come from
   types: int  # tissue types among them
 
@@ -81,7 +83,9 @@ def compare(
       f"config.report.truth = {truth!r}: knows nothing of slide "
       f"{pathlib.Path(error.filename).stem!r}"
     ) from error
-  known = types >= 0
+  known = np.flatnonzero(types >= 0)
+  if len(known) > _MOST:
+    known = known[np.linspace(0, len(known) - 1, _MOST).round().astype(int)]
   patients = arrays["patient_id"][known]
   if len(np.unique(patients)) < 2:
     raise ValueError(
@@ -101,7 +105,7 @@ def compare(
     information = clustering.mutual_information(clusters, types[known])
     rows.append((name, information, float(np.mean(list(recall.values())))))
   return FeatureComparison(
-    rows, int(known.sum()), len(np.unique(patients)), len(recall)
+    rows, len(known), len(np.unique(patients)), len(recall)
   )
 
 
@@ -123,9 +127,9 @@ def _untrained(
 def _mean_colours(
   opened: Sequence[tuple[Records, int]], wanted: np.ndarray
 ) -> Float[np.ndarray, "n 3"]:
-  """Mean colour of what is stored of each sequence wanted, else 0."""
+  """Mean colour of what is stored of the rows wanted; 0 of others."""
   found = np.zeros((len(opened), 3))
-  for row in np.flatnonzero(wanted):
+  for row in wanted:
     source, local = opened[row]
     panels = records.decode_panels(source.record(local))
     found[row] = panels.reshape(-1, panels.shape[-1]).mean(axis=0)
