@@ -57,9 +57,7 @@ def test_k_and_cross_k(case, correction):
     found = found * (len(case["points"]) - 1) / len(case["points"])
   agree(found, golden["k"][correction])
   first, second = (case["points"][case["types"] == t] for t in (0, 1))
-  found = ripley.k(
-    first, window, radii, correction, others=second, exact=exact
-  )
+  found = ripley.k(first, window, radii, correction, others=second, exact=exact)
   agree(found.value, golden["cross_k"][correction])
 
 
