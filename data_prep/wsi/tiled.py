@@ -74,6 +74,10 @@ class TiledLevel:
   # tifffile's decoder of what is not JPEG, and its arguments
   decode: Callable[..., tuple] | None = None
 
+  def index(self, column: int, row: int) -> int:
+    """Which of the stored tiles lies there."""
+    return row * -(-self.size_px[0] // self.tile_px[0]) + column
+
 
 def _why_not(page: tifffile.TiffPage, any_compression: bool) -> str:
   """Says why a TIFF page is not a level this module decodes ('' = it is)."""
@@ -234,8 +238,7 @@ class TiledPyramid:
       TileError: the tile is damaged.
     """
     at = self.levels[level]
-    columns = -(-at.size_px[0] // at.tile_px[0])
-    index = row * columns + column
+    index = at.index(column, row)
     length = at.lengths[index]
     if not length:
       return None
@@ -286,8 +289,7 @@ class TiledPyramid:
       TileError: what is stored is no JPEG of the tile's size, or cut.
     """
     at = self.levels[level]
-    columns = -(-at.size_px[0] // at.tile_px[0])
-    index = row * columns + column
+    index = at.index(column, row)
     length = at.lengths[index]
     if not length:
       return None

@@ -232,9 +232,7 @@ def _cells(found, points: Points, window, pair, settings, rng) -> None:
   g = ripley.pair_correlation(from_xy, window, radii, others=others)
   found.curve("g", pair, radii, g.numerator, g.denominator, g.theory)
   near = nearest.g(from_xy, window, radii, others=others)
-  # The estimate is no ratio of counts: slides weigh by their cells.
-  cells = np.full(len(radii), float(len(from_xy)))
-  found.curve("G", pair, radii, near.value * cells, cells, near.theory)
+  found.curve("G", pair, radii, near.numerator, near.denominator, near.theory)
   found.score(
     "G",
     pair,
