@@ -25,7 +25,6 @@ mask a clip, of our kinds; no crop of the context beyond the mask.
 References: Assran et al., I-JEPA, CVPR 2023; Bardes et al., V-JEPA, TMLR 2024.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -35,13 +34,12 @@ from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from wsiseq_jax import checkpoint
-from wsiseq_jax.data import augment
 from wsiseq_jax.data.source import DataSpec
 from wsiseq_jax.models import flops, masking
 from wsiseq_jax.tasks import base, videomae
 from wsiseq_jax.tasks.latent import losses
 from wsiseq_jax.tasks.latent.setup import Config, Setup, make_setup
-from wsiseq_jax.tasks.videomae.losses import fixed_masks
+from wsiseq_jax.tasks.videomae.losses import masked_clips, middle_clips
 
 __all__ = [
   "Config",
@@ -65,11 +63,7 @@ def _loss(
   key: Key[Array, ""],
   progress: Float[Array, ""],
 ):
-  clips = augment.sample_clips(batch, base.stream(key, "crop"), setup.clips)
-  mask = masking.make_mask(
-    base.stream(key, "mask"), clips.shift_px, clips.panel, setup.mask
-  )
-  weight = jnp.repeat(batch["mask"], setup.clips.repeats)
+  clips, mask, weight = masked_clips(setup, batch, key)
   metrics = losses.measure(setup, params, extra["teacher"], clips, mask, weight)
   # `update_extra` is told nothing else of the step.
   aux = {"progress": jnp.broadcast_to(progress, weight.shape)}
@@ -106,9 +100,7 @@ def evaluate(
   batch: base.Batch,
 ) -> base.Metrics:
   """What the loss measures, on middle clips under fixed masks of `spec`."""
-  spec = dataclasses.replace(spec, decoder="all")
-  clips = augment.centre_clips(batch, setup.clips)
-  mask = fixed_masks(setup, batch, clips, spec)
+  clips, mask = middle_clips(setup, batch, spec)
   return losses.measure(
     setup, params, extra["teacher"], clips, mask, batch["mask"]
   )

@@ -17,7 +17,6 @@ import dataclasses
 import functools
 from typing import Any
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
@@ -27,9 +26,10 @@ from wsiseq_jax.data.source import DataSpec
 from wsiseq_jax.models import flops, masking, tokens
 from wsiseq_jax.tasks import base
 from wsiseq_jax.tasks.videomae.losses import (
-  fixed_masks,
+  masked_clips,
   masked_loss,
   mean_colour_loss,
+  middle_clips,
 )
 from wsiseq_jax.tasks.videomae.reconstruction import reconstruct
 from wsiseq_jax.tasks.videomae.setup import (
@@ -72,11 +72,7 @@ def loss(
   progress: Float[Array, ""],
 ):
   del extra, progress  # none, and the same from beginning to end
-  clips = augment.sample_clips(batch, base.stream(key, "crop"), setup.clips)
-  mask = masking.make_mask(
-    base.stream(key, "mask"), clips.shift_px, clips.panel, setup.mask
-  )
-  record_weight = jnp.repeat(batch["mask"], setup.clips.repeats)
+  clips, mask, record_weight = masked_clips(setup, batch, key)
   total, weight = masked_loss(setup, params, clips, mask, record_weight)
   return total / weight, ({"loss": (total, weight)}, {})
 
@@ -94,9 +90,7 @@ def evaluate(
     `loss` of the model and `mean_colour_loss`, on the same tokens.
   """
   del extra
-  spec = dataclasses.replace(spec, decoder="all")
-  clips = augment.centre_clips(batch, setup.clips)
-  mask = fixed_masks(setup, batch, clips, spec)
+  clips, mask = middle_clips(setup, batch, spec)
   return {
     "loss": masked_loss(setup, params, clips, mask, batch["mask"]),
     "mean_colour_loss": mean_colour_loss(setup, clips, mask, batch["mask"]),

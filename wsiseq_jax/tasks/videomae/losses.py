@@ -4,11 +4,12 @@ A loss is returned as (sum, weight): the mean over a sharded or padded batch is
 then one division, exact whatever the split.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from wsiseq_jax.data import augment
 from wsiseq_jax.models import masking, tokens
@@ -133,6 +134,26 @@ def fixed_masks(
 
   masks = jax.vmap(one)(batch["index"], clips.shift_px, clips.panel)
   return jax.tree.map(lambda x: x[:, 0], masks)
+
+
+def masked_clips(
+  setup: Setup, batch: base.Batch, key: Key[Array, ""]
+) -> tuple[augment.Clips, masking.TokenMask, Float[Array, " b"]]:
+  """What a step learns from: clips, masks, and the weight of each clip."""
+  clips = augment.sample_clips(batch, base.stream(key, "crop"), setup.clips)
+  mask = masking.make_mask(
+    base.stream(key, "mask"), clips.shift_px, clips.panel, setup.mask
+  )
+  return clips, mask, jnp.repeat(batch["mask"], setup.clips.repeats)
+
+
+def middle_clips(
+  setup: Setup, batch: base.Batch, spec: masking.MaskSpec
+) -> tuple[augment.Clips, masking.TokenMask]:
+  """What evaluation looks at: middle clips, fixed masks, all hidden tokens."""
+  spec = dataclasses.replace(spec, decoder="all")
+  clips = augment.centre_clips(batch, setup.clips)
+  return clips, fixed_masks(setup, batch, clips, spec)
 
 
 def masked_loss(
