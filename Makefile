@@ -40,6 +40,13 @@ demo: $(INSTALLED)
 	$(run) --config.job=report --config.report.prep=$(OUT)/prep \
 	  --config.report.out=$(OUT)/report \
 	  $(if $(SLIDES),,--config.report.truth=$(OUT)/slides/truth)
+	$(PY) main.py --config=configs/search.py --config.workdir=$(OUT)/index \
+	  --config.index.source=sequences --config.index.slides=$(slides) \
+	  --config.index.features=$(OUT)/run/embeddings \
+	  --config.index.prep=$(OUT)/prep \
+	  --config.index.table=$(OUT)/prep/slides.csv \
+	  --config.encoder.name=run --config.encoder.checkpoint=$(OUT)/run \
+	  || [ $$? -eq 3 ]
 	@echo "Open $(OUT)/report/index.html in a browser."
 	@echo "The slides themselves: make view$(if $(SLIDES), SLIDES=$(SLIDES))$(if $(filter out/demo,$(OUT)),, OUT=$(OUT))"
 
