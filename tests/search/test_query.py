@@ -138,6 +138,10 @@ def test_a_region_of_a_slide_is_read_at_the_scale_of_the_index(
   # The slide is in the index: its own rows are left out.
   hits = found.by_region(path, 310, 100, 256, 256)
   assert hits["row"].tolist()[0] == 3 and set(hits["slide_id"]) == {"b"}
+  cut = [pixels[100:356, 310:566]]
+  hits = found.by_images(cut, 0.5, slide_path=path)
+  assert set(hits["slide_id"]) == {"b"}
+  assert set(found.by_images(cut, 0.5)["slide_id"]) == {"a", "b"}
   with pytest.raises(ValueError, match="must have an area"):
     found.by_region(path, 0, 0, 0, 10)
   with pytest.raises(ValueError, match="at most 4096 on a side"):

@@ -75,8 +75,8 @@ class FakeSearcher:
   def by_rows(self, ids, k):
     return self._answer("rows", ids)
 
-  def by_images(self, pictures, mpp, k):
-    return self._answer("images", pictures, mpp)
+  def by_images(self, pictures, mpp, slide_path=None, *, k):
+    return self._answer("images", pictures, mpp, slide_path)
 
   def by_region(self, path, x0, y0, w0, h0, k):
     return self._answer("region", str(path), x0, y0, w0, h0)

@@ -40,12 +40,13 @@ def test_a_rectangle_is_asked_for_as_such(asked):
 
 
 def test_glass_lies_around_a_polygon(asked):
-  client, searcher, _ = asked
+  client, searcher, path = asked
   ring = [[100, 50], [400, 50], [100, 350]]
   body = {"slide": client.keys["one"], "polygon": ring}
   assert client.post(body)[0] == 200
-  kind, (picture,), mpp = searcher.asked[-1]
+  kind, (picture,), mpp, whose = searcher.asked[-1]
   assert kind == "images" and mpp == pytest.approx(0.5)
+  assert str(whose) == str(path)  # its own slide is left out
   assert picture.shape == (300, 300, 3)
   assert (picture[200:, 200:] == 255).all()
   assert (picture[:50, :50] < 255).all()
@@ -57,7 +58,8 @@ def test_rows_and_pictures(asked):
   assert searcher.asked[-1] == ("rows", [3, 4])
   body = {"pictures": [png(128, 200)], "mpp": 0.5}
   assert client.post(body)[0] == 200
-  _, (picture,), mpp = searcher.asked[-1]
+  _, (picture,), mpp, whose = searcher.asked[-1]
+  assert whose is None
   assert picture.shape == (200, 128, 3) and (picture == 9).all() and mpp == 0.5
 
 

@@ -88,7 +88,11 @@ class Searcher:
     return self.search(self.rows_query(ids), **how)
 
   def by_images(
-    self, images: Sequence[Any], mpp: Number | None = None, **how: Any
+    self,
+    images: Sequence[Any],
+    mpp: Number | None = None,
+    slide_path: str | os.PathLike | None = None,
+    **how: Any,
   ) -> pd.DataFrame:
     """Hits of pictures, all as one query.
 
@@ -96,12 +100,17 @@ class Searcher:
       images: one to five, uint8 [h, w, 3] or [h, w, 1], sides of 128 to 4,096
         pixels.
       mpp: um per pixel of them; None assumes that of the index's tiles.
+      slide_path: the slide's file they were cut from, whose hits `search` may
+        leave out.
       **how: of `search`.
 
     Raises:
       ValueError: too many, too small or too large pictures, or no pictures.
     """
-    return self.search(self.images_query(images, mpp), **how)
+    query = self.images_query(images, mpp)
+    if slide_path is not None:
+      query = _owned(query, self._slides_of(slide_path))
+    return self.search(query, **how)
 
   def by_region(
     self,
@@ -198,9 +207,7 @@ class Searcher:
     x0, y0, w0, h0 = region
     if not (np.isfinite([x0, y0, w0, h0]).all() and w0 > 0 and h0 > 0):
       raise ValueError(f"region {(x0, y0, w0, h0)}: must have an area")
-    path = str(pathlib.Path(slide_path).resolve())
-    slides = self.index.slides
-    mine = slides[slides["path"] == path]
+    mine = self._slides_of(slide_path)
     known = mine["mpp"].dropna().tolist()
     with Slide.open(slide_path, known[0] if known else None) as slide:
       mpp = self.encoding.mpp or slide.mpp
@@ -214,12 +221,12 @@ class Searcher:
           f"at most {SIDES[1]} on a side"
         )
       picture = slide.read_region((x0 + w0 / 2, y0 + h0 / 2), tuple(size), mpp)
-    query = dataclasses.replace(
-      self._query([picture], 1.0),
-      slides=tuple(mine["slide_id"]),
-      patients=tuple(mine["patient_id"]),
-    )
-    return query, picture
+    return _owned(self._query([picture], 1.0), mine), picture
+
+  def _slides_of(self, path: str | os.PathLike) -> pd.DataFrame:
+    """Slides of the index that are in a file."""
+    slides = self.index.slides
+    return slides[slides["path"] == str(pathlib.Path(path).resolve())]
 
   def search(
     self,
@@ -246,6 +253,15 @@ class Searcher:
       exclude_patient=query.patients if exclude == "patient" else (),
       apart=apart,
     )
+
+
+def _owned(query: Query, slides: pd.DataFrame) -> Query:
+  """The query, and whose it is."""
+  return dataclasses.replace(
+    query,
+    slides=tuple(slides["slide_id"]),
+    patients=tuple(slides["patient_id"]),
+  )
 
 
 def _check(number: int, image: Any) -> None:

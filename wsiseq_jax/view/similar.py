@@ -117,7 +117,9 @@ class Similar:
       [(ring - (x0, y0)) / downsample], picture.shape[:2]
     )
     picture = np.where(inside[..., None], picture, np.uint8(255))
-    return self._shown(lambda s: s.by_images([picture], mpp, k=self._hits))
+    return self._shown(
+      lambda s: s.by_images([picture], mpp, slide_path=entry.path, k=self._hits)
+    )
 
   def _shown(self, ask) -> list[dict[str, Any]]:
     with self._lock:
