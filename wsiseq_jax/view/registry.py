@@ -14,7 +14,7 @@ def key_of(slide_id: str) -> str:
 
   Example:
     >>> key_of("slide 1")
-    'bd9571d4ef22d6aa'
+    '9f662768026d71f4'
   """
   return hashlib.blake2s(slide_id.encode(), digest_size=8).hexdigest()
 

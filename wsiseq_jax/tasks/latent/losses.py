@@ -21,7 +21,7 @@ def decay(
   """Part of the teacher that stays at an update, linear in the progress.
 
   Example:
-    >>> [round(float(decay(p, 0.5, 1.0)), 3) for p in (0.0, 0.25, 1.0)]
+    >>> [float(decay(jnp.float32(p), 0.5, 1.0)) for p in (0.0, 0.25, 1.0)]
     [0.5, 0.625, 1.0]
   """
   return start + (end - start) * progress
