@@ -45,7 +45,8 @@ demo: $(INSTALLED)
 	  --config.index.features=$(OUT)/run/embeddings \
 	  --config.index.prep=$(OUT)/prep \
 	  --config.index.table=$(OUT)/prep/slides.csv \
-	  --config.encoder.name=run --config.encoder.checkpoint=$(OUT)/run \
+	  --config.encoder.name=run --config.encoder.frames=4 \
+	  --config.encoder.checkpoint=$(OUT)/run \
 	  || [ $$? -eq 3 ]
 	@echo "Open $(OUT)/report/index.html in a browser."
 	@echo "The slides themselves: make view$(if $(SLIDES), SLIDES=$(SLIDES))$(if $(filter out/demo,$(OUT)),, OUT=$(OUT))"
