@@ -26,7 +26,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -52,6 +52,23 @@ VERSION = "1.0.0"
 FORMAT = "array_record"
 
 
+@runtime_checkable
+class Schema(Protocol):
+  """What the records of a data set are: what writing them needs to know."""
+
+  description: str  # a sentence for `dataset_info.json`
+
+  def features(self) -> tfds.features.FeaturesDict:
+    """Describes a record to TFDS; all records have the same features."""
+
+  def example(self, record: Any) -> dict[str, Any]:
+    """Checks a record and turns it into what TFDS encodes.
+
+    Raises:
+      ValueError: the record is not one of this data set.
+    """
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
   """The shapes all sequences of a data set share."""
@@ -59,6 +76,44 @@ class Layout:
   frames: int  # frames in a sequence
   panels: int  # stored images in a sequence
   panel_px: tuple[int, int]  # (h, w) of a stored image
+  description: ClassVar[str] = "Sequences of histology image frames."
+
+  def features(self) -> tfds.features.FeaturesDict:
+    """Describes a record to TFDS; all records have the same shapes."""
+    t = self.frames
+    tensor = tfds.features.Tensor
+    image = tfds.features.Image(
+      shape=(*self.panel_px, 3), dtype=np.uint8, encoding_format="jpeg"
+    )
+    return tfds.features.FeaturesDict(
+      {
+        "sequence_id": tfds.features.Text(),
+        "slide_id": tfds.features.Text(),
+        "patient_id": tfds.features.Text(),
+        "panels": tfds.features.Sequence(image, length=self.panels),
+        "frame_panel": tensor(shape=(t,), dtype=np.int32),
+        "frame_box": tensor(shape=(t, 4), dtype=np.float32),
+        "frame_level0_xy": tensor(shape=(t, 2), dtype=np.float32),
+        "time": tensor(shape=(t,), dtype=np.float32),
+        "frame_mask": tensor(shape=(t,), dtype=np.float32),
+        "mpp": tfds.features.Scalar(dtype=np.float32),
+        "heading_deg": tfds.features.Scalar(dtype=np.float32),
+      }
+    )
+
+  def example(self, record: records.SequenceRecord) -> dict[str, Any]:
+    """Checks a sequence and turns it into what TFDS encodes."""
+    records.validate(record)
+    found = Layout(
+      frames=record.frames,
+      panels=len(record.panels),
+      panel_px=records.panel_size(record.panels[0]),
+    )
+    if found != self:
+      raise ValueError(
+        f"sequence {record.sequence_id!r} is {found}, the data set is {self}"
+      )
+    return records.to_example(record)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,30 +125,6 @@ class Part:
   split: str  # 'train', 'val' or 'test'
   sequences: int  # number of records in the file
   num_bytes: int  # bytes of serialised records in the file
-
-
-def features(layout: Layout) -> tfds.features.FeaturesDict:
-  """Describes a record to TFDS; all records have the same shapes."""
-  t = layout.frames
-  tensor = tfds.features.Tensor
-  image = tfds.features.Image(
-    shape=(*layout.panel_px, 3), dtype=np.uint8, encoding_format="jpeg"
-  )
-  return tfds.features.FeaturesDict(
-    {
-      "sequence_id": tfds.features.Text(),
-      "slide_id": tfds.features.Text(),
-      "patient_id": tfds.features.Text(),
-      "panels": tfds.features.Sequence(image, length=layout.panels),
-      "frame_panel": tensor(shape=(t,), dtype=np.int32),
-      "frame_box": tensor(shape=(t, 4), dtype=np.float32),
-      "frame_level0_xy": tensor(shape=(t, 2), dtype=np.float32),
-      "time": tensor(shape=(t,), dtype=np.float32),
-      "frame_mask": tensor(shape=(t,), dtype=np.float32),
-      "mpp": tfds.features.Scalar(dtype=np.float32),
-      "heading_deg": tfds.features.Scalar(dtype=np.float32),
-    }
-  )
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
@@ -113,11 +144,11 @@ def canonical_json(value: Any) -> str:
 
 def write_part(
   path: pathlib.Path,
-  sequences: Iterable[records.SequenceRecord],
-  layout: Layout,
+  found: Iterable[Any],
+  schema: Schema,
 ) -> tuple[int, int]:
   """Writes the records of one slide to one ArrayRecord file, atomically."""
-  spec = features(layout)
+  spec = schema.features()
   serializer = example_serializer.ExampleSerializer(spec.get_serialized_info())
   count = num_bytes = 0
   with replacing(path) as draft:
@@ -127,10 +158,8 @@ def write_part(
       os.fspath(draft), "group_size:1,uncompressed"
     )
     try:
-      for record in sequences:
-        records.validate(record)
-        _check_layout(record, layout)
-        example = spec.encode_example(records.to_example(record))
+      for record in found:
+        example = spec.encode_example(schema.example(record))
         # The features of an example are a map: without `deterministic` their
         # order, and so the bytes, may differ from one process to the next.
         data = serializer.get_tf_example(example).SerializeToString(
@@ -160,18 +189,6 @@ def _as_os_error() -> Iterator[None]:
     raise OSError(number, os.strerror(number)) from error
 
 
-def _check_layout(record: records.SequenceRecord, layout: Layout) -> None:
-  found = Layout(
-    frames=record.frames,
-    panels=len(record.panels),
-    panel_px=records.panel_size(record.panels[0]),
-  )
-  if found != layout:
-    raise ValueError(
-      f"sequence {record.sequence_id!r} is {found}, the data set is {layout}"
-    )
-
-
 def _check_complete(path: pathlib.Path, count: int) -> None:
   """Reads the index of a file back: the writer may hide a full disk."""
   try:
@@ -193,7 +210,7 @@ def _check_complete(path: pathlib.Path, count: int) -> None:
 def assemble(
   folder: pathlib.Path,
   parts: Sequence[Part],
-  layout: Layout,
+  schema: Schema,
   metadata: Mapping[str, Any],
   targets: TargetTable,
 ) -> bool:
@@ -221,7 +238,7 @@ def assemble(
   remove_tree(building)
   building.mkdir(parents=True)
   try:
-    _write_info(building, by_split, layout, metadata)
+    _write_info(building, by_split, schema, metadata)
     if _same(folder, building, links):
       return write_atomic(folder / TARGETS, targets.to_json())
     write_atomic(building / TARGETS, targets.to_json())
@@ -250,7 +267,7 @@ def _shard_name(split: str, index: int, count: int) -> str:
 def _write_info(
   folder: pathlib.Path,
   by_split: Mapping[str, Sequence[Part]],
-  layout: Layout,
+  schema: Schema,
   metadata: Mapping[str, Any],
 ) -> None:
   """Writes features.json, dataset_info.json and metadata.json through TFDS."""
@@ -262,8 +279,8 @@ def _write_info(
       data_dir=os.fspath(folder),
       module_name="",
     ),
-    description="Sequences of histology image frames.",
-    features=features(layout),
+    description=schema.description,
+    features=schema.features(),
     disable_shuffling=True,
     # Through JSON, so that a tuple reads back as what is compared: a list.
     metadata=tfds.core.MetadataDict(json.loads(canonical_json(metadata))),

@@ -140,6 +140,8 @@ class Painter:
     s: pixels per micrometre.
   """
 
+  fibre_px = 1024  # side of the pattern of fibres, which repeats
+
   def __init__(
     self,
     rng: np.random.Generator,
@@ -203,7 +205,7 @@ class Painter:
     fibres, so their slope is known in closed form and nuclei can follow it.
     """
     rng, s, d = self.rng, self.s, self.downsample
-    side = 1024
+    side = self.fibre_px
     stretched = noise(rng, (side, side), (1.1 * s, 26 * s))
     stretched += 0.6 * noise(rng, (side, side), (2.6 * s, 40 * s))
     shape = self.types.shape
@@ -333,12 +335,7 @@ class Painter:
   def _tumour(self):
     """Solid nests of large pleomorphic nuclei between thin septa."""
     rng, s = self.rng, self.s
-    nests = np.zeros(self.shape, np.uint8)
-    seeds = self._points(TUMOUR, 88.0, 0.2)
-    draw_polygons(nests, _voronoi_cells(seeds, 12 * s), 255)
-    if len(seeds) <= 6:
-      # A small lesion is one nest: its Voronoi cells would all be open.
-      nests[:] = 255
+    nests = self._nests()
     inner = self._keep(self._points(TUMOUR, 13.2, 0.22), nests, True)
     axes, angles = self._draw_nuclei(inner, (3.8, 7.0), (3.0, 4.6), (0.62, 0.9))
     vesicular = rng.random(len(inner)) < 0.7
@@ -363,6 +360,16 @@ class Painter:
       h_septum + nest * (h_nest - h_septum),
       e_septum + nest * (e_nest - e_septum),
     )
+
+  def _nests(self):
+    """Where tumour cells lie, 255, between septa, 0."""
+    nests = np.zeros(self.shape, np.uint8)
+    seeds = self._points(TUMOUR, 88.0, 0.2)
+    draw_polygons(nests, _voronoi_cells(seeds, 12 * self.s), 255)
+    if len(seeds) <= 6:
+      # A small lesion is one nest: its Voronoi cells would all be open.
+      nests[:] = 255
+    return nests
 
   def _adipose(self):
     """Large empty cells in a net of eosinophilic walls."""

@@ -158,7 +158,7 @@ def test_parsed_example_is_a_record(tmp_path):
   reader = array_record_module.ArrayRecordReader(
     str(folder / "wsiseq-train.array_record-00000-of-00001")
   )
-  spec = shards.features(tiny_shards.LAYOUT).get_serialized_info()
+  spec = tiny_shards.LAYOUT.features().get_serialized_info()
   parser = example_parser.ExampleParserNp(spec)
   record = records.from_example(parser.parse_example(reader.read([2])[0]))
   want = tiny_shards.strip_record("a", 2)

@@ -1,0 +1,1 @@
+"""Labelled pictures: images with labels, masks and points become shards."""

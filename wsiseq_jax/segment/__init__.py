@@ -1,0 +1,1 @@
+"""Weakly supervised segmentation: from labels, points or slides to masks."""
