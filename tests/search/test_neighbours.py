@@ -1,5 +1,6 @@
 """Nearest neighbours against a brute-force ranking."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -57,3 +58,37 @@ def test_groups_come_in_pairs():
     neighbours.nearest(x, x, 1, query_groups=np.array([0, 1]))
   with pytest.raises(ValueError, match="k=0"):
     neighbours.nearest(x, x, 0)
+
+
+def test_rows_are_spread_over_devices_and_read_by_slices():
+  assert jax.device_count() == 8
+  rng = np.random.default_rng(1)
+  rows = rng.normal(size=(5000, 7)).astype(np.float16)
+  queries = rng.normal(size=(1500, 7)).astype(np.float32)  # more than one block
+
+  class Lazy:
+    read = 0
+
+    def __len__(self):
+      return len(rows)
+
+    def __getitem__(self, part):
+      Lazy.read = max(Lazy.read, len(rows[part]))
+      return rows[part]
+
+  found = neighbours.nearest(queries, Lazy(), 5, block=2048)
+  assert Lazy.read == 2048
+  unit = rows.astype(np.float32)
+  unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+  asked = queries / np.linalg.norm(queries, axis=1, keepdims=True)
+  alike = asked @ unit.T
+  wanted = -np.sort(-alike, axis=1)[:, :5]
+  np.testing.assert_allclose(found.similarity, wanted, atol=1e-5)
+  at = np.take_along_axis(alike, found.index, axis=1)
+  np.testing.assert_allclose(at, wanted, atol=1e-5)
+
+
+def test_fewer_rows_than_wanted_are_marked():
+  x = np.eye(3, dtype=np.float32)
+  found = neighbours.nearest(x[:1], x, 5)
+  assert found.index.tolist() == [[0, 1, 2, -1, -1]]

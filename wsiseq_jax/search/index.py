@@ -27,7 +27,7 @@ import pandas as pd
 from jaxtyping import Float32, Int
 
 from data_prep.files.schema import did_you_mean
-from wsiseq_jax.search import ann, contents
+from wsiseq_jax.search import ann, contents, neighbours
 from wsiseq_jax.search.clustering import l2_normalise
 
 COLUMNS = (
@@ -40,11 +40,23 @@ EXACT = 20_000  # rows up to which all are looked at
 _LISTS = 64  # lists looked at
 # Candidates that are ranked by their vectors, for each hit, and at least.
 _CANDIDATES, _FEWEST = 20, 200
-_BLOCK = 1 << 24  # similarities computed at once
 _SPARE = 16  # more than k are kept, until distances are exact
 _ROUNDING = 1e-3  # of a distance near 0, which comes from a cosine near 1
 
 Names = str | Sequence[str]
+
+
+class _Gathered:
+  """Vectors of some rows, read where they are sliced."""
+
+  def __init__(self, held: contents.Contents, rows: Int[np.ndarray, " n"]):
+    self.rows, self._held = rows, held
+
+  def __len__(self) -> int:
+    return len(self.rows)
+
+  def __getitem__(self, part: slice) -> np.ndarray:
+    return self._held.gather(self._held.vectors, self.rows[part])
 
 
 class Index:
@@ -275,31 +287,13 @@ class Index:
   def _exact(
     self, queries, k: int, allowed
   ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Looks at every row, in blocks."""
+    """Looks at every row, on the devices."""
     is_allowed = self._contents.is_live if allowed is None else allowed
-    kept, step = k + _SPARE, min(max(1, _BLOCK // len(queries)), 65_536)
-    best = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries)
-    parts = zip(self._contents.vectors, self._contents.parts, strict=True)
-    for vectors, part in parts:
-      for start in range(0, part.rows, step):
-        stop = min(start + step, part.rows)
-        first = part.first + start
-        inside = np.flatnonzero(is_allowed[first : part.first + stop])
-        if not len(inside):
-          continue
-        block = vectors[start:stop]
-        block = block[inside] if len(inside) < len(block) else block
-        similarity = queries @ block.astype(np.float32).T
-        for i, of_query in enumerate(similarity):
-          rows = np.concatenate([best[i][0], inside + first])
-          alike = np.concatenate([best[i][1], of_query])
-          if len(rows) > kept:
-            chosen = np.argpartition(-alike, kept - 1)[:kept]
-            rows, alike = rows[chosen], alike[chosen]
-          best[i] = rows, alike
+    looked = _Gathered(self._contents, np.flatnonzero(is_allowed))
+    nearest = neighbours.nearest(queries, looked, k + _SPARE)
     return [
-      self._ranked(query, np.sort(rows), k)
-      for query, (rows, _) in zip(queries, best, strict=True)
+      self._ranked(query, np.sort(looked.rows[index[index >= 0]]), k)
+      for query, index in zip(queries, nearest.index, strict=True)
     ]
 
   def _table(self, queries, found, slides: set, patients: set) -> pd.DataFrame:

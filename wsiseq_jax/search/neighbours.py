@@ -6,11 +6,21 @@ own group (by default its region) never come back.
 """
 
 import dataclasses
+import functools
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
 from wsiseq_jax.search.clustering import l2_normalise
+
+_ROWS = "rows"  # the axis of devices
+_NOBODY = -2  # group of a row that only fills up a block
+_QUERIES = 1024  # asked at once
+_LEAST = 1024  # rows of a block, at least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,40 +40,128 @@ class Neighbours:
 
 def nearest(
   queries: Float[np.ndarray, "q d"],
-  gallery: Float[np.ndarray, "n d"],
+  gallery: Any,
   k: int = 5,
   query_groups: np.ndarray | None = None,
   gallery_groups: np.ndarray | None = None,
-  block: int = 8192,
+  block: int = 1 << 17,
 ) -> Neighbours:
   """The k most similar gallery rows of each query, outside its own group.
 
-  The gallery is searched in blocks: memory grows with q·block, not with q·n.
+  The gallery goes through the devices block by block, the rows of a block
+  spread over them: memory grows with `block`, not with q·n. Of equal rows the
+  first is nearer. On a TPU `approx_max_k` picks the k of each device's part of
+  a block; it misses one in a thousand at most on average.
+
+  Args:
+    queries: of any length above 0.
+    gallery: the rows that may be found, [n, d], an array or anything that gives
+      one when it is sliced.
+    k: how many.
+    query_groups: group of each query, any values.
+    gallery_groups: group of each gallery row.
+    block: rows on the devices at once.
+
+  Raises:
+    ValueError: one kind of groups without the other, k or block below 1, or a
+      row without a direction.
   """
   if (query_groups is None) != (gallery_groups is None):
     raise ValueError("query_groups and gallery_groups must be given together")
   if k < 1 or block < 1:
     raise ValueError(f"k={k} and block={block} must be at least 1")
-  queries, gallery = l2_normalise(queries), l2_normalise(gallery)
-  best = np.full((len(queries), k), -np.inf, np.float32)
-  index = np.full((len(queries), k), -1, np.int64)
-  for start in range(0, len(gallery), block):
-    stop = min(start + block, len(gallery))
-    similarity = queries @ gallery[start:stop].T
-    if query_groups is not None:
-      same = (
-        np.asarray(query_groups)[:, None]
-        == np.asarray(gallery_groups)[None, start:stop]
+  queries = l2_normalise(queries)
+  own, groups = _numbered(query_groups, gallery_groups, queries, gallery)
+  devices = jax.local_devices()
+  mesh = jax.make_mesh(
+    (len(devices),), (_ROWS,), (AxisType.Auto,), devices=devices
+  )
+  # Few shapes, so that few programs are compiled.
+  rows = min(_power(block), _power(max(len(gallery), _LEAST)))
+  rows = -(-rows // mesh.size) * mesh.size
+  place = NamedSharding(mesh, PartitionSpec(_ROWS))
+  found = []
+  for first in range(0, len(queries), _QUERIES):
+    mine = slice(first, first + _QUERIES)
+    count = len(queries[mine])
+    asked = _padded(queries[mine], min(_power(count), _QUERIES))
+    of = _padded(own[mine], len(asked))
+    best = (
+      jnp.full((len(asked), k), -jnp.inf, jnp.float32),
+      jnp.full((len(asked), k), -1, jnp.int32),
+    )
+    for start in range(0, len(gallery), rows):
+      part = l2_normalise(gallery[start : start + rows])
+      kept = groups[start : start + rows]
+      part, kept = jax.device_put(
+        (_padded(part, rows), _padded(kept, rows, _NOBODY)), place
       )
-      similarity[same] = -np.inf
-    rows = np.broadcast_to(np.arange(start, stop), similarity.shape)
-    merged = np.concatenate([best, similarity], 1)
-    merged_rows = np.concatenate([index, rows], 1)
-    order = np.argsort(-merged, axis=1, kind="stable")[:, :k]
-    best = np.take_along_axis(merged, order, 1)
-    index = np.take_along_axis(merged_rows, order, 1)
-  index[~np.isfinite(best)] = -1
-  return Neighbours(index, best)
+      best = _merged(best, asked, of, part, kept, start, mesh)
+    similarity, index = (np.asarray(x)[:count] for x in best)
+    found.append((index.astype(np.int64), similarity))
+  index = np.concatenate([i for i, _ in found] or [np.zeros((0, k), np.int64)])
+  similarity = np.concatenate(
+    [s for _, s in found] or [np.zeros((0, k), np.float32)]
+  )
+  return Neighbours(np.where(np.isfinite(similarity), index, -1), similarity)
+
+
+def _power(count: int) -> int:
+  """The power of two that is not below."""
+  return 1 << max(0, count - 1).bit_length()
+
+
+def _padded(rows: np.ndarray, count: int, value: int = 0) -> np.ndarray:
+  wide = [(0, count - len(rows))] + [(0, 0)] * (rows.ndim - 1)
+  return np.pad(rows, wide, constant_values=value)
+
+
+def _numbered(
+  query_groups, gallery_groups, queries, gallery
+) -> tuple[np.ndarray, np.ndarray]:
+  """Groups as numbers from 0; a query without groups has one of its own."""
+  if query_groups is None:
+    return np.full(len(queries), -1, np.int32), np.zeros(len(gallery), np.int32)
+  both = np.concatenate([np.asarray(query_groups), np.asarray(gallery_groups)])
+  _, numbers = np.unique(both, return_inverse=True)
+  numbers = numbers.astype(np.int32)
+  return numbers[: len(queries)], numbers[len(queries) :]
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def _merged(best, queries, own, gallery, groups, start, mesh):
+  """The best of what was found and of a block, spread over the devices."""
+  k = best[0].shape[1]
+
+  def local(gallery, groups):
+    alike = jnp.dot(
+      queries, gallery.T, precision="highest", preferred_element_type="float32"
+    )
+    hidden = (groups[None] == own[:, None]) | (groups[None] == _NOBODY)
+    alike = jnp.where(hidden, -jnp.inf, alike)
+    count = min(k, alike.shape[1])
+    if jax.default_backend() == "tpu":
+      top, at = jax.lax.approx_max_k(alike, count, recall_target=0.999)
+    else:
+      top, at = jax.lax.top_k(alike, count)
+    first = start + jax.lax.axis_index(_ROWS) * gallery.shape[0]
+    return (
+      jax.lax.all_gather(top, _ROWS, axis=1, tiled=True),
+      jax.lax.all_gather(at + first, _ROWS, axis=1, tiled=True),
+    )
+
+  spread, same = PartitionSpec(_ROWS), PartitionSpec()
+  top, at = jax.shard_map(
+    local,
+    mesh=mesh,
+    in_specs=(spread, spread),
+    out_specs=(same, same),
+    check_vma=False,
+  )(gallery, groups)
+  top = jnp.concatenate([best[0], top], axis=1)
+  at = jnp.concatenate([best[1], at], axis=1)
+  top, order = jax.lax.top_k(top, k)
+  return top, jnp.take_along_axis(at, order, axis=1)
 
 
 def share_same(

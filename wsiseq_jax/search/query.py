@@ -235,6 +235,7 @@ class Searcher:
     where: Mapping[str, Any] | None = None,
     exclude: Literal["none", "slide", "patient"] = "slide",
     apart: Number = 2.0,
+    exact: bool = False,
   ) -> pd.DataFrame:
     """The hits of a query; see `Index.search`.
 
@@ -244,6 +245,7 @@ class Searcher:
       where: filters.
       exclude: whether hits of the query's own slides or patients are left out.
       apart: hits closer than so many sides on one slide are found once.
+      exact: looks at all rows, on the devices.
     """
     return self.index.search(
       query.vectors,
@@ -252,6 +254,7 @@ class Searcher:
       exclude_slide=query.slides if exclude == "slide" else (),
       exclude_patient=query.patients if exclude == "patient" else (),
       apart=apart,
+      exact=exact,
     )
 
 

@@ -88,6 +88,7 @@ class QueryBlock:
   exclude: Literal["none", "slide", "patient"] = "slide"  # the query's own
   # Hits closer than so many sides on one slide are shown once; 0 = all.
   apart: NotNegative = 2.0
+  exact: bool = False  # looks at all rows, on the devices, not at codes
   thumbnail_px: Annotated[int, Range(32, 1024)] = 224
 
 

@@ -71,6 +71,7 @@ def search(wanted: SearchSettings) -> list[SlideError]:
     wanted.query.where.given(),
     wanted.query.exclude,
     wanted.query.apart,
+    wanted.query.exact,
   )
   out.mkdir(parents=True, exist_ok=True)
   tables.write(
