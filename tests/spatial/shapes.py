@@ -3,6 +3,8 @@
 import numpy as np
 import shapely
 
+from wsiseq_jax.spatial import windows
+
 
 def block():
   """A square with a rectangular hole, 1,000 µm wide."""
@@ -24,3 +26,10 @@ def all_distances(first, second=None):
   if second is None:
     np.fill_diagonal(d, np.inf)
   return d
+
+
+def clusters(window, rng, centres, size):
+  """Cells in clumps of 15 µm around centres."""
+  points = centres[rng.integers(0, len(centres), size)]
+  points = points + rng.normal(0, 15, (size, 2))
+  return points[windows.inside(window, points)]

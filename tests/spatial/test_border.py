@@ -52,18 +52,21 @@ def test_areas_around_a_corner_and_a_hole_in_the_window():
 
 @pytest.mark.parametrize("null", border.NULLS)
 def test_planted_attraction_is_found(null):
+  """Around discs: along a straight border no shift would part them."""
   rng = np.random.default_rng(0)
-  near = windows.sample(shapely.box(400, 0, 420, 1000), 200, rng)
+  centres = [(300, 300), (700, 350), (450, 720)]
+  region = windows.union([shapely.Point(c).buffer(90) for c in centres])
+  ring = region.buffer(20) - region
+  near = windows.sample(ring, 200, rng)
   points = np.vstack([near, windows.sample(WINDOW, 800, rng)])
   edges = np.arange(-40.0, 101, 20)
   test = border.profile_test(
-    points, beyond(), WINDOW, edges,
-    null=null, simulations=99, rng=rng, reach=200.0,
+    points, region, WINDOW, edges,
+    null=null, simulations=99, rng=rng, reach=250.0,
   )  # fmt: skip
   assert test.p <= 0.05
-  np.testing.assert_array_equal(test.observed > test.high, edges[:-1] == 0)
-  # Shifts move them, 200 in a strip 20 wide, up to its width.
-  density = 1e6 * (200 / (20 * 1000) + 800 / 1e6)
+  assert np.argmax(test.observed - test.high) == 2
+  density = 1e6 * (200 / ring.area + 800 / 1e6)
   assert test.observed[2] == pytest.approx(density, rel=0.1)
 
 
@@ -107,10 +110,12 @@ def test_overlap_is_the_binomial_test():
   assert found.area_share == pytest.approx(0.4)
   assert found.ratio == pytest.approx(0.7 / 0.4)
   assert found.p == pytest.approx(2.0e-9, rel=0.2)
-  moved = border.overlap(
-    points, beyond(), WINDOW, null="shift", reach=200.0, rng=rng, simulations=99
-  )
-  assert moved.p <= 0.1 and moved.ratio == found.ratio
+  disc = shapely.Point(500, 500).buffer(120)
+  within = np.vstack([windows.sample(disc, 30, rng), points])
+  keys = {"null": "shift", "reach": 300.0, "rng": rng, "simulations": 99}
+  moved = border.overlap(within, disc, WINDOW, **keys)
+  assert moved.p <= 0.05 and moved.ratio > 5
+  assert border.overlap(points, disc, WINDOW, **keys).p > 0.1
 
 
 def test_wrong_settings():
@@ -124,7 +129,7 @@ def test_wrong_settings():
     border.profile_test(points, REGION, WINDOW, EDGES, null="csr", **keys)
   with pytest.raises(ValueError, match="reach is None"):
     border.profile_test(points, REGION, WINDOW, EDGES, null="shift", **keys)
-  with pytest.raises(ValueError, match="a shift leaves"):
+  with pytest.raises(ValueError, match="0.0% of the window"):
     border.profile_test(
       points, REGION, WINDOW, EDGES, null="shift", reach=5000.0, **keys
     )

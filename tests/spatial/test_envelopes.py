@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
-import shapely
 
 from tests.spatial import shapes
-from wsiseq_jax.spatial import envelopes, ripley, windows
+from wsiseq_jax.spatial import envelopes, ripley, shifts, windows
 
 RADII = np.arange(10.0, 61, 10)
 
@@ -61,24 +60,14 @@ def test_distances_without_values_are_left_out():
     envelopes.global_envelope(curves[0], curves[1:], alternative="more")
 
 
-def clusters(window, rng, centres, size):
-  """Cells in clumps of 15 µm around centres."""
-  points = centres[rng.integers(0, len(centres), size)]
-  points = points + rng.normal(0, 15, (size, 2))
-  return points[windows.inside(window, points)]
-
-
 def test_points_that_follow_others_are_found_by_all_models():
   rng = np.random.default_rng(0)
   window = shapes.block()
-  others = clusters(window, rng, windows.sample(window, 15, rng), 200)
-  points = clusters(window, rng, others[:20], 150)
+  others = shapes.clusters(window, rng, windows.sample(window, 15, rng), 200)
+  points = shapes.clusters(window, rng, others[:20], 150)
   keys = {"simulations": 39, "rng": rng, "alternative": "greater"}
-  shift = envelopes.random_shifts(
-    points, others, window, RADII, reach=300, **keys
-  )
+  shift = shifts.cross_k(points, others, window, RADII, reach=300, **keys)
   exact = ripley.k(points, window, RADII, others=others).value
-  np.testing.assert_allclose(shift.observed[1:], exact[1:], rtol=0.05)
   uniform = envelopes.random_points(
     lambda p: ripley.k(p, window, RADII, others=others).value,
     points, window, **keys,
@@ -90,33 +79,6 @@ def test_points_that_follow_others_are_found_by_all_models():
   labels = envelopes.random_labels(cells, types, (0, 1), window, RADII, **keys)
   np.testing.assert_allclose(labels.observed, exact, rtol=1e-9)
   assert shift.p == uniform.p == labels.p == 1 / 40
-
-
-def test_independent_clusters_are_attracted_only_to_the_naive_model():
-  rng = np.random.default_rng(1)
-  window = shapes.block()
-  naive, shifted = [], []
-  for _ in range(16):
-    points, others = (
-      clusters(window, rng, windows.sample(window, 8, rng), 200)
-      for _ in range(2)
-    )
-    keys = {"simulations": 39, "rng": rng}
-    naive.append(
-      envelopes.random_points(
-        lambda p, o=others: ripley.k(p, window, RADII, others=o).value,
-        points,
-        window,
-        **keys,
-      ).p  # fmt: skip
-    )
-    shifted.append(
-      envelopes.random_shifts(
-        points, others, window, RADII, reach=400, **keys
-      ).p
-    )
-  assert np.mean(np.array(naive) <= 0.05) > 0.5
-  assert np.mean(np.array(shifted) <= 0.05) < 0.3
 
 
 def test_labels_from_some_focal_cells():
@@ -134,20 +96,3 @@ def test_labels_from_some_focal_cells():
     envelopes.random_labels(
       points, types, (0, 5), window, RADII, simulations=39, rng=rng
     )
-
-
-def test_shifts_refuse_what_they_cannot_do():
-  rng = np.random.default_rng(0)
-  window = shapely.box(0, 0, 20_000, 20_000)
-  points = windows.sample(window, 50, rng)
-  keys = {"simulations": 39, "rng": rng}
-  with pytest.raises(ValueError, match="reach is 50, allowed: above"):
-    envelopes.random_shifts(points, points, window, RADII, reach=50, **keys)
-  with pytest.raises(ValueError, match="two pixels"):
-    envelopes.random_shifts(
-      points, points, window, np.array([1.0, 2.0]), reach=50, **keys
-    )
-  small = shapely.box(0, 0, 300, 300)
-  points = windows.sample(small, 50, rng)
-  with pytest.raises(ValueError, match="a shift leaves"):
-    envelopes.random_shifts(points, points, small, RADII, reach=400, **keys)

@@ -15,7 +15,7 @@ import scipy.stats
 import shapely
 from jaxtyping import Float, Int
 
-from wsiseq_jax.spatial import envelopes, windows
+from wsiseq_jax.spatial import envelopes, shifts, windows
 
 NULLS = ("shift", "uniform")
 # Segments that a quarter of a circle has in a zone's outline: areas to 1e-4.
@@ -123,14 +123,14 @@ def profile_test(
     region: as in `profile`.
     window: as in `profile`.
     edges: as in `profile`.
-    null: "shift" moves all cells together, which keeps their clusters; what
-      leaves the window is lost, and density is taken over the area that still
-      can be reached. "uniform" draws each cell by itself: clustered cells are
-      then found coupled to anything.
+    null: "shift" moves all cells together, which keeps their clusters; those
+      near the window's border do not count (`shifts.py`), and density is taken
+      over the area that the others could be in. "uniform" draws each cell by
+      itself: clustered cells are then found coupled to anything.
     simulations: number of simulated profiles.
     rng: of the draws.
-    reach: shifts are uniform in a disc of this radius, µm; "shift" needs it.
-      Well above the size of clusters.
+    reach: longest shift, µm; "shift" needs it. Well above the size of
+      clusters.
     cumulative: test the share of cells nearer than each zone's end (the
       distribution of border distance within these zones), not the densities.
     alpha: as in `envelopes.global_envelope`.
@@ -140,8 +140,7 @@ def profile_test(
     The test of cells per mm², or of the cumulative share, zone by zone.
 
   Raises:
-    ValueError: as `profile` and `global_envelope`; no points; "shift" without a
-      reach, or with one at which the window is left.
+    ValueError: as `profile`, `shifts.draw` and `global_envelope`; no points.
   """
   observed = profile(points, region, window, edges)
   windows.check_points(points, window)
@@ -266,39 +265,32 @@ def _uniform(observed: Profile, simulations: int, rng) -> np.ndarray:
 
 def _shifted(points, observed, region, window, reach, simulations, rng):
   """Counts and areas under shifts, no shift first."""
-  if reach is None or not reach > 0:
-    raise ValueError(f"reach is {reach}, a shift needs one above 0 µm")
+  drawn = shifts.draw(
+    points, window, reach=reach, simulations=simulations, rng=rng
+  )
   zones = len(observed.counts)
   label, pixel = _labels(region, window, tuple(observed.edges.tolist()))
   (x0, y0), size = window.bounds[:2], label.shape
+  mask = windows.draw(drawn.inner, (x0, y0), pixel, size)
 
-  def zone_at(xy: np.ndarray) -> np.ndarray:
+  def value_at(raster: np.ndarray, xy: np.ndarray, beyond) -> np.ndarray:
     at = np.floor((xy - (x0, y0)) / pixel).astype(int)
     good = ((at >= 0) & (at < size[::-1])).all(axis=1)
     at[~good] = 0
-    return np.where(good, label[at[:, 1], at[:, 0]], zones + 1)
+    return np.where(good, raster[at[:, 1], at[:, 0]], beyond)
 
   places, zone = _places(label, zones, rng)
   places = (places + 0.5) * pixel + (x0, y0)
-  each = np.bincount(zone, minlength=zones + 1)
-  angle = rng.uniform(0, 2 * np.pi, simulations)
-  length = reach * np.sqrt(rng.uniform(0, 1, simulations))
-  shift = np.stack([length * np.cos(angle), length * np.sin(angle)], axis=1)
+  each = np.bincount(zone, minlength=zones)
   counts, reached = [], []
-  for v in np.vstack([np.zeros((1, 2)), shift]):
-    counts.append(np.bincount(zone_at(points + v), minlength=zones + 2))
-    # A place is reached if it came out of the window, too.
-    come = zone[zone_at(places - v) <= zones]
-    reached.append(_ratio(np.bincount(come, minlength=zones + 1), each))
-  counts, reached = np.array(counts)[:, :zones], np.array(reached)
-  beyond = max(observed.area - observed.areas.sum(), 0.0)
-  room = np.nansum(reached * [*observed.areas, beyond], axis=1) / observed.area
-  if room.min() < 0.05:
-    raise ValueError(
-      f"reach is {reach} µm: a shift leaves {room.min():.1%} of the window, "
-      "allowed: at least 5 %"
-    )
-  return counts, np.nan_to_num(reached[:, :zones]) * observed.areas
+  for place in drawn.places:
+    there = value_at(label, drawn.points + place, zones + 1)
+    counts.append(np.bincount(there, minlength=zones + 2)[:zones])
+    # The part of a zone that moved points could be in.
+    seen = zone[value_at(mask, places - place, False)]
+    reached.append(_ratio(np.bincount(seen, minlength=zones), each))
+  areas = np.nan_to_num(np.array(reached)) * observed.areas
+  return np.array(counts), areas
 
 
 @functools.lru_cache(maxsize=4)
@@ -323,9 +315,9 @@ def _labels(region, window, edges: tuple[float, ...]):
 
 
 def _places(label, zones, rng):
-  """Some pixels (x, y) of each zone, and of the window beyond, and the zone."""
+  """Some pixels (x, y) of each zone, and the zone."""
   xy, zone = [np.zeros((0, 2))], [np.zeros(0, int)]
-  for index in range(zones + 1):
+  for index in range(zones):
     flat = np.flatnonzero(label.ravel() == index)
     if len(flat) > _PLACES:
       flat = rng.choice(flat, _PLACES)

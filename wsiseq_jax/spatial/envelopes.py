@@ -1,30 +1,25 @@
 """Monte-Carlo tests of whole curves, with p-values that are exact.
 
-A curve is compared with curves simulated under a null model. Three models:
-complete spatial randomness, random labels over fixed cells, and random shifts
-of one pattern over another, which keep the clusters of both. The test looks at
-all distances at once: curves are ordered by their extreme ranks, ties broken by
-how often they are extreme (extreme rank length), so there is one p-value and
-one band, and the curve leaves the band where the test rejects.
+A curve is compared with curves simulated under a null model: complete spatial
+randomness and random labels over fixed cells are here, random shifts of one
+pattern over another in `shifts.py`. The test looks at all distances at once:
+curves are ordered by their extreme ranks, ties broken by how often they are
+extreme (extreme rank length), so there is one p-value and one band, and the
+curve leaves the band where the test rejects.
 
-References: Myllymäki et al., "Global envelope tests", JRSS B 2017. Mrkvička et
-al., "Revisiting the random shift approach", Spatial Statistics 2021.
+Reference: Myllymäki et al., "Global envelope tests", JRSS B 2017.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 
 import numpy as np
-import scipy.fft
 import scipy.stats
 from jaxtyping import Float, Int
 
 from wsiseq_jax.spatial import edges, pairs, ripley, windows
 
 ALTERNATIVES = ("two-sided", "greater", "less")
-# Longer side of the raster on which shifts are computed, in pixels.
-_RASTER = 4096
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -224,127 +219,3 @@ def _weighted(points, mine, radii, edge):
     good = i != block.j
     rows.append((i[good], block.j[good], ring[good], w[good]))
   return tuple(np.concatenate(column) for column in zip(*rows, strict=True))
-
-
-def random_shifts(
-  points: Float[np.ndarray, "n 2"],
-  others: Float[np.ndarray, "m 2"],
-  window: windows.Window,
-  radii: Float[np.ndarray, " r"],
-  *,
-  reach: windows.Number,
-  simulations: int,
-  rng: np.random.Generator,
-  alpha: windows.Number = 0.05,
-  alternative: str = "two-sided",
-) -> Envelope:
-  """Random shifts: one type moves as a whole over the other, which stays.
-
-  Asks whether the two patterns depend on each other; the clusters of both stay
-  as they are, so clustered but independent types are not taken for attracted.
-  What a shift moves out of the window is lost, and the other way round: the
-  curve is corrected for the overlap (translation). Less overlap means more
-  noise, which makes the test a little conservative. Scaling that noise away is
-  worse: where clusters seldom meet, curves at 0 would no longer be tied.
-
-  All shifts come from one cross-correlation on a raster, so that a million
-  cells take seconds; distances are exact to about its pixel.
-
-  Args:
-    points: of the type that moves, [n, 2] in µm.
-    others: of the type that stays, [m, 2] in µm.
-    window: where cells could be, µm.
-    radii: distances, µm; differences no smaller than two pixels, which are
-      1/4096 of the window's longer side.
-    reach: shifts are uniform in a disc of this radius, µm. Well above the size
-      of clusters, below that of the window.
-    simulations: number of shifts.
-    rng: of the shifts.
-    alpha: as in `global_envelope`.
-    alternative: as in `global_envelope`.
-
-  Returns:
-    The test of the cross-K, µm².
-
-  Raises:
-    ValueError: radii finer than the raster, a reach that is not above the
-      largest radius, a reach at which shifted windows no longer overlap; as
-      `ripley.k` and `global_envelope`.
-  """
-  radii = ripley.check_radii(radii)
-  window = windows.check_window(window)
-  points = windows.check_points(points, window)
-  others = windows.check_points(others, window, name="others")
-  if not reach > radii[-1]:
-    raise ValueError(
-      f"reach is {reach}, allowed: above the largest radius, {radii[-1]} µm"
-    )
-  x0, y0, x1, y1 = window.bounds
-  finest = np.diff(radii, prepend=0)
-  finest = finest[finest > 0].min()
-  pixel = max(max(x1 - x0, y1 - y0) / _RASTER, finest / 8)
-  if finest < 2 * pixel:
-    raise ValueError(
-      f"radii differ by {finest:.3g} µm, allowed: from {2 * pixel:.3g} µm, two "
-      "pixels of the raster of this window"
-    )
-  ratio, overlap = _correlogram(
-    points, others, window, pixel, reach + radii[-1] + pixel
-  )
-  # The disc around a shift, as offsets with the ring that each belongs to.
-  half = math.ceil(radii[-1] / pixel)
-  line = np.arange(-half, half + 1)
-  dy, dx = np.meshgrid(line, line, indexing="ij")
-  ring = np.searchsorted(radii, np.hypot(dx, dy) * pixel).ravel()
-  middle = ratio.shape[0] // 2
-  angle = rng.uniform(0, 2 * np.pi, simulations)
-  length = reach * np.sqrt(rng.uniform(0, 1, simulations))
-  shift = np.stack([length * np.sin(angle), length * np.cos(angle)], axis=1)
-  rows = np.vstack([[(0, 0)], np.round(shift / pixel).astype(int)]) + middle
-  curves, room = [], []
-  for row, column in rows:
-    disc = ratio[row - half : row + half + 1, column - half : column + half + 1]
-    curves.append(np.bincount(ring, disc.ravel(), len(radii) + 1)[:-1].cumsum())
-    room.append(overlap[row, column])
-  curves, room = np.array(curves), np.array(room) / window.area
-  if room.min() < 0.05:
-    raise ValueError(
-      f"reach is {reach} µm: a shift leaves {room.min():.1%} of the window, "
-      "allowed: at least 5 %"
-    )
-  return global_envelope(
-    curves[0], curves[1:], alpha=alpha, alternative=alternative
-  )
-
-
-def _correlogram(points, others, window, pixel, longest):
-  """K per lag pixel, and the window's overlap in µm², for lags to `longest`."""
-  x0, y0, x1, y1 = window.bounds
-  size = [math.ceil((hi - lo) / pixel) for lo, hi in ((y0, y1), (x0, x1))]
-  lags = math.ceil(longest / pixel)
-  shape = [scipy.fft.next_fast_len(s + lags + 1, real=True) for s in size]
-  shape = [max(s, 2 * lags + 1) for s in shape]
-
-  def spectrum(image: np.ndarray) -> np.ndarray:
-    return scipy.fft.rfft2(image.astype(np.float32), s=shape, workers=-1)
-
-  def counts(xy: np.ndarray) -> np.ndarray:
-    at = ((xy - (x0, y0)) / pixel).astype(int)
-    at = np.minimum(at, (size[1] - 1, size[0] - 1))
-    flat = at @ (1, size[1])
-    return np.bincount(flat, minlength=size[0] * size[1]).reshape(size)
-
-  def lag_plane(product: np.ndarray) -> np.ndarray:
-    plane = scipy.fft.irfft2(product, s=shape, workers=-1)
-    take = np.arange(-lags, lags + 1)
-    return plane[np.ix_(take % shape[0], take % shape[1])].astype(np.float64)
-
-  mask = spectrum(windows.draw(window, (x0, y0), pixel, size))
-  overlap = lag_plane(np.abs(mask) ** 2)
-  overlap *= window.area / overlap[lags, lags]
-  # Lag = place of the other less that of the moved point: minus the shift,
-  # whose distribution is symmetric.
-  both = lag_plane(spectrum(counts(points)).conj() * spectrum(counts(others)))
-  both = np.rint(both) * window.area**2 / (len(points) * len(others))
-  floor = window.area / edges.LARGEST
-  return both / np.maximum(overlap, floor), overlap

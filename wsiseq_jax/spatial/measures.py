@@ -19,6 +19,7 @@ from wsiseq_jax.spatial import (
   level_sets,
   nearest,
   ripley,
+  shifts,
   windows,
 )
 from wsiseq_jax.spatial.points import Points
@@ -32,7 +33,10 @@ SCORES = (
 )
 CURVES = (
   *("slide_id", "patient_id", "statistic", "from", "to", "at_um", "to_um"),
-  *("numerator", "denominator", "theory", "value", "expected", "low", "high"),
+  *("numerator", "denominator", "theory", "value"),
+  # Of the test: the curve that was tested, of the cells that it could use, what
+  # chance gives on average, and the band.
+  *("tested", "expected", "low", "high"),
 )
 Row = dict[str, Any]
 
@@ -77,6 +81,7 @@ class SlideNumbers:
       "denominator": denominator,
       "theory": theory,
       "value": value,
+      "tested": band.observed if band else nothing,
       "expected": band.central if band else nothing,
       "low": band.low if band else nothing,
       "high": band.high if band else nothing,
@@ -218,13 +223,15 @@ def _cells(found, points: Points, window, pair, settings, rng) -> None:
   band, null = _k_test(points, window, pair, radii, settings, rng)
   found.curve("K", pair, radii, k.numerator, k.denominator, k.theory, band)
   at = int(np.argmin(np.abs(radii - wanted.contact_um)))
-  expected = float(band.central[at]) if band else float(k.theory[at])
+  value, expected = (
+    (band.observed, band.central) if band else (k.value, k.theory)
+  )
   found.score(
     "K",
     pair,
     at_um=float(radii[at]),
-    value=float(k.value[at]),
-    expected=expected,
+    value=float(value[at]),
+    expected=float(expected[at]),
     p=band.p if band else "",
     null=null,
     **numbers,
@@ -259,7 +266,7 @@ def _k_test(points: Points, window, pair, radii, settings, rng):
       points.xy_um, points.type, numbers, window, radii, **common
     )
     return band, "labels"
-  band = envelopes.random_shifts(
+  band = shifts.cross_k(
     points.xy_of(pair[0]),
     points.xy_of(pair[1]),
     window,
@@ -336,7 +343,7 @@ def _regions(found, points: Points, window, region, kind, settings, rng):
     "profile",
     pair,
     at_um=float(edges[first]),
-    value=float(profile.per_mm2[first]),
+    value=float(band.observed[first]),
     expected=float(band.central[first]),
     p=band.p,
     null="shift",

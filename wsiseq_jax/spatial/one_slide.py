@@ -36,7 +36,7 @@ from wsiseq_jax.spatial.windows import Window
 
 OK, FAILED, NO_TISSUE, FEW = "ok", "error", "no_tissue", "too_few_cells"
 # Changes when slides of an older version must be done again.
-VERSION = 1
+VERSION = 2
 # Tissue is found at so many µm a pixel or coarser.
 _TISSUE_UM = 4.0
 

@@ -104,7 +104,9 @@ class Statistics:
   # What 'no relation' is: cells keep their places and swap their types, or one
   # type is shifted as a whole.
   null: Literal["labels", "shift"] = "labels"
-  shift_um: Annotated[float, Range(above=0)] = 200.0  # longest shift
+  # Longest shift; cells nearer than half of it to the window's border do not
+  # count in tests by shifts.
+  shift_um: Annotated[float, Range(above=0)] = 300.0
   simulations: Annotated[int, Range(19)] = 199
   level: Annotated[float, Range(0.001, 0.5)] = 0.05  # of tests and envelopes
   # Distance to the border of regions: bands, on both sides.

@@ -183,8 +183,9 @@ def _banded(axes, x, part: pd.DataFrame, unit) -> None:
   if np.isfinite(low).any():
     axes.fill_between(x, low, high, color=charts.SOFT, alpha=0.25, linewidth=0)
     axes.plot(x, part["expected"] / unit, color=charts.SOFT, linewidth=1.2)
+  tested = part["tested"].where(part["tested"].notna(), part["value"])
   axes.plot(
-    x, part["value"] / unit, color=charts.ACCENT, linewidth=2, marker="o",
+    x, tested / unit, color=charts.ACCENT, linewidth=2, marker="o",
     markersize=3,
   )  # fmt: skip
 
