@@ -6,13 +6,17 @@ saved; a later run with more slides extends it and never moves a patient, so a
 test set stays a test set.
 """
 
+import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 from data_prep.files import atomic
+from data_prep.files.errors import SlideError
 
+T = TypeVar("T")
 NAMES = ("train", "val", "test")
 _WORDS = {
   "train": ("train", "training", "trn"),
@@ -67,6 +71,46 @@ def pinned(slides: Iterable[tuple[str, str, str | None]]) -> dict[str, str]:
         f"{other_slide!r} in {other_split!r}, slide {slide_id!r} in {split!r}"
       )
   return {patient: split for patient, (split, _) in given.items()}
+
+
+def one_each(
+  found: Iterable[T], id_of: Callable[[T], str], what: str
+) -> tuple[list[T], list[SlideError]]:
+  """Gives all that a patient has one split, where the table names it.
+
+  Args:
+    found: dataclasses with `patient_id` and `split`, None = not named.
+    id_of: their ids.
+    what: what they are called.
+
+  Returns:
+    Those whose patient is in one split or in none, and an error for each of
+    the others.
+  """
+  found = list(found)
+  given: dict[str, dict[str, str]] = {}
+  for one in found:
+    if one.split:
+      of_patient = given.setdefault(one.patient_id, {})
+      of_patient.setdefault(one.split, id_of(one))
+  good, bad = [], []
+  for one in found:
+    of_patient = given.get(one.patient_id, {})
+    if len(of_patient) < 2:
+      split = next(iter(of_patient), None)
+      good.append(dataclasses.replace(one, split=split))
+      continue
+    places = ", ".join(f"{s} ({what} {i!r})" for s, i in of_patient.items())
+    bad.append(
+      SlideError(
+        f"patient {one.patient_id!r} is in the splits {places}: all {what} of "
+        "the patient are left out",
+        "split",
+        "patient_in_two_splits",
+        id_of(one),
+      )
+    )
+  return good, bad
 
 
 def assign(

@@ -19,6 +19,7 @@ ORDER = (
   ("data_prep.wsi",),
   ("data_prep.cluster",),
   ("data_prep.runs",),
+  ("data_prep.groups",),
   ("data_prep.pictures", "data_prep.sequences", "data_prep.series"),
   ("data_prep.synthetic",),
   ("data_prep.__main__",),

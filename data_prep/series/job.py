@@ -2,28 +2,20 @@
 
 Series are dealt into *groups* by a hash of the patient's name, so that a data
 set of 50,000 subjects is some 64 files a split, and one more subject means one
-group done again. A group is a folder `parts/<split>-<number>/` with its records
-and a `part.json`, written last: a folder that has one is complete, made from
-the files and settings its hash names, and remembers what could not be used.
+group done again; see `data_prep/groups.py`.
 """
 
 import dataclasses
-import itertools
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 
-from data_prep import records, shards
-from data_prep.files.done import Done
+from data_prep import groups, records, shards
 from data_prep.files.errors import SlideError, as_slide_error
 from data_prep.series import files, images
 from data_prep.series.spans import Series, Span, frame_times, kept
-
-MARK = "part.json"
-SHARD = "sequences.array_record"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,94 +31,23 @@ class Shape:
     return shards.Layout(self.frames, self.frames, self.frame_px)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class SeriesJob:
-  """One group."""
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class SeriesJob(groups.GroupJob):
+  """One group of series, `<split>-<number>`."""
 
-  name: str  # `<split>-<number>`
-  series: tuple[Series, ...]  # its series
-  # The whole preparation config as plain dictionaries.
-  config: Mapping[str, Any]
   shape: Shape  # what all sequences share
-  content: Mapping[str, Any]  # everything that shapes the group
-  # Series whose files kill the process that reads them, and how.
-  deadly: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  is_trial: bool = False  # write nothing, to see which series kills
-
-  @property
-  def folder(self) -> pathlib.Path:
-    """Where the finished group lies."""
-    return pathlib.Path(self.config["out"]) / "parts" / self.name
-
-  @property
-  def done(self) -> Done:
-    """The mark that says what the folder was made from."""
-    return Done(self.folder / MARK, self.content)
 
 
-@dataclasses.dataclass(frozen=True)
-class SeriesOutcome:
-  """What became of a group."""
-
-  name: str  # the group
-  # The facts in `part.json`; empty if it failed as a whole.
-  info: Mapping[str, Any]
-  is_fresh: bool  # whether it was made now
-  # What kept it from being written, such as a full disk.
-  error: SlideError | None = None
-
-  @property
-  def errors(self) -> list[SlideError]:
-    """What could not be used of its series."""
-    rows = [SlideError(*row) for row in self.info.get("errors", ())]
-    return rows if self.error is None else [self.error]
-
-
-def finished(job: SeriesJob) -> SeriesOutcome | None:
-  """Returns what became of a group, None if it has to be done."""
-  info = job.done.read()
-  return None if info is None else SeriesOutcome(job.name, info, False)
-
-
-def process(job: SeriesJob) -> SeriesOutcome:
+def process(job: SeriesJob) -> groups.GroupOutcome:
   """Makes one group; whatever goes wrong with a series is in the result."""
   cv2.setNumThreads(1)  # parallel over groups; more threads are in the way
   maker = _Maker(job)
-  if job.is_trial:
-    for _ in maker.make():
-      pass
-    return SeriesOutcome(job.name, {}, True)
-  try:
-    return SeriesOutcome(job.name, _write(job, maker), True)
-  except OSError as error:
-    # Reading errors belong to a series and are in `maker`: this is writing.
-    problem = as_slide_error(error, job.name, "write", "config.out")
-    return SeriesOutcome(job.name, {}, True, problem)
 
+  def facts():
+    errors = [error.state() for error in maker.errors]
+    return {"series": maker.done, "errors": errors}
 
-def _write(job: SeriesJob, maker: "_Maker") -> dict[str, Any]:
-  job.folder.mkdir(parents=True, exist_ok=True)
-  # From here on the folder is not what its old mark says.
-  job.done.clear()
-  made = maker.make()
-  first = next(made, None)
-  count = num_bytes = 0
-  if first is None:
-    (job.folder / SHARD).unlink(missing_ok=True)
-  else:
-    count, num_bytes = shards.write_part(
-      job.folder / SHARD, itertools.chain([first], made), job.shape.layout
-    )
-  info = {
-    "sequences": count,
-    "num_bytes": num_bytes,
-    "series": maker.done,
-    "errors": [error.state() for error in maker.errors],
-  }
-  # A process that died may have wanted memory: next time it is tried again.
-  if not job.deadly:
-    job.done.write(info, [job.folder / SHARD] if count else [])
-  return info
+  return groups.write(job, maker.make(), job.shape.layout, facts)
 
 
 class _Maker:
@@ -143,7 +64,7 @@ class _Maker:
 
   def make(self) -> Iterator[records.SequenceRecord]:
     """Yields the records of all series of the part."""
-    for series in self.job.series:
+    for series in self.job.members:
       yield from self._series(series)
 
   def _series(self, series: Series) -> list[records.SequenceRecord]:
@@ -153,14 +74,7 @@ class _Maker:
     before = len(self.errors)
     for span in series.spans:
       try:
-        if series.series_id in self.job.deadly:
-          reason = self.job.deadly[series.series_id]
-          raise SlideError(
-            f"the process reading it died ({reason}): most likely a damaged "
-            "file, or too little memory",
-            "process",
-            "worker_died",
-          )
+        self.job.refuse_deadly(series.series_id)
         more = self._span(series, span, info)
       except Exception as error:  # the one place where a series may fail
         self.errors.append(_as_error(error, series, span))

@@ -16,9 +16,10 @@ Decisions, each with a row in errors.csv where it applies:
 import dataclasses
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data_prep import splits
 from data_prep.files.errors import SlideError
 from data_prep.files.values import number
 from data_prep.series import files as series_files
@@ -41,39 +42,11 @@ def find_series(
   {"series": _one_row_each, "visits": _one_row_a_visit, "lists": _lists}[
     table.layout
   ](collector)
-  good, bad = _one_split_each(collector.series.values())
+  good, bad = splits.one_each(
+    collector.series.values(), lambda one: one.series_id, "series"
+  )
   good.sort(key=lambda series: series.series_id)
   return good, [*table.errors, *collector.errors, *bad]
-
-
-def _one_split_each(
-  found: Iterable[Series],
-) -> tuple[list[Series], list[SlideError]]:
-  """Sets patients aside whose series are in different splits."""
-  found = list(found)
-  given: dict[str, dict[str, str]] = {}
-  for series in found:
-    if series.split:
-      of_patient = given.setdefault(series.patient_id, {})
-      of_patient.setdefault(series.split, series.series_id)
-  good, bad = [], []
-  for series in found:
-    of_patient = given.get(series.patient_id, {})
-    if len(of_patient) < 2:
-      split = next(iter(of_patient), None)
-      good.append(dataclasses.replace(series, split=split))
-      continue
-    places = ", ".join(f"{s} (series {i!r})" for s, i in of_patient.items())
-    bad.append(
-      SlideError(
-        f"patient {series.patient_id!r} is in the splits {places}: all series "
-        "of the patient are left out",
-        "split",
-        "patient_in_two_splits",
-        series.series_id,
-      )
-    )
-  return good, bad
 
 
 def _grouped(c: Collector) -> dict[str, list[SeriesRow]]:

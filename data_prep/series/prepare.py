@@ -16,26 +16,21 @@ A part (`config.part`) ends after step 4.
 """
 
 import collections
-import contextlib
 import dataclasses
-import hashlib
 import math
 import pathlib
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import tqdm
-
-from data_prep import cluster, records, runs, shards, splits
+from data_prep import groups, records, runs, shards, splits
 from data_prep.files import atomic, schema, tables, values
 from data_prep.files.errors import SlideError
 from data_prep.series import images, layouts, report
 from data_prep.series import job as series_job
 from data_prep.series import look as series_look
 from data_prep.series import table as series_table
-from data_prep.series.job import SeriesJob, SeriesOutcome, Shape
+from data_prep.series.job import SeriesJob, Shape
 from data_prep.series.settings import RUN_KEYS, SeriesSettings
 from data_prep.series.spans import Series
 from data_prep.targets import Target, TargetTable, encode, resolve
@@ -123,7 +118,7 @@ class _Run:
     self.config, self.look, self.targets = config, look, targets
     self.out = pathlib.Path(config["out"])
     self.found_errors = list(errors)
-    self.outcomes: dict[str, SeriesOutcome] = {}
+    self.outcomes: dict[str, groups.GroupOutcome] = {}
     self.changed = False
     self.assignment = self._assign()
     self.shape = self._shape()
@@ -166,12 +161,11 @@ class _Run:
 
   def _jobs(self) -> list[SeriesJob]:
     """Deals the series into groups; only those of this part."""
-    groups: dict[str, list[Series]] = {}
+    found: dict[str, list[Series]] = {}
     for series in self.look.series:
-      digest = hashlib.sha256(series.patient_id.encode()).digest()
-      bucket = int.from_bytes(digest[:8], "little") % self.config["parts"]
+      bucket = groups.bucket(series.patient_id, self.config["parts"])
       name = f"{self.assignment[series.patient_id]}-{bucket:04d}"
-      groups.setdefault(name, []).append(series)
+      found.setdefault(name, []).append(series)
     shaping = self.shaping()
     part, parts = runs.share(self.config["part"])
     return [
@@ -179,14 +173,14 @@ class _Run:
         name,
         tuple(members),
         self.config,
-        self.shape,
         {
           **shaping,
           "part": name,
           "series": [self._content(series) for series in members],
         },
+        shape=self.shape,
       )
-      for name, members in sorted(groups.items())[part - 1 :: parts]
+      for name, members in sorted(found.items())[part - 1 :: parts]
     ]
 
   def _content(self, series: Series) -> dict[str, Any]:
@@ -199,68 +193,8 @@ class _Run:
 
   def work(self) -> None:
     """Does all groups that are not finished."""
-    waiting = []
-    for job in self.jobs:
-      outcome = series_job.finished(job)
-      if outcome is None:
-        waiting.append(job)
-      else:
-        self.outcomes[job.name] = outcome
-    total = sum(len(job.series) for job in self.jobs)
-    todo = sum(len(job.series) for job in waiting)
-    bar = tqdm.tqdm(
-      total=total, initial=total - todo, unit="series", dynamic_ncols=True
-    )
-    with bar:
-      died = self._do(waiting, bar)
-      # Whatever killed a process has taken its whole group with it.
-      died = self._do([self._without_deadly(job) for job in died], bar)
-    for job, reason in died.items():
-      problem = SlideError(
-        f"its process died again ({reason}) without the series that killed it "
-        "before: most likely too little memory",
-        "process",
-        "worker_died",
-        job.name,
-      )
-      self.outcomes[job.name] = SeriesOutcome(job.name, {}, True, problem)
-    for name, outcome in self.outcomes.items():
-      self.changed |= outcome.is_fresh and bool(outcome.info)
-      for error in outcome.errors if outcome.is_fresh else ():
-        tqdm.tqdm.write(
-          f"{error.slide or name}: {error.error}: {error.message}",
-          file=sys.stderr,
-        )
-
-  def _do(
-    self, jobs: Sequence[SeriesJob], bar: tqdm.tqdm
-  ) -> dict[SeriesJob, str]:
-    """Does groups; returns those whose process died, and how."""
-    died = {}
-    results = cluster.run(series_job.process, jobs, self.config)
-    with contextlib.closing(results):
-      for index, result in results:
-        if isinstance(result, cluster.Died):
-          died[jobs[index]] = result.reason
-        else:
-          self.outcomes[result.name] = result
-          bar.update(len(jobs[index].series))
-    return died
-
-  def _without_deadly(self, job: SeriesJob) -> SeriesJob:
-    """Finds the series that kill, by reading each in a process of its own."""
-    alone = [
-      dataclasses.replace(job, series=(one,), is_trial=True)
-      for one in job.series
-    ]
-    results = cluster.run(series_job.process, alone, self.config)
-    with contextlib.closing(results):
-      deadly = {
-        alone[index].series[0].series_id: result.reason
-        for index, result in results
-        if isinstance(result, cluster.Died)
-      }
-    return dataclasses.replace(job, deadly=deadly)
+    self.outcomes = groups.work(self.jobs, series_job.process)
+    self.changed |= any(o.is_fresh and o.info for o in self.outcomes.values())
 
   @property
   def errors(self) -> list[SlideError]:
@@ -293,7 +227,7 @@ class _Run:
     }
     parts = [
       shards.Part(
-        job.folder / series_job.SHARD,
+        job.folder / job.SHARD,
         job.name,
         job.name.split("-")[0],
         info["sequences"],
