@@ -6,6 +6,8 @@ is installed or fetched here.
 
 import contextlib
 import io
+import json
+import pathlib
 import shutil
 
 import numpy as np
@@ -13,6 +15,7 @@ import openslide
 import pytest
 from PIL import Image
 
+from data_prep.files import tables
 from tests.data_prep.wsi import tiny_slides
 from tests.view import server
 from wsiseq_jax.view import parts, registry
@@ -178,3 +181,93 @@ def test_works_without_a_mouse(tmp_path, script):
     )
     page.check("input[name=tissue]")
     page.wait_for_selector("[data-legend=tissue] li")
+
+
+def test_polygons_are_drawn_exported_and_asked_for(tmp_path, script):
+  """And pictures: what is asked with besides a place of a slide."""
+  slides = tmp_path / "slides"
+  slides.mkdir()
+  tiny_slides.write(slides / "s.tiff", tiny_slides.picture())
+  shown = tmp_path / "asked.png"
+  Image.fromarray(tiny_slides.picture(160, 140, seed=3)).save(shown)
+  searcher = server.FakeSearcher([("s", 320.0, 192.0)])
+  with (
+    server.running(slides, searcher, scripts=script) as client,
+    opened(client) as page,
+  ):
+    page.click("#polygon")
+    box = page.locator(".stage").first.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    for dx, dy in ((0, 0), (90, 0), (0, 70), (300, 300)):
+      page.mouse.click(x + dx, y + dy)
+      page.wait_for_timeout(500)  # no double click
+    page.keyboard.press("Backspace")  # takes the last corner back
+    page.keyboard.press("Enter")
+    assert "Polygon 1" in page.inner_text("#shapes")
+    with page.expect_download() as got:
+      page.click("#geojson")
+    found = json.loads(pathlib.Path(got.value.path()).read_text())
+    (ring,) = found["features"][0]["geometry"]["coordinates"]
+    assert got.value.suggested_filename == "s.geojson"
+    assert len(ring) == 4 and ring[0] == ring[-1]
+    # Legs as drawn: 90 to the right, 70 down.
+    (x0, y0), (x1, _), (x2, y2) = ring[:3]
+    assert (x1 - x0) / (y2 - y0) == pytest.approx(90 / 70, rel=0.05)
+    assert x2 == x0
+    with page.expect_download() as got:
+      page.click("#csv")
+    (row,) = tables.rows_of(got.value.path())
+    assert row["slide_id"] == "s" and row["kind"] == "polygon"
+    assert float(row["w0"]) == x1 - x0
+    page.click("#similar")
+    page.locator(".card.hit").first.wait_for()
+    page.click("#pictures summary")
+    page.set_input_files("#files", shown)
+    page.fill("#mpp", "0.25")
+    page.click("#ask")
+    page.wait_for_function(
+      "() => document.querySelector('#found').textContent.includes('pictures')"
+    )
+    kind, pictures, mpp, _ = searcher.asked[-1]
+    assert (kind, mpp) == ("images", 0.25)
+    np.testing.assert_array_equal(pictures[0], np.asarray(Image.open(shown)))
+    page.click("#clear")
+    assert page.inner_text("#shapes") == ""
+
+
+def test_two_slides_zoom_as_one(tmp_path, script):
+  for number in range(2):
+    tiny_slides.write(
+      tmp_path / f"s{number}.tiff", tiny_slides.picture(seed=number)
+    )
+  views = """() => ['a', 'b'].map((name) => new URLSearchParams(
+    location.hash.slice(1)).get(name).split(',').slice(1).map(Number))"""
+  with server.running(tmp_path, scripts=script) as client, opened(client) as p:
+    p.click("#compare")
+    p.wait_for_function("() => location.hash.includes('&b=')")
+    p.locator(".stage").nth(1).click()
+    open_slide_on = f"#slides button[data-key='{client.keys['s1']}']"
+    p.click(open_slide_on)
+    p.wait_for_function(
+      "k => location.hash.includes('b=' + k)", arg=client.keys["s1"]
+    )
+    p.click("#link")
+    p.wait_for_function("() => location.hash.includes('link=1')")
+    p.wait_for_timeout(700)
+    (_, _, before), _ = p.evaluate(views)
+    p.locator(".openseadragon-canvas").first.focus()
+    p.keyboard.press("+")
+    p.wait_for_function(
+      f"b => ({views})()[0][2] < 0.95 * b", arg=before, timeout=10_000
+    )
+    p.wait_for_timeout(700)
+    left, right = p.evaluate(views)
+    # Of one scale: as large, and as far moved.
+    assert left[2] == pytest.approx(right[2], rel=0.01)
+    p.click("#link")
+    p.locator(".openseadragon-canvas").first.focus()
+    p.keyboard.press("+")
+    p.wait_for_timeout(1000)
+    after = p.evaluate(views)
+    assert after[0][2] < 0.95 * left[2]
+    assert after[1][2] == pytest.approx(right[2], rel=0.01)
