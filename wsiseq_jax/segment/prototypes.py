@@ -9,8 +9,8 @@ r"""Region prototypes across pictures that share a class: the rules of RPNet.
     factor      1.3 · similarity / (its maximum + 1e-5), smoothed
     agreement   mean of (norm(a) − norm(b))² where the label is 1
 
-All arrays are NHWC; `valid` [b,h,w] is 1 inside the picture, 0 in padding.
-Padding has no part in any maximum, mean or mask.
+All arrays are NHWC; `valid` [b,h,w] is 1 on tissue, 0 on glass and in padding,
+which have no part in any maximum, mean or mask.
 
 Deviations from the paper's code. The partner comes from the same batch, so that
 the network reads each picture once; without another picture of its class a
@@ -80,29 +80,6 @@ def draw_partners(
   )
 
 
-def inside(
-  size: Int[Array, "b 2"], pixels: tuple[int, int], grid: tuple[int, int]
-) -> Float[Array, "b h w"]:
-  """1 for positions of a grid whose centre lies inside the picture.
-
-  Args:
-    size: height and width of the pictures, px.
-    pixels: height and width of the padded array, px.
-    grid: height and width of the grid laid over it.
-
-  Example:
-    >>> inside(jnp.array([[4, 2]]), (4, 4), (2, 2))[0].tolist()
-    [[1.0, 0.0], [1.0, 0.0]]
-  """
-
-  def of_axis(axis):
-    centre = (jnp.arange(grid[axis]) + 0.5) * (pixels[axis] / grid[axis])
-    return centre[None, :] < size[:, axis, None]
-
-  found = of_axis(0)[:, :, None] & of_axis(1)[:, None, :]
-  return found.astype(jnp.float32)
-
-
 def _highest(x: Float[Array, "b h w c"], valid: Float[Array, "b h w"]) -> Array:
   """Maximum over the positions of each picture, [b,1,1,c]."""
   x = jnp.where(valid[..., None] > 0, x, -jnp.inf)
@@ -135,7 +112,7 @@ def cam_mask(
   Args:
     cam: class maps.
     shared: class of each picture; none (−1) has an empty mask.
-    valid: 1 inside the pictures.
+    valid: 1 on tissue.
     threshold: that share.
   """
   chosen = jnp.maximum(shared, 0)[:, None, None, None]

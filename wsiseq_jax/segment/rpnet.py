@@ -1,6 +1,6 @@
 r"""RPNet: class maps made to agree with what a second picture re-activates.
 
-    pixels --backbone--> x3, x5        f = 1×1 convolution of x5
+    pixels --backbone--> x, finer x    f = 1×1 convolution of x
     standard    f --non-local--> head --> CAM        its mean is the logit
     region      f · factor(similarity) --non-local--> the same head --> CAM
 
@@ -29,6 +29,7 @@ subtracted from that of each picture.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -37,11 +38,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Key
 
-from data_prep.files.schema import FILLED, NotNegative, Range, Rule, Share
+from data_prep.files.schema import FILLED, NotNegative, Range, Share
 from wsiseq_jax.segment import prototypes
 
-# Channels that share the mean and the spread of a norm.
-_GROUP = 16
+# Of a norm, at most; fewer where channels do not divide.
+_GROUPS = 32
 _NORM_EPS = 1e-5
 
 Params = Any
@@ -53,9 +54,7 @@ class RpnetConfig:
   """Shape and loss of RPNet."""
 
   # Channels of f; half as many within a non-local block.
-  width: Annotated[
-    int, Range(1), Rule(lambda w: w % _GROUP == 0, f"a multiple of {_GROUP}")
-  ] = 512
+  width: Annotated[int, Range(2)] = 512
   mask: Literal["cam", "published"] = "cam"  # of the foreground
   mask_threshold: Share = 0.3  # of a maximum over the picture
   negatives: Literal["plain", "prototypes"] = "plain"
@@ -72,9 +71,9 @@ class RpnetConfig:
 class View(NamedTuple):
   """What the backbone says of a batch at one scale."""
 
-  x3: Float[Array, "b h3 w3 c3"]  # at stride 8
-  x5: Float[Array, "b h w c5"]  # at stride 16
-  valid: Float[Array, "b h w"]  # 1 inside the picture, 0 in padding
+  fine: Float[Array, "b h2 w2 c2"]  # of an earlier stage
+  deep: Float[Array, "b h w c"]  # what is classified
+  valid: Float[Array, "b h w"]  # of `deep`: 1 on tissue, 0 on glass and padding
 
 
 class RpnetLoss(NamedTuple):
@@ -86,19 +85,19 @@ class RpnetLoss(NamedTuple):
 
 
 def init(
-  key: Key[Array, ""], config: RpnetConfig, width5: int, classes: int
+  key: Key[Array, ""], config: RpnetConfig, inner: int, classes: int
 ) -> Params:
   """Fresh parameters of all heads, a nested dictionary of f32 arrays.
 
   Args:
     key: source of chance.
     config: shape.
-    width5: channels of x5.
+    inner: channels of `View.deep`.
     classes: foreground classes.
   """
   keys = jax.random.split(key, 3)
   return {
-    "project": {"kernel": _kernel(keys[0], width5, config.width)},
+    "project": {"kernel": _kernel(keys[0], inner, config.width)},
     "x": _init_role(keys[1], config, classes),
     "y": _init_role(keys[2], config, classes),
   }
@@ -132,7 +131,7 @@ def _init_nonlocal(key, width):
 def nonlocal_block(
   params: Params, x: Float[Array, "b h w c"], valid: Float[Array, "b h w"]
 ) -> Float[Array, "b h w c"]:
-  """Every position hears from all others; padding neither speaks nor counts.
+  """Every position hears from all others; glass neither speaks nor counts.
 
   Fresh parameters return x.
   """
@@ -152,11 +151,11 @@ def nonlocal_block(
 def group_norm(
   params: Params, x: Float[Array, "b h w c"], valid: Float[Array, "b h w"]
 ) -> Float[Array, "b h w c"]:
-  """GroupNorm of groups of 16 channels, over the positions that are valid."""
-  rows, height, width, channels = x.shape
-  grouped = x.reshape(rows, height, width, channels // _GROUP, _GROUP)
+  """GroupNorm over the positions that are valid."""
+  groups = math.gcd(_GROUPS, x.shape[-1])
+  grouped = x.reshape(*x.shape[:3], groups, -1)
   weight = valid[:, :, :, None, None]
-  count = jnp.maximum(jnp.sum(valid, axis=(1, 2)), 1) * _GROUP
+  count = jnp.maximum(jnp.sum(valid, axis=(1, 2)), 1) * grouped.shape[-1]
 
   def mean(values):
     total = jnp.sum(values * weight, axis=(1, 2, 4), keepdims=True)
@@ -169,8 +168,8 @@ def group_norm(
 
 
 def project(params: Params, view: View) -> Float[Array, "b h w c"]:
-  """f: what all branches work on; 0 in padding."""
-  return view.x5 @ params["project"]["kernel"] * view.valid[..., None]
+  """f: what all branches work on; 0 on glass."""
+  return view.deep @ params["project"]["kernel"] * view.valid[..., None]
 
 
 def class_maps(params: Params, view: View) -> Maps:
@@ -238,7 +237,7 @@ def loss(
 
 def _pair_maps(params, config, view, partners, key):
   """Standard and region maps of both roles: two pairs of maps."""
-  low = lax.stop_gradient(view.x3)
+  low = lax.stop_gradient(view.fine)
   shape = (*view.valid.shape, low.shape[-1])
   low = jax.image.resize(low, shape, "linear", antialias=False)
   low = low * view.valid[..., None]
