@@ -1,4 +1,4 @@
-"""AdamW as VideoMAE uses it: schedule, weight-decay mask, clipping.
+"""Optimisers: AdamW as VideoMAE uses it, and SGD as IRN does.
 
 Learning rates are given per 256 sequences and multiplied by batch / 256. The
 batch is the number of sequences loaded in a step; repeated copies of one
@@ -14,6 +14,11 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from wsiseq_jax import parallel
+
+# What `named` makes; the first is everybody's default.
+NAMES = ("adamw", "sgd", "irn_sgd")
+_MOMENTUM = 0.9
+_POLY_POWER = 0.9
 
 # Last names of parameters that are never decayed, whatever their shape.
 _NO_DECAY = ("bias", "scale", "mask_token", "cls_token", "pos_embed")
@@ -54,6 +59,19 @@ def warmup_cosine(
   part = jnp.clip(part, 0.0, 1.0)
   fall = floor + (peak - floor) * 0.5 * (1.0 + jnp.cos(math.pi * part))
   return jnp.where(step < warmup_steps, rise, fall)
+
+
+def poly(
+  step: Int[Array, ""] | int, peak: float, total_steps: int
+) -> Float[Array, ""]:
+  """Learning rate peak · (1 − step / total)^0.9; steps count from 0.
+
+  Example:
+    >>> [round(float(poly(s, 1.0, 4)), 3) for s in range(5)]
+    [1.0, 0.772, 0.536, 0.287, 0.0]
+  """
+  left = 1.0 - jnp.asarray(step, jnp.float32) / total_steps
+  return peak * left**_POLY_POWER
 
 
 def decay_mask(params):
@@ -113,6 +131,72 @@ def make_optimizer(
   if schedule is not None:
     parts.append(optax.scale_by_learning_rate(schedule))
   return optax.chain(*parts)
+
+
+def named(config) -> optax.GradientTransformation:
+  """The optimiser `config.optimizer`, without its learning rate.
+
+      adamw    decoupled decay of the matrices
+      sgd      momentum 0.9, decay added to the gradient of all parameters
+      irn_sgd  the same without momentum
+
+  `irn_sgd` is what the code of IRN does: its wrapper hands the weight decay to
+  SGD's third argument, momentum, which thereby is 1e-4, nothing. Its settings
+  with a momentum of 0.9 would take steps ten times as long.
+
+  Args:
+    config: has `optimizer`, `weight_decay`, `b1`, `b2`, `eps`, `clip_norm`.
+
+  Raises:
+    ValueError: there is no such optimiser.
+  """
+  if config.optimizer == "adamw":
+    return make_optimizer(config)
+  if config.optimizer not in NAMES:
+    raise ValueError(
+      f"optimizer = {config.optimizer!r}: must be one of {NAMES}"
+    )
+  parts = []
+  if config.clip_norm > 0:
+    parts.append(optax.clip_by_global_norm(config.clip_norm))
+  parts.append(optax.add_decayed_weights(config.weight_decay))
+  if config.optimizer == "sgd":
+    parts.append(optax.trace(decay=_MOMENTUM))
+  return optax.chain(*parts)
+
+
+def lr_factors(params, factors: tuple[tuple[str, float], ...]):
+  """Factor of the learning rate of every parameter.
+
+  Args:
+    params: a tree.
+    factors: (beginning of a path, factor) pairs, the first that fits counts.
+
+  Raises:
+    ValueError: no parameter's path begins so.
+
+  Example:
+    >>> lr_factors({"body": {"bias": 0}, "head": {"bias": 0}}, (("head", 9.0),))
+    {'body': {'bias': 1.0}, 'head': {'bias': 9.0}}
+  """
+  used = set()
+
+  def factor(path, leaf) -> float:
+    del leaf
+    name = parallel.path_name(path) + "/"
+    for start, value in factors:
+      if name.startswith(start + "/"):
+        used.add(start)
+        return value
+    return 1.0
+
+  found = jax.tree_util.tree_map_with_path(factor, params)
+  if unused := [start for start, _ in factors if start not in used]:
+    raise ValueError(
+      f"lr_factors: no parameter is left for {unused}; parameters begin with "
+      f"{sorted(params)}"
+    )
+  return found
 
 
 def value_and_grad(loss, parts: int = 1):

@@ -89,3 +89,17 @@ class Done:
     mark = {**(info or {}), "inputs": self.inputs, "outputs": sizes}
     text = json.dumps(mark, ensure_ascii=False, indent=1, sort_keys=True)
     atomic.write_atomic(self.path, text + "\n")
+
+
+def read_facts(path: str | os.PathLike) -> dict[str, Any]:
+  """The facts of a mark, whatever it was made from.
+
+  Raises:
+    ValueError: there is no mark.
+  """
+  try:
+    info = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    del info["inputs"], info["outputs"]
+  except (OSError, ValueError, LookupError, TypeError) as error:
+    raise ValueError(f"{path}: not the mark of a stage ({error})") from error
+  return info

@@ -43,6 +43,7 @@ _OF_RUNS = ("checkpoint", "frames", "data")
 _OF_VITS = ("trained_px", "layer", "pooling", "attention_kernel")
 _OF_FILES = (*"weights random_weights seed dtype mean std".split(), *_OF_VITS)
 _RESNET_PX = 224
+_MAP_STRIDE = 16
 
 
 def load(encoder_config: Mapping[str, Any] | ConfigDict) -> Encoder:
@@ -93,7 +94,9 @@ def _resnet(config: Settings) -> Encoder:
     config, spec, resnet.init_params, tile_encoders.resnet_params
   )
   norm = tokens.IMAGENET_MEAN, tokens.IMAGENET_STD
-  return _make(config, resnet, spec, spec.width, tile_px, norm, params, weights)
+  made = _make(config, resnet, spec, spec.width, tile_px, norm, params, weights)
+  maps = functools.partial(_resnet_map, spec, made.mean, made.std)
+  return dataclasses.replace(made, maps=maps, map_width=spec.width)
 
 
 def _vit(config: Settings) -> Encoder:
@@ -116,9 +119,11 @@ def _vit(config: Settings) -> Encoder:
     weights += f", after block {config.layer} of {spec.depth}"
     spec, params = tile_vit.first_blocks(spec, params, config.layer)
   norm = spec.mean, spec.std
-  return _make(
+  made = _make(
     config, tile_vit, spec, spec.features, spec.tile_px, norm, params, weights
   )
+  maps = functools.partial(_vit_map, spec, made.mean, made.std)
+  return dataclasses.replace(made, maps=maps, map_width=spec.width)
 
 
 def _params(
@@ -181,6 +186,23 @@ def _encode(
   check_windows(tiles, tile_px)
   pixels = jnp.asarray(tiles).astype(jnp.float32) / 255.0
   return apply(params, spec, augment.normalise(pixels, mean, std))
+
+
+def _resnet_map(spec, mean, std, params, pixels) -> Float[Array, "b h w c"]:
+  """Features of the last stage, which is strided up to 16 in all."""
+  x = augment.normalise(pixels.astype(jnp.float32) / 255.0, mean, std)
+  strides = (1, 2, 2, 1)[: len(spec.blocks)]
+  return resnet.maps(params, spec, x, strides)[-1].astype(jnp.float32)
+
+
+def _vit_map(spec, mean, std, params, pixels) -> Float[Array, "b h w c"]:
+  """Patch tokens; pictures are resized for patches that are not of 16 px."""
+  b, h, w, _ = pixels.shape
+  x = augment.normalise(pixels.astype(jnp.float32) / 255.0, mean, std)
+  if spec.patch_px != _MAP_STRIDE:
+    h, w = (side // _MAP_STRIDE * spec.patch_px for side in (h, w))
+    x = jax.image.resize(x, (b, h, w, 3), "bilinear")
+  return tile_vit.patch_map(params, spec, x)
 
 
 def _on_device(params: Any, dtype: str) -> Any:

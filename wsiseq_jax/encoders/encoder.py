@@ -67,6 +67,13 @@ class Encoder:
   # Um per pixel of the tiles that a run was trained on, at `tile_px`; None
   # where that is not known.
   mpp: float | None = None
+  # (params, pixels from 0 to 255 [b, h, w, 3], sides multiples of 16) →
+  # float32 [b, h / 16, w / 16, c], a map of features; None where the encoder
+  # has none.
+  maps: Callable[[Any, Array], Array] | None = dataclasses.field(
+    default=None, repr=False
+  )
+  map_width: int = 0  # features of a place of the map
 
 
 def check_windows(windows: Any, px: int) -> None:

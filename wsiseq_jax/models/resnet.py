@@ -1,4 +1,4 @@
-"""ResNet with bottlenecks as an encoder of tiles; inference only.
+"""ResNet with bottlenecks: an encoder of tiles, and maps of features.
 
     pixels [b,h,w,3] --7x7/2, ReLU, max 3x3/2--> stage 1 .. 4 --mean--> [b,d]
 
@@ -6,9 +6,9 @@ Each stage starts with a block that halves the picture (but the first) and
 projects the shortcut. As in torchvision the stride lies in the 3x3 convolution
 ("v1.5"), not in the first 1x1 as in the paper.
 
-There is no batch-norm here: at inference it is one factor and one shift for
-each channel, which `fold` multiplies into the convolution before it. Kernels
-are `[height, width, in, out]`, pictures have their channels last.
+There is no batch-norm here: with fixed statistics it is one factor and one
+shift for each channel, which `fold` multiplies into the convolution before it.
+Convolutions may have group-norm in its place, to be trained (`models.conv`).
 
 `resnet50_trunc` ends after stage 3, with 1024 features: what CLAM and much that
 was built on it calls ResNet-50.
@@ -24,8 +24,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Float, Key
+
+from wsiseq_jax.models import conv
 
 # Channels out of a block over channels within it.
 EXPANSION = 4
@@ -93,21 +94,26 @@ def kernel_shapes(spec: ResNetSpec) -> dict[str, tuple[int, int, int, int]]:
   return shapes
 
 
-def init_params(spec: ResNetSpec, key: Key[Array, ""]) -> dict[str, Any]:
+def init_params(
+  spec: ResNetSpec, key: Key[Array, ""], norm: bool = False
+) -> dict[str, Any]:
   """Random parameters, {path: {'kernel', 'bias'}}.
 
   Kernels are He-normal. The last one of each block is divided by the root of
   the number of blocks, so that without normalisation features keep their size.
+
+  Args:
+    spec: the network.
+    key: of the draw.
+    norm: with group-norm, 'scale' and 'offset' in place of 'bias'.
   """
   shapes = kernel_shapes(spec)
   keys = jax.random.split(key, len(shapes))
   params = {}
   for (path, shape), one in zip(shapes.items(), keys, strict=True):
-    variance = 2.0 / (shape[0] * shape[1] * shape[2])
+    params[path] = conv.init(one, shape, bias=not norm, norm=norm)
     if path.endswith("/conv3"):
-      variance /= sum(spec.blocks)
-    kernel = variance**0.5 * jax.random.normal(one, shape)
-    params[path] = {"kernel": kernel, "bias": jnp.zeros(shape[-1])}
+      params[path]["kernel"] /= sum(spec.blocks) ** 0.5
   return params
 
 
@@ -159,33 +165,37 @@ def apply(
       f"{len(spec.blocks)} stages needs {spec.least_px} or more"
     )
 
-  def conv(path: str, x: Array, stride: int = 1) -> Array:
-    kernel = params[path]["kernel"].astype(x.dtype)
-    pad = kernel.shape[0] // 2
-    x = lax.conv_general_dilated(
-      x,
-      kernel,
-      window_strides=(stride, stride),
-      padding=((pad, pad), (pad, pad)),
-      dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    return x + params[path]["bias"].astype(x.dtype).reshape(1, 1, 1, -1)
+  *_, x = maps(params, spec, pixels)
+  return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
 
-  x = jax.nn.relu(conv("conv1", pixels.astype(spec.dtype), stride=2))
-  x = lax.reduce_window(
-    x,
-    -jnp.inf,
-    lax.max,
-    (1, 3, 3, 1),
-    (1, 2, 2, 1),
-    ((0, 0), (1, 1), (1, 1), (0, 0)),
-  )
+
+def maps(
+  params: dict[str, Any],
+  spec: ResNetSpec,
+  pixels: Float[Array, "b h w 3"],
+  strides: tuple[int, ...] = (1, 2, 2, 2),
+) -> tuple[Float[Array, "b h2 w2 c"], ...]:
+  """Features after the stem, of stride 4, and after each stage.
+
+  Args:
+    params: of `init_params`, or of a file.
+    spec: the network.
+    pixels: normalised.
+    strides: of each stage; weights fit any.
+  """
+
+  def convolve(path: str, x: Array, stride: int = 1) -> Array:
+    return conv.apply(params[path], x, stride)
+
+  x = jax.nn.relu(convolve("conv1", pixels.astype(spec.dtype), stride=2))
+  found = [x := conv.max_pool(x)]
   for stage, blocks in enumerate(spec.blocks):
     for block in range(blocks):
       name = f"layer{stage + 1}/{block}"
-      stride = 2 if stage and block == 0 else 1
-      shortcut = conv(f"{name}/project", x, stride) if block == 0 else x
-      x = jax.nn.relu(conv(f"{name}/conv1", x))
-      x = jax.nn.relu(conv(f"{name}/conv2", x, stride))
-      x = jax.nn.relu(conv(f"{name}/conv3", x) + shortcut)
-  return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+      stride = strides[stage] if block == 0 else 1
+      shortcut = convolve(f"{name}/project", x, stride) if block == 0 else x
+      x = jax.nn.relu(convolve(f"{name}/conv1", x))
+      x = jax.nn.relu(convolve(f"{name}/conv2", x, stride))
+      x = jax.nn.relu(convolve(f"{name}/conv3", x) + shortcut)
+    found.append(x)
+  return tuple(found)

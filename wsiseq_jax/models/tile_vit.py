@@ -243,25 +243,32 @@ class TileViT(nnx.Module):
         f"config.encoder.tile_px = {spec.tile_px}: tiles of (h, w) = "
         f"{pixels.shape[1:3]} px were given"
       )
-    patches = tokens.patchify(
-      pixels[:, None].astype(spec.dtype), (1, spec.patch_px, spec.patch_px)
-    )
-    x = self.patch(patches) + self.pos_embed[...].astype(spec.dtype)[None]
-    prefix = self.prefix[...].astype(spec.dtype)[None]
-    prefix = jnp.broadcast_to(prefix, (len(x), *prefix.shape[1:]))
-    x = jnp.concatenate([prefix, x], axis=1)
-    x = self.norm(vit.run_blocks(self.blocks, x, remat="none"))
-    out = {
-      "class": x[:, 0],
-      "registers": x[:, 1 : 1 + spec.registers],
-      "patches": x[:, 1 + spec.registers :],
-    }
+    out = self.tokens(pixels, self.pos_embed[...])
     pooled = {
       "class": [out["class"]],
       "mean": [out["patches"].mean(axis=1)],
       "class_mean": [out["class"], out["patches"].mean(axis=1)],
     }
     return jnp.concatenate(pooled[spec.pooling], axis=-1), out
+
+  def tokens(
+    self, pixels: Float[Array, "b h w 3"], positions: Float[Array, "n d"]
+  ) -> dict[str, Array]:
+    """All tokens after the last block, by kind."""
+    spec = self.spec
+    patches = tokens.patchify(
+      pixels[:, None].astype(spec.dtype), (1, spec.patch_px, spec.patch_px)
+    )
+    x = self.patch(patches) + positions.astype(spec.dtype)[None]
+    prefix = self.prefix[...].astype(spec.dtype)[None]
+    prefix = jnp.broadcast_to(prefix, (len(x), *prefix.shape[1:]))
+    x = jnp.concatenate([prefix, x], axis=1)
+    x = self.norm(vit.run_blocks(self.blocks, x, remat="none"))
+    return {
+      "class": x[:, 0],
+      "registers": x[:, 1 : 1 + spec.registers],
+      "patches": x[:, 1 + spec.registers :],
+    }
 
 
 @functools.lru_cache(maxsize=8)
@@ -292,3 +299,28 @@ def apply(
 ) -> Float[Array, "b e"]:
   """Features of normalised tiles; see `TileViT`."""
   return nnx.merge(_graphdef(spec), params)(pixels)[0]
+
+
+def patch_map(
+  params: dict[str, Any], spec: ViTSpec, pixels: Float[Array, "b h w 3"]
+) -> Float[Array, "b h2 w2 d"]:
+  """Features of every patch of normalised pictures of any size.
+
+  Positions are resampled, bilinearly, to the picture's grid of patches.
+
+  Raises:
+    ValueError: sides are no multiples of the patch.
+  """
+  b, *size, _ = pixels.shape
+  if any(side % spec.patch_px for side in size):
+    raise ValueError(
+      f"pictures of (h, w) = {tuple(size)}: must be multiples of the patches "
+      f"of {spec.patch_px} px"
+    )
+  grid = tuple(side // spec.patch_px for side in size)
+  positions = params["pos_embed"].reshape(spec.grid, spec.grid, -1)
+  shape = (*grid, spec.width)
+  positions = jax.image.resize(positions, shape, "bilinear", antialias=False)
+  model = nnx.merge(_graphdef(spec), params)
+  found = model.tokens(pixels, positions.reshape(-1, spec.width))
+  return found["patches"].astype(jnp.float32).reshape(b, *shape)

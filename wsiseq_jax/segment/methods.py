@@ -1,0 +1,24 @@
+"""Which stages there are, and which of them make a method.
+
+A line in `STAGES` adds a stage, a line in `METHODS` a method.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from wsiseq_jax.segment.cam import Cam
+from wsiseq_jax.segment.stage import Stage
+from wsiseq_jax.segment.student import Student
+
+# A stage's dataclass is the schema of `config.stages.<name>`.
+STAGES: Mapping[str, type[Stage]] = {
+  Cam.name: Cam,
+  Student.name: Student,
+}
+
+# Stages in order, and values that differ from the stage's defaults.
+METHODS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+  "cam": {"cam": {}},
+  "student": {"cam": {}, "student": {}},
+  "full": {"student": {"targets": "truth", "confidence": False}},
+}

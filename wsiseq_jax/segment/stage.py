@@ -1,0 +1,234 @@
+"""A chain of stages: what each is given, where it writes, when it is done.
+
+    <workdir>/<stage>/done.json            written last: what it was made from
+                      metrics.jsonl, ...   of its training (`fit.py`)
+                      params.safetensors   what it learned
+                      maps/<split>/<picture>.npz
+
+A stage is made from the data, the backbone, the seed and all stages before it:
+if one of these changes, its folder is emptied and it starts again. Whatever a
+stage finds in its folder is therefore its own, of a run that was interrupted.
+
+`maps.py` lists what maps hold. Two arrays are the rule: `scores` from 0 to 1,
+from which a result is read by a threshold, and `classes`, what a later stage
+trains on.
+"""
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Protocol
+
+import jax
+import numpy as np
+import safetensors.numpy as safetensors
+from flax import traverse_util
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from data_prep.files import atomic, done
+from wsiseq_jax import fit, launch, parallel
+from wsiseq_jax.segment import pictures
+from wsiseq_jax.segment.backbone import Backbone
+from wsiseq_jax.segment.maps import Maps
+from wsiseq_jax.segment.pictures import Crops, Pictures
+
+# Raised when stages compute something else than before.
+_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+  """A result that is read from a stage's maps; a row of the table."""
+
+  name: str  # '' is the stage's usual one
+  array: str  # scores or classes, of the maps
+  # Of scores; None is chosen on validation, which has masks for that.
+  threshold: float | None = None
+
+
+class Stage(Protocol):
+  """A frozen dataclass: its fields are its settings, `config.stages.<name>`."""
+
+  name: ClassVar[str]
+  readings: ClassVar[tuple[Reading, ...]]  # () where it segments nothing
+
+  def run(self, context: "Context") -> Mapping[str, Any]:
+    """Does the stage in `context.folder(name)`, or what is left of it.
+
+    Returns:
+      Facts that later stages read with `context.facts`, plain values.
+
+    Raises:
+      launch.Stopped: it was told to stop; the next call goes on.
+    """
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Context:
+  """What a stage is given."""
+
+  config: ConfigDict  # its block `wandb` is read while training
+  workdir: pathlib.Path
+  splits: Mapping[str, Pictures]  # by role: train, val, test
+  crops: Crops  # how training pictures are cut
+  batch_size: int  # of whole pictures
+  backbone: Backbone
+  mesh: Mesh
+  seed: int
+  preemption: launch.Preemption
+  chain: tuple[str, ...]  # names of the stages, in order
+
+  @property
+  def classes(self) -> tuple[str, ...]:
+    """Names of the foreground classes."""
+    return self.splits["train"].spec.classes
+
+  def pictures(self, split: str) -> Pictures:
+    """The pictures of a split: 'train', 'val' or 'test'."""
+    return self.splits[split]
+
+  def whole(self, split: str) -> Iterator[fit.Batch]:
+    """Every picture of a split, see `pictures.whole_batches`."""
+    return pictures.whole_batches(
+      self.pictures(split), self.batch_size, self.mesh
+    )
+
+  def train_data(
+    self, targets: pathlib.Path | None = None, steps: int = 0
+  ) -> fit.Data:
+    """What a stage trains on: random crops, and whole pictures to validate.
+
+    Args:
+      targets: folder of maps of an earlier stage.
+      steps: of an epoch; 0 is as many as see all pictures once.
+    """
+    count = len(self.pictures("train"))
+    return fit.Data(
+      steps or math.ceil(count / self.crops.batch_size),
+      lambda start: pictures.train_batches(
+        self.pictures("train"),
+        self.crops,
+        self.seed,
+        self.mesh,
+        start,
+        targets,
+      ),
+      lambda: self.whole("val"),
+    )
+
+  def folder(self, stage: str) -> pathlib.Path:
+    """Where a stage writes."""
+    return self.workdir / stage
+
+  def before(self, stage: str) -> str:
+    """The name of the stage before; '' for the first."""
+    at = self.chain.index(stage)
+    return self.chain[at - 1] if at else ""
+
+  def maps(self, stage: str, split: str) -> Maps:
+    """Maps that a stage wrote, or writes."""
+    return Maps(self.folder(stage) / "maps" / split)
+
+  def facts(self, stage: str) -> dict[str, Any]:
+    """What `Stage.run` returned."""
+    return done.read_facts(self.folder(stage) / "done.json")
+
+  def params(self, stage: str) -> dict[str, Any]:
+    """Parameters that a stage saved with `save_params`."""
+    flat = safetensors.load_file(self.folder(stage) / "params.safetensors")
+    # Names of layers contain '/'.
+    return traverse_util.unflatten_dict(flat, sep=":")
+
+  def save_params(self, stage: str, params: Any) -> None:
+    """Saves what a stage learned."""
+    flat = traverse_util.flatten_dict(parallel.fetch(params), sep=":")
+    flat = {name: np.ascontiguousarray(leaf) for name, leaf in flat.items()}
+    path = self.folder(stage) / "params.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.replacing(path) as draft:
+      safetensors.save_file(flat, draft)
+
+  def has_params(self, stage: str) -> bool:
+    """Whether a stage has saved what it learned."""
+    return (self.folder(stage) / "params.safetensors").is_file()
+
+  def fit_folder(self, stage: str) -> fit.FitFolder:
+    """Where a stage's training leaves metrics and state."""
+    # The folder is emptied where inputs differ: its state is always its own.
+    folder = self.folder(stage)
+    return fit.FitFolder(folder, stage, self.preemption, self.config)
+
+  def write_maps(
+    self,
+    stage: str,
+    split: str,
+    compute: Callable[[fit.Batch], Mapping[str, jax.Array]],
+    finish: Callable[[int, dict[str, np.ndarray]], dict[str, np.ndarray]],
+  ) -> None:
+    """Computes the maps of all pictures of a split that are not there yet.
+
+    Args:
+      stage: the name.
+      split: the name.
+      compute: batch → arrays with a leading axis of pictures.
+      finish: (number of the picture, its arrays, padded as the batch is) →
+        its maps, cut to its size.
+
+    Raises:
+      launch.Stopped: it was told to stop; what is written stays.
+    """
+    maps, ids = self.maps(stage, split), self.pictures(split).ids
+    batches = self.whole(split)
+    with self.preemption, contextlib.closing(batches):
+      for batch in batches:
+        index, mask = parallel.fetch((batch["index"], batch["mask"]))
+        todo = [
+          (row, int(number))
+          for row, number in enumerate(index)
+          if mask[row] > 0 and not maps.has(ids[number])
+        ]
+        if not todo:
+          continue
+        if self.preemption.tick():
+          raise launch.Stopped(
+            f"{stage}: stopped in the maps of {split!r}; the same command goes "
+            "on"
+          )
+        found = parallel.fetch(dict(compute(batch)))
+        for row, number in todo:
+          one = {name: value[row] for name, value in found.items()}
+          maps.write(ids[number], **finish(number, one))
+
+
+def run_chain(
+  stages: Iterable[Stage], context: Context, inputs: Mapping[str, Any]
+) -> None:
+  """Does all stages that are not done.
+
+  Args:
+    stages: in order.
+    context: what they are given.
+    inputs: all that the first stage depends on; see `done.digest`.
+  """
+  made_from = done.digest({"version": _VERSION, **inputs})
+  for stage in stages:
+    folder = context.folder(stage.name)
+    made_from = done.digest([made_from, stage.name, stage])
+    mark = done.Done(folder / "done.json", made_from)
+    if mark.read() is not None:
+      launch.log(f"{stage.name}: done")
+      continue
+    begun = done.Done(folder / "begun.json", made_from)
+    if begun.read() is None:
+      if folder.exists():
+        launch.log(f"{stage.name}: made from something else, starts again")
+        shutil.rmtree(folder)
+      begun.write()
+    atomic.remove_temporaries(folder)
+    launch.log(f"{stage.name}: begins")
+    facts = stage.run(context)
+    mark.write(facts)

@@ -1,0 +1,227 @@
+"""A segmentation network taught by the labels of the stage before it.
+
+    backbone   x1 .. x5 --1x1 each--> from the coarsest on: enlarge, add the
+    next finer one, 3x3 convolution --> logits [b, h/4, w/4, 1 + y] --> enlarged
+
+A U-Net on the backbone's five maps. The loss is the cross-entropy of labelled
+pixels (255 is left out). With `confidence` a pixel's loss is multiplied by how
+sure the network is of its label, relative to the other pixels of the batch:
+
+    w_p = p_p(label) / mean of p(label) over labelled pixels,   no gradient
+
+so that labels which contradict what the network learned from all others, most
+of them wrong, count little. That is the idea of OEEM (Li et al., Online easy
+example mining, MICCAI 2022).
+
+Trained on labels that are guesses, the last epoch is kept: no mask decides
+anything. With `targets='truth'`, the upper bound, it is trained on the masks
+and the epoch of the highest validation mIoU is kept.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from data_prep.files.schema import Range
+from wsiseq_jax import fit, launch, parallel
+from wsiseq_jax.metrics import segmentation
+from wsiseq_jax.models import conv
+from wsiseq_jax.segment import decide, training
+from wsiseq_jax.segment.backbone import Backbone
+from wsiseq_jax.segment.stage import Context, Reading
+from wsiseq_jax.segment.training import StageFit
+
+STRIDE = 4  # of maps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Student:
+  """The stage `student`."""
+
+  name: ClassVar[str] = "student"
+  readings: ClassVar[tuple[Reading, ...]] = (
+    Reading("0.5", "scores", 0.5),
+    Reading("chosen", "scores"),
+  )
+
+  # Labels of the stage before, or masks: full supervision.
+  targets: Literal["before", "truth"] = "before"
+  width: Annotated[int, Range(1)] = 64  # channels of the decoder
+  confidence: bool = True  # sure pixels weigh more
+  optim: StageFit = StageFit()
+
+  def run(self, context: Context) -> Mapping[str, Any]:
+    """Trains, writes maps of all splits."""
+    backbone, mesh = context.backbone, context.mesh
+    frozen = backbone.start(context.seed)
+    frozen = jax.device_put(frozen, parallel.replicated(mesh))
+    before, is_true = context.before(self.name), self.targets == "truth"
+    if not is_true and not before:
+      raise ValueError(
+        f"config.stages.student.targets = {self.targets!r}: there is no stage "
+        "before it to learn from; take 'truth', or another config.method"
+      )
+    model = network(
+      backbone, len(context.classes), self.width, self.confidence, is_true
+    )
+    if not context.has_params(self.name):
+      targets = None if is_true else context.maps(before, "train").folder
+      settings = self.optim.settings(keep="best" if is_true else "last")
+      folder = context.fit_folder(self.name)
+      fitted = fit.Trainer(model, settings, mesh, frozen).fit(
+        context.train_data(targets, self.optim.steps_per_epoch),
+        validate,
+        context.seed,
+        folder,
+      )
+      context.save_params(self.name, fitted.params)
+      folder.clear()
+      launch.log(f"{self.name}: epoch {fitted.epoch} is kept")
+    params = context.params(self.name)
+    params = jax.device_put(params, parallel.replicated(mesh))
+    program = training.compiled(
+      lambda params, frozen, batch: {
+        "scores": jax.nn.softmax(
+          grid_logits(backbone, params, frozen, batch["pixels"])
+        )[..., 1:]
+      },
+      mesh,
+    )
+    for split, pictures in context.splits.items():
+
+      def finish(number, found, pictures=pictures, split=split):
+        size = pictures.sizes[number]
+        scores = decide.cut(found["scores"], size, STRIDE)
+        scores = scores.transpose(2, 0, 1).astype(np.float16)
+        maps = {"scores": scores}
+        if split == "train":
+          tissue = pictures.picture(number).tissue
+          enlarged = decide.enlarge(scores, size)
+          maps["classes"] = decide.classes_of(enlarged, tissue, 0.5)
+        return maps
+
+      context.write_maps(
+        self.name, split, lambda batch: program(params, frozen, batch), finish
+      )
+    return {}
+
+
+@functools.lru_cache(maxsize=8)
+def network(
+  backbone: Backbone, classes: int, width: int, confidence: bool, is_true: bool
+) -> fit.Model:
+  """The network as the trainer wants it, the same one whenever asked for.
+
+  Its outputs are counts of true and found classes, [b, (1 + y)²].
+  """
+
+  def init(key, frozen, example):
+    del example
+    return {
+      "backbone": backbone.learned(frozen),
+      "head": init_decoder(key, backbone.widths, classes, width),
+    }
+
+  def loss(params, frozen, batch, key):
+    del key
+    logits = pixel_logits(backbone, params, frozen, batch["pixels"])
+    target = batch["truth"] if is_true else batch["target"]
+    weight = batch["mask"][:, None, None]
+    if not is_true:
+      weight = weight * batch["weight"]
+    return pixel_loss(logits, target, weight, confidence)
+
+  def apply(params, frozen, batch):
+    logits = pixel_logits(backbone, params, frozen, batch["pixels"])
+    found = jnp.where(batch["tissue"] > 0, logits.argmax(axis=-1), 0)
+    k = classes + 1
+    # Of unknown pixels the row is 255, which is none.
+    rows = jax.nn.one_hot(batch["truth"], k)
+    counts = jnp.einsum("bhwi,bhwj->bij", rows, jax.nn.one_hot(found, k))
+    return counts.reshape(-1, k * k)
+
+  return fit.Model(init, loss, apply)
+
+
+def init_decoder(
+  key: Array, widths: tuple[int, ...], classes: int, width: int
+) -> dict[str, Any]:
+  """Random parameters of the decoder; the last layer starts at zero."""
+  keys = iter(jax.random.split(key, 2 * len(widths)))
+  params = {}
+  for number, inner in enumerate(widths, start=1):
+    params[f"lateral{number}"] = conv.init(
+      next(keys), (1, 1, inner, width), norm=True
+    )
+    params[f"merge{number}"] = conv.init(
+      next(keys), (3, 3, width, width), norm=True
+    )
+  params["out"] = {
+    "kernel": jnp.zeros((1, 1, width, classes + 1)),
+    "bias": jnp.zeros(classes + 1),
+  }
+  return params
+
+
+def grid_logits(
+  backbone: Backbone, params: Any, frozen: Any, pixels: Array
+) -> Float[Array, "b h w k"]:
+  """Logits of background and classes, of a stride of 4."""
+  features = backbone.features({**frozen, **params["backbone"]}, pixels)
+  head, x = params["head"], None
+  for number in range(len(features), 0, -1):
+    y = conv.apply(head[f"lateral{number}"], features[number - 1])
+    if x is not None:
+      y = y + conv.resize(x, y.shape[1:3])
+    x = jax.nn.relu(conv.apply(head[f"merge{number}"], jax.nn.relu(y)))
+  return conv.apply(head["out"], x)
+
+
+def pixel_logits(
+  backbone: Backbone, params: Any, frozen: Any, pixels: Array
+) -> Float[Array, "b h w k"]:
+  """Logits of every pixel."""
+  x = grid_logits(backbone, params, frozen, pixels)
+  return conv.resize(x, pixels.shape[1:3])
+
+
+def pixel_loss(
+  logits: Float[Array, "b h w k"],
+  target: Array,
+  weight: Float[Array, "b h w"],
+  confidence: bool,
+) -> Float[Array, ""]:
+  """Weighted cross-entropy of labelled pixels, 0 where there is none.
+
+  Args:
+    logits: of background and classes.
+    target: uint8 [b, h, w], 255 not labelled.
+    weight: of each pixel.
+    confidence: whether sure pixels weigh more; see the module.
+  """
+  k = logits.shape[-1]
+  weight = weight * (target < k)
+  logp = jax.nn.log_softmax(logits)
+  each = -(logp * jax.nn.one_hot(target, k)).sum(axis=-1)
+  total = jnp.maximum(weight.sum(), 1e-6)
+  if confidence:
+    sure = jax.lax.stop_gradient(jnp.exp(-each))
+    mean = (sure * weight).sum() / total
+    each = each * sure / jnp.maximum(mean, 1e-6)
+  return (each * weight).sum() / total
+
+
+def validate(
+  counts: Float[np.ndarray, "n kk"],
+) -> tuple[tuple[float, ...], dict[str, float]]:
+  """MIoU and Dice of all validation pictures; NaN where none has a mask."""
+  k = round(counts.shape[1] ** 0.5)
+  found = segmentation.overlap(counts.sum(axis=0).reshape(1, k, k))
+  miou, dice = (float(found[name][0]) for name in ("miou", "dice"))
+  return (miou,), {"val/miou": miou, "val/dice": dice}

@@ -1,0 +1,64 @@
+"""How a stage trains: the block `optim` of its settings."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from data_prep.files.schema import AtLeast0, AtLeast1, NotNegative, Range
+from wsiseq_jax import fit, optim, parallel
+
+Share = Annotated[float, Range(0, 1)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageFit:
+  """Optimiser and epochs; see `fit.FitSettings`."""
+
+  optimizer: Literal[optim.NAMES] = "adamw"
+  lr: NotNegative = 1e-3  # of a step, whatever its batch
+  head_lr_factor: NotNegative = 1.0  # of the parameters that start at random
+  weight_decay: NotNegative = 1e-4
+  b1: Share = 0.9
+  b2: Share = 0.999
+  eps: NotNegative = 1e-8
+  clip_norm: NotNegative = 5.0  # 0 switches clipping off
+  warmup_epochs: AtLeast0 = 1
+  epochs: AtLeast1 = 10
+  # Epochs without a better validation; 0 = never.
+  patience: AtLeast0 = 0
+  # Of an epoch; 0 = as many as see all pictures once.
+  steps_per_epoch: AtLeast0 = 0
+
+  def settings(self, **more: Any) -> fit.FitSettings:
+    """What the trainer takes; `more` are fields of it that a stage decides.
+
+    `head_lr_factor` is that of parameters below `head`, unless `lr_factors` are
+    given.
+    """
+    values = dataclasses.asdict(self)
+    del values["steps_per_epoch"]
+    head = (("head", values.pop("head_lr_factor")),)
+    return fit.FitSettings(**{"lr_factors": head, **values, **more})
+
+
+# IRN's: SGD without momentum, ten times as fast in the head.
+IRN_FIT = StageFit(
+  optimizer="irn_sgd",
+  lr=0.1,
+  head_lr_factor=10.0,
+  weight_decay=1e-4,
+  clip_norm=0.0,
+  warmup_epochs=0,
+  epochs=5,
+)
+
+
+def compiled(
+  function: Callable[..., Any], mesh: Mesh
+) -> Callable[..., dict[str, Float[Array, "b ..."]]]:
+  """A function of parameters and a batch, compiled for a mesh."""
+  return jax.jit(parallel.with_mesh(mesh, function))
