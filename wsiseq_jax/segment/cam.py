@@ -48,7 +48,7 @@ from wsiseq_jax.metrics import classification
 from wsiseq_jax.models import conv
 from wsiseq_jax.segment import decide, training
 from wsiseq_jax.segment.backbone import Backbone
-from wsiseq_jax.segment.stage import Context, Reading
+from wsiseq_jax.segment.stage import Reading, StageContext
 from wsiseq_jax.segment.training import StageFit
 
 STRIDE = 4  # of maps
@@ -88,7 +88,7 @@ class Cam:
         f"config.stages.cam.foreground = {self.foreground}"
       )
 
-  def run(self, context: Context) -> Mapping[str, Any]:
+  def run(self, context: StageContext) -> Mapping[str, Any]:
     """Trains the classifier, writes maps of all splits."""
     backbone, mesh = context.backbone, context.mesh
     frozen = backbone.start(context.seed)
@@ -130,7 +130,9 @@ class Cam:
       )
     return known
 
-  def _certain_negatives(self, context: Context, maps_of) -> dict[str, Any]:
+  def _certain_negatives(
+    self, context: StageContext, maps_of
+  ) -> dict[str, Any]:
     """Quantiles of the maps of each class where it certainly is not."""
     path = context.folder(self.name) / "negatives.json"
     if path.is_file():
@@ -159,7 +161,9 @@ class Cam:
     atomic.write_atomic(path, json.dumps(known))
     return known
 
-  def _finisher(self, context: Context, split: str, known: Mapping[str, Any]):
+  def _finisher(
+    self, context: StageContext, split: str, known: Mapping[str, Any]
+  ):
     pictures, is_train = context.pictures(split), split == "train"
 
     def finish(number: int, found: dict[str, np.ndarray]):

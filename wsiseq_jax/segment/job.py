@@ -15,7 +15,7 @@ from wsiseq_jax import config as configs
 from wsiseq_jax import launch, parallel
 from wsiseq_jax.segment import scoring, settings, stage
 from wsiseq_jax.segment.pictures import Pictures
-from wsiseq_jax.segment.stage import Context
+from wsiseq_jax.segment.stage import StageContext
 
 
 def run(config: ConfigDict) -> list[dict[str, object]]:
@@ -48,7 +48,7 @@ def run(config: ConfigDict) -> list[dict[str, object]]:
   return rows
 
 
-def prepare(config: ConfigDict) -> Context:
+def prepare(config: ConfigDict) -> StageContext:
   """Opens the pictures and chooses the devices."""
   asked = settings.read(config)
   if jax.process_count() > 1:
@@ -76,7 +76,7 @@ def prepare(config: ConfigDict) -> Context:
     )
   workdir = pathlib.Path(asked.workdir)
   workdir.mkdir(parents=True, exist_ok=True)
-  return Context(
+  return StageContext(
     config=config,
     workdir=workdir,
     splits=splits,

@@ -31,7 +31,7 @@ from wsiseq_jax.metrics.segmentation import NOT_KNOWN, Matched
 from wsiseq_jax.segment import decide
 from wsiseq_jax.segment.pictures import LabelledPicture
 from wsiseq_jax.segment.settings import SegmentScores
-from wsiseq_jax.segment.stage import Context, Stage
+from wsiseq_jax.segment.stage import Stage, StageContext
 
 COLUMNS = (
   *("stage", "reading", "metric", "value", "low", "high", "threshold"),
@@ -47,7 +47,7 @@ _STAIN_SIGMA_PX = 4.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Result:
+class Scored:
   """Something that segments pictures: a reading of a stage, or a baseline."""
 
   stage: str
@@ -71,7 +71,7 @@ class _Counts:
 
 
 def write(
-  context: Context, chain: Sequence[Stage], asked: SegmentScores
+  context: StageContext, chain: Sequence[Stage], asked: SegmentScores
 ) -> list[dict[str, Any]]:
   """Scores all stages that segment, and writes the tables.
 
@@ -166,7 +166,7 @@ def text_of(rows: Sequence[dict[str, Any]]) -> str:
   return "\n".join(lines) + "\n"
 
 
-def _with_masks(context: Context, split: str) -> list[int]:
+def _with_masks(context: StageContext, split: str) -> list[int]:
   """Pictures of which some pixel's class is known."""
   pictures = context.pictures(split)
   return [
@@ -176,7 +176,7 @@ def _with_masks(context: Context, split: str) -> list[int]:
   ]
 
 
-def _results(context: Context, chain: Sequence[Stage]) -> list[Result]:
+def _results(context: StageContext, chain: Sequence[Stage]) -> list[Scored]:
   """The baselines and all readings of all stages."""
   most = _commonest_class(context)
   count = len(context.classes)
@@ -187,10 +187,10 @@ def _results(context: Context, chain: Sequence[Stage]) -> list[Result]:
     return scores
 
   found = [
-    Result(
+    Scored(
       "all tissue", "", lambda split, p: alone(p.tissue * 1.0), 0.5, FIXED
     ),
-    Result("stain", "chosen", lambda split, p: alone(stain(p))),
+    Scored("stain", "chosen", lambda split, p: alone(stain(p))),
   ]
   for stage in chain:
     for reading in stage.readings:
@@ -203,7 +203,7 @@ def _results(context: Context, chain: Sequence[Stage]) -> list[Result]:
 
       where = FIXED if reading.threshold is not None else ""
       found.append(
-        Result(
+        Scored(
           stage.name,
           reading.name,
           of,
@@ -221,7 +221,7 @@ def stain(picture: LabelledPicture) -> Float[np.ndarray, "h w"]:
   return cv2.GaussianBlur(hed, (0, 0), _STAIN_SIGMA_PX)
 
 
-def _commonest_class(context: Context) -> int:
+def _commonest_class(context: StageContext) -> int:
   """The foreground class that masks of validation have most of; or 1."""
   pictures, counts = context.pictures("val"), np.zeros(NOT_KNOWN + 1, int)
   for number in range(len(pictures)):
@@ -231,7 +231,7 @@ def _commonest_class(context: Context) -> int:
   return int(counts[1:NOT_KNOWN].argmax()) + 1
 
 
-def _choose(context: Context, results: Sequence[Result]) -> list[Result]:
+def _choose(context: StageContext, results: Sequence[Scored]) -> list[Scored]:
   """The same results, with all their thresholds."""
   open_ones = [r for r in results if r.threshold is None]
   numbers = _with_masks(context, "val")
@@ -292,8 +292,8 @@ def counts_at(
 
 
 def _count(
-  context: Context,
-  results: Sequence[Result],
+  context: StageContext,
+  results: Sequence[Scored],
   numbers: Sequence[int],
   tolerance_px: float,
 ) -> list[_Counts]:

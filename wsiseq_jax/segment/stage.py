@@ -56,7 +56,7 @@ class Stage(Protocol):
   name: ClassVar[str]
   readings: ClassVar[tuple[Reading, ...]]  # () where it segments nothing
 
-  def run(self, context: "Context") -> Mapping[str, Any]:
+  def run(self, context: "StageContext") -> Mapping[str, Any]:
     """Does the stage in `context.folder(name)`, or what is left of it.
 
     Returns:
@@ -68,7 +68,7 @@ class Stage(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Context:
+class StageContext:
   """What a stage is given."""
 
   config: ConfigDict  # its block `wandb` is read while training
@@ -205,7 +205,7 @@ class Context:
 
 
 def run_chain(
-  stages: Iterable[Stage], context: Context, inputs: Mapping[str, Any]
+  stages: Iterable[Stage], context: StageContext, inputs: Mapping[str, Any]
 ) -> None:
   """Does all stages that are not done.
 

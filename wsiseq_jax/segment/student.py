@@ -34,7 +34,7 @@ from wsiseq_jax.metrics import segmentation
 from wsiseq_jax.models import conv
 from wsiseq_jax.segment import decide, training
 from wsiseq_jax.segment.backbone import Backbone
-from wsiseq_jax.segment.stage import Context, Reading
+from wsiseq_jax.segment.stage import Reading, StageContext
 from wsiseq_jax.segment.training import StageFit
 
 STRIDE = 4  # of maps
@@ -56,7 +56,7 @@ class Student:
   confidence: bool = True  # sure pixels weigh more
   optim: StageFit = StageFit()
 
-  def run(self, context: Context) -> Mapping[str, Any]:
+  def run(self, context: StageContext) -> Mapping[str, Any]:
     """Trains, writes maps of all splits."""
     backbone, mesh = context.backbone, context.mesh
     frozen = backbone.start(context.seed)
