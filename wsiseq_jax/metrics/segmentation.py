@@ -25,7 +25,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import scipy.ndimage
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Real, UInt8
 
 from wsiseq_jax.metrics.classification import ratio
 
@@ -56,7 +56,7 @@ def confusion(
 
 
 def overlap(
-  counts: Float[np.ndarray, "r k k"],
+  counts: Real[np.ndarray, "r k k"],
 ) -> dict[str, Float[np.ndarray, " r"]]:
   """mIoU, and Dice, precision and recall of the foreground; NaN where unknown.
 
@@ -77,7 +77,7 @@ def overlap(
   }
 
 
-def class_iou(counts: Float[np.ndarray, "r k k"]) -> Float[np.ndarray, "r k"]:
+def class_iou(counts: Real[np.ndarray, "r k k"]) -> Float[np.ndarray, "r k"]:
   """Intersection over union of every class, NaN where neither has it."""
   hits = np.einsum("rkk->rk", counts)
   return ratio(hits, counts.sum(axis=1) + counts.sum(axis=2) - hits)
@@ -86,7 +86,7 @@ def class_iou(counts: Float[np.ndarray, "r k k"]) -> Float[np.ndarray, "r k"]:
 def boundary_counts(
   truth: UInt8[np.ndarray, "h w"],
   found: UInt8[np.ndarray, "h w"],
-  tolerance_px: float,
+  tolerance_px: float | int,
 ) -> Int[np.ndarray, "4"]:
   """Boundary pixels: found, of them near; true, of them near.
 
@@ -114,7 +114,7 @@ def boundary_counts(
   return np.array(counts)
 
 
-def boundary_f1(counts: Float[np.ndarray, "r 4"]) -> Float[np.ndarray, " r"]:
+def boundary_f1(counts: Real[np.ndarray, "r 4"]) -> Float[np.ndarray, " r"]:
   """F1 of `boundary_counts`; NaN where truth has no boundary.
 
   Example:
@@ -155,8 +155,8 @@ def components(classes: UInt8[np.ndarray, "h w"]) -> tuple[np.ndarray, list]:
 def match_instances(
   truth: UInt8[np.ndarray, "h w"],
   instances: Int[np.ndarray, "h w"],
-  classes: Sequence[int],
-  scores: Sequence[float],
+  classes: Int[np.ndarray, " m"],
+  scores: Real[np.ndarray, " m"],
   least_iou: float = 0.5,
 ) -> Matched:
   """Gives each instance, the best first, the true one it covers most.
@@ -180,8 +180,8 @@ def match_instances(
   ).reshape(shape)
   union = both.sum(axis=1)[:, None] + both.sum(axis=0)[None] - both
   iou = ratio(both, union, 0.0)[1:, 1:]
-  iou[np.asarray(classes, int)[:, None] != np.asarray(true_classes)[None]] = 0
-  scores, hits = np.asarray(scores, np.float64), np.zeros(len(classes), bool)
+  iou[classes[:, None] != np.asarray(true_classes)[None]] = 0
+  scores, hits = scores.astype(np.float64), np.zeros(len(classes), bool)
   for number in np.argsort(-scores, kind="stable"):
     if true_classes and iou[number].max() >= least_iou:
       hits[number] = True

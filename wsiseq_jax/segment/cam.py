@@ -167,7 +167,7 @@ class Cam:
     pictures, is_train = context.pictures(split), split == "train"
 
     def finish(number: int, found: dict[str, np.ndarray]):
-      size = pictures.sizes[number]
+      size = tuple(pictures.sizes[number].tolist())
       label = pictures.labels[number] if is_train else None
       there = present(label, found["logits"], self.gate)
       cam, relu, tissue = (

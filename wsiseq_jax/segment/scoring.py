@@ -16,7 +16,7 @@ class that validation has most of.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -43,6 +43,7 @@ PATIENT_COLUMNS = (
 FIXED, CHOSEN = "fixed, no mask was looked at", "masks of validation"
 # Thresholds that are tried: as many quantiles of the scores of validation.
 _TRIED = 64
+_EVERY = 7  # pixel of those scores
 _STAIN_SIGMA_PX = 4.0
 
 
@@ -240,13 +241,16 @@ def _choose(context: StageContext, results: Sequence[Scored]) -> list[Scored]:
       "config.data.val_split: no picture has a mask, so that no threshold can "
       "be chosen: " + ", ".join(f"{r.stage} ({r.reading})" for r in open_ones)
     )
-  found = {}
+  pictures, found = context.pictures("val"), {}
   for result in open_ones:
-    pictures = context.pictures("val")
-    each = [(p, result.of("val", p)) for p in map(pictures.picture, numbers)]
-    if each[0][1].ndim == 2:
-      continue  # classes already
-    found[result] = best_threshold(each)
+
+    def each(result=result):
+      for number in numbers:
+        picture = pictures.picture(number)
+        yield picture, result.of("val", picture)
+
+    if next(each())[1].ndim == 3:  # else classes already
+      found[result] = best_threshold(each)
   return [
     dataclasses.replace(r, threshold=found[r], threshold_from=CHOSEN)
     if r in found
@@ -256,17 +260,24 @@ def _choose(context: StageContext, results: Sequence[Scored]) -> list[Scored]:
 
 
 def best_threshold(
-  each: Sequence[tuple[LabelledPicture, Float[np.ndarray, "y h w"]]],
+  each: Callable[
+    [], Iterator[tuple[LabelledPicture, Float[np.ndarray, "y h w"]]]
+  ],
 ) -> float:
   """The threshold of the highest mIoU; the lowest of equal ones.
 
   Args:
-    each: pictures with masks, and scores of their pixels.
+    each: () → pictures with masks, and scores of their pixels; called twice.
   """
-  values = [s.max(axis=0)[p.tissue > 0][::7] for p, s in each]
+  values = [s.max(axis=0)[p.tissue > 0][::_EVERY] for p, s in each()]
   values = np.concatenate(values)
+  if not len(values):
+    raise ValueError(
+      "config.data.val_split: no tissue in any picture with a mask, so that no "
+      "threshold can be chosen"
+    )
   tried = np.unique(np.quantile(values, np.linspace(0, 1, _TRIED)))
-  total = sum(counts_at(p, scores, tried) for p, scores in each)
+  total = sum(counts_at(p, scores, tried) for p, scores in each())
   return float(tried[np.nanargmax(segmentation.overlap(total)["miou"])])
 
 
@@ -295,7 +306,7 @@ def _count(
   context: StageContext,
   results: Sequence[Scored],
   numbers: Sequence[int],
-  tolerance_px: float,
+  tolerance_px: float | int,
 ) -> list[_Counts]:
   """Counts of each result on each test picture, read once."""
   pictures, count = context.pictures("test"), len(context.classes)

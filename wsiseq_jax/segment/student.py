@@ -96,7 +96,7 @@ class Student:
     for split, pictures in context.splits.items():
 
       def finish(number, found, pictures=pictures, split=split):
-        size = pictures.sizes[number]
+        size = tuple(pictures.sizes[number].tolist())
         scores = decide.cut(found["scores"], size, STRIDE)
         scores = scores.transpose(2, 0, 1).astype(np.float16)
         maps = {"scores": scores}

@@ -125,7 +125,7 @@ def kind_of(tensors: Mapping[str, np.ndarray]) -> str:
 def resnet_params(
   tensors: Mapping[str, np.ndarray],
   spec: resnet.ResNetSpec,
-  norm: bool = False,
+  keep_norm: bool = False,
 ) -> dict[str, Any]:
   """Turns torchvision's tensors into our parameters, norms folded.
 
@@ -133,7 +133,7 @@ def resnet_params(
     tensors: By name, as in the file. Stages that the encoder does not have, and
       the classifier, are left out.
     spec: The encoder they must fit.
-    norm: Keep factor and shift of every batch-norm for a group-norm in its
+    keep_norm: Keep factor and shift of every batch-norm for a group-norm in its
       place, instead of folding it.
 
   Returns:
@@ -166,7 +166,7 @@ def resnet_params(
   )
   flat = fill.fill(tensors, rules, shapes, kind, unused=unused)
   names = ("kernel", "scale", "bias", "mean", "var")
-  if norm:
+  if keep_norm:
     ours = {"kernel": "kernel", "scale": "scale", "offset": "bias"}
     return {
       path: {key: flat[f"{path}/{name}"] for key, name in ours.items()}
