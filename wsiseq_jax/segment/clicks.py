@@ -3,50 +3,47 @@
 Four things are known of a picture: the class of pixels round each click; that
 glass, and all of a certain negative, is background; which classes are somewhere
 in it; and that pixels which look alike and lie near each other are mostly of
-one class. The last is a loss on all pairs of pixels of a window, on a grid a
-few pixels wide, where it is a sum of shifted slices. The original filters all
-pairs of a picture by a permutohedral lattice; pairs beyond the window, which a
-Gaussian in space hardly weighs, are left out here.
+one class (`colour_window.py`).
 
 References:
-  Tang et al. 2018, "Normalized Cut Loss for Weakly-supervised CNN Segmentation"
-  and "On Regularized Losses for Weakly-supervised CNN Segmentation".
+  Tang et al. 2018, "Normalized Cut Loss for Weakly-supervised CNN
+  Segmentation".
   Bearman et al. 2016, "What's the Point: Semantic Segmentation with Point
   Supervision": the most probable pixel of a class speaks for the picture.
 """
 
 import dataclasses
 import functools
+import hashlib
+import math
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Integer
+from jaxtyping import Array, Bool, Float, Int, Integer, UInt8
 
-from data_prep.files.schema import AtLeast1, NotNegative, Range
+from data_prep.files.schema import AtLeast0, AtLeast1, NotNegative, Range
+from wsiseq_jax import fit, launch, parallel
+from wsiseq_jax.segment import student, training
+from wsiseq_jax.segment.backbone import Backbone
+from wsiseq_jax.segment.colour_window import (
+  ColourWindow,
+  cut_losses,
+  to_grid,
+)
+from wsiseq_jax.segment.stage import Reading, StageContext
+from wsiseq_jax.segment.training import StageFit
 
 # A pixel of which nobody knows the class; in `truth` and `target` too.
 IGNORE = 255
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ColourWindow:
-  """Which pixels of a grid should be of one class, and how much."""
-
-  stride: AtLeast1 = 4  # pixels of a picture per pixel of the grid
-  reach: AtLeast1 = 5  # grid pixels to each side of the window
-  # Deviations of the Gaussian: grid pixels; colour from 0 to 1.
-  sigma_xy: Annotated[float, Range(above=0)] = 3.0
-  sigma_rgb: Annotated[float, Range(above=0)] = 0.1
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class ClickLoss:
   """The loss of a network on clicks: its parts and their weights."""
 
-  radius_px: Annotated[float, Range(1)] = 4.0  # of the disc round a click
   background: NotNegative = 1.0  # certain background: glass, negatives
   image: NotNegative = 0.1  # classes of the whole picture
   ncut: NotNegative = 0.1  # normalised cut
@@ -54,42 +51,145 @@ class ClickLoss:
   window: ColourWindow = ColourWindow()
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clicks:
+  """The stage `clicks`: the network of `student.py`, taught by clicks."""
+
+  name: ClassVar[str] = "clicks"
+  readings: ClassVar[tuple[Reading, ...]] = (
+    Reading("0.5", "scores", 0.5),
+    Reading("chosen", "scores"),
+  )
+
+  radius_px: Annotated[float, Range(1)] = 4.0  # of the disc round a click
+  # Clicks of each class of a picture that are used, drawn for good; 0 = all.
+  most: AtLeast0 = 0
+  loss: ClickLoss = ClickLoss()
+  width: AtLeast1 = 64  # channels of the decoder
+  optim: StageFit = StageFit()
+
+  def run(self, context: StageContext) -> Mapping[str, Any]:
+    """Draws discs, trains, writes maps of all splits."""
+    discs = context.maps(f"{self.name}/discs", "train")
+    pictures = context.pictures("train")
+    clicked = 0
+    for number, picture_id in enumerate(pictures.ids):
+      if not discs.has(picture_id):
+        one = pictures.picture(number)
+        points = chosen(one.points, self.most, one.id, context.seed)
+        found = disc_labels(points, one.size, self.radius_px)
+        discs.write(picture_id, classes=found, points=points)
+      clicked += len(discs.read(picture_id)["points"])
+    if not clicked:
+      raise ValueError(
+        f"config.data.path: none of the {len(pictures)} training pictures has "
+        "a point; the stage 'clicks' learns from points (column `points` of "
+        "the table of pictures)"
+      )
+    launch.log(f"{self.name}: {clicked} clicks on {len(pictures)} pictures")
+    frozen = context.backbone.start(context.seed)
+    frozen = jax.device_put(frozen, parallel.replicated(context.mesh))
+    params = training.learned(
+      context,
+      self.name,
+      network(context.backbone, len(context.classes), self.width, self.loss),
+      self.optim.settings(keep="last"),
+      context.train_data(discs.folder, self.optim.steps_per_epoch),
+      student.validate,
+      frozen,
+    )
+    student.write_scores(context, self.name, params, frozen)
+    return {"clicks": clicked, **student.about(context)}
+
+
+@functools.lru_cache(maxsize=8)
+def network(
+  backbone: Backbone, classes: int, width: int, settings: ClickLoss
+) -> fit.Model:
+  """The student's network with the loss of clicks."""
+  model = student.network(backbone, classes, width, False, False)
+
+  def of_clicks(params, frozen, batch, key):
+    del key
+    logits = student.pixel_logits(backbone, params, frozen, batch["pixels"])
+    return loss(logits, batch, settings)
+
+  return dataclasses.replace(model, loss=of_clicks)
+
+
+def nearest(
+  points: Float[np.ndarray, "n d"], shape: tuple[int, int], reach: float
+) -> tuple[Float[np.ndarray, "h w"], Int[np.ndarray, "h w"]]:
+  """How far the nearest point is from each pixel, and which it is.
+
+  Args:
+    points: x, y, and whatever else. Whole numbers are middles of pixels.
+    shape: height, width.
+    reach: what is further away is not looked at.
+
+  Returns:
+    Distances, infinite beyond `reach`; numbers in `points`, the first of
+    equally near ones, and -1 beyond.
+  """
+  height, width = shape
+  apart = np.full(shape, np.inf)
+  number = np.full(shape, -1)
+  for index, (x, y) in enumerate(points[:, :2].tolist()):
+    if not (math.isfinite(x) and math.isfinite(y)):
+      continue
+    rows = np.arange(max(0, int(y - reach)), min(height, int(y + reach) + 2))
+    columns = np.arange(max(0, int(x - reach)), min(width, int(x + reach) + 2))
+    if not (len(rows) and len(columns)):
+      continue
+    here = np.hypot(rows[:, None] - y, columns[None, :] - x)
+    box = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    is_nearer = (here < apart[box]) & (here <= reach)
+    apart[box][is_nearer] = here[is_nearer]
+    number[box][is_nearer] = index
+  return apart, number
+
+
 def disc_labels(
-  points: Float[Array, "b p 3"], height: int, width: int, radius_px: float
-) -> Int[Array, "b h w"]:
+  points: Float[np.ndarray, "n 3"], shape: tuple[int, int], radius_px: float
+) -> UInt8[np.ndarray, "h w"]:
   """Classes of the pixels round clicks.
 
   A pixel whose middle lies within `radius_px` of a click has the class of the
   nearest one; of two classes equally near, none.
 
   Args:
-    points: x, y and class. Whole numbers are middles of pixels. What has a
-      negative class or no finite place is no click. Clicks outside count as far
-      as their disc reaches in.
-    height: rows of the picture.
-    width: its columns.
+    points: x, y and class. A click outside counts as far as its disc reaches
+      in.
+    shape: height, width.
     radius_px: of the discs.
 
   Returns:
     A class, or `IGNORE`.
   """
-  y = jnp.arange(height)[None, :, None]
-  x = jnp.arange(width)[None, None, :]
+  best = np.full(shape, np.inf)
+  found = np.full(shape, IGNORE, np.uint8)
+  for kind in np.unique(points[:, 2]).tolist():
+    apart, _ = nearest(points[points[:, 2] == kind], shape, radius_px)
+    found[apart < best] = int(kind)
+    found[(apart == best) & np.isfinite(apart)] = IGNORE
+    best = np.minimum(best, apart)
+  return found
 
-  def nearer(best, point):
-    apart, chosen = best
-    px, py, kind = (v[:, None, None] for v in point.T)
-    is_click = jnp.isfinite(px + py) & (kind >= 0)
-    there = jnp.where(is_click, (x - px) ** 2 + (y - py) ** 2, jnp.inf)
-    kind = jnp.where(is_click, kind, IGNORE).astype(jnp.int32)
-    is_tie = (there == apart) & (kind != chosen)
-    chosen = jnp.where(there < apart, kind, jnp.where(is_tie, IGNORE, chosen))
-    return (jnp.minimum(apart, there), chosen), None
 
-  shape = (len(points), height, width)
-  start = jnp.full(shape, jnp.inf), jnp.full(shape, IGNORE, jnp.int32)
-  (apart, chosen), _ = jax.lax.scan(nearer, start, points.swapaxes(0, 1))
-  return jnp.where(apart <= radius_px**2, chosen, IGNORE)
+def chosen(
+  points: Float[np.ndarray, "n 3"], most: int, picture_id: str, seed: int
+) -> Float[np.ndarray, "m 3"]:
+  """At most so many clicks of each class, the same ones for good; 0 = all."""
+  if not most:
+    return points
+  words = hashlib.sha256(f"{seed} {picture_id}".encode()).digest()
+  order = np.random.default_rng(list(words)).permutation(len(points))
+  kept = [
+    index[:most]
+    for kind in np.unique(points[:, 2])
+    for index in [order[points[order, 2] == kind]]
+  ]
+  return points[np.sort(np.concatenate([*kept, []]).astype(int))]
 
 
 def real_pixels(batch: Mapping[str, Array]) -> Bool[Array, "b h w"]:
@@ -150,111 +250,6 @@ def image_loss(
   return jnp.where(known, loss, 0).sum() / jnp.maximum(known.sum(), 1)
 
 
-def to_grid(x: Float[Array, "b h w c"], stride: int) -> Float[Array, "b g v c"]:
-  """Means of squares of `stride` pixels; both sides must be multiples of it."""
-  b, h, w, c = x.shape
-  squares = x.reshape(b, h // stride, stride, w // stride, stride, c)
-  return squares.mean(axis=(2, 4))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def window_sums(
-  colour: Float[Array, "b h w 3"],
-  real: Float[Array, "b h w 1"],
-  values: Float[Array, "b h w c"],
-  window: ColourWindow,
-) -> Float[Array, "b h w c"]:
-  """W · values: sums over a window, weighted by likeness.
-
-      W_pq = exp(−|rgb_p − rgb_q|² / 2 σ_rgb² − |p − q|² / 2 σ_xy²)
-
-  for p ≠ q, both real, not further than `window.reach` in x and in y; else 0.
-  W is symmetric, so its gradient is itself and needs no memory of the window.
-
-  Args:
-    colour: from 0 to 1; has no gradient.
-    real: 1, or 0 for what is no pixel.
-    values: what is summed.
-    window: the window; its `stride` is not used.
-  """
-  reach = window.reach
-  side = np.arange(-reach, reach + 1)
-  offsets = np.stack(np.meshgrid(side, side, indexing="ij"), axis=-1)
-  offsets = offsets.reshape(-1, 2)
-  offsets = offsets[(offsets != 0).any(axis=1)]
-  space = np.exp(-(offsets**2).sum(axis=1) / (2 * window.sigma_xy**2))
-
-  def widened(x):
-    return jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
-
-  wide = [widened(x) for x in (colour, real, values)]
-
-  def add(total, step):
-    offset, weight = step
-
-    def shifted(x):
-      start = (0, reach + offset[0], reach + offset[1], 0)
-      return jax.lax.dynamic_slice(x, start, (*total.shape[:3], x.shape[3]))
-
-    other, is_real, theirs = map(shifted, wide)
-    apart = jnp.square(colour - other).sum(axis=-1, keepdims=True)
-    like = jnp.exp(-apart / (2 * window.sigma_rgb**2)) * weight * is_real
-    return total + like * theirs, None
-
-  total = jnp.zeros(values.shape, jnp.float32)
-  steps = jnp.asarray(offsets), jnp.asarray(space, jnp.float32)
-  total, _ = jax.lax.scan(add, total, steps)
-  return total * real
-
-
-def _sums_forward(colour, real, values, window):
-  return window_sums(colour, real, values, window), (colour, real)
-
-
-def _sums_backward(window, kept, gradient):
-  colour, real = kept
-  return None, None, window_sums(colour, real, gradient, window)
-
-
-window_sums.defvjp(_sums_forward, _sums_backward)
-
-
-def cut_losses(
-  share: Float[Array, "b h w k"],
-  colour: Float[Array, "b h w 3"],
-  real: Float[Array, "b h w 1"],
-  window: ColourWindow,
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-  """Normalised cut and dense CRF of soft classes, by the same weights W.
-
-      cut_k = y_kᵀ W (1 − y_k),   ncut = Σ_k cut_k / (1ᵀ W y_k),
-      crf = Σ_k cut_k / number of pixels
-
-  Args:
-    share: probabilities y of the classes of each grid pixel.
-    colour: from 0 to 1.
-    real: 1, or 0 for what is no pixel.
-    window: the window.
-
-  Returns:
-    Both, means over the pictures that have a pixel. The normalised cut of a
-    class is from 0 to 1. A class that is nowhere costs nothing.
-  """
-  share = share.astype(jnp.float32) * real
-  sums = window_sums(
-    colour, real, jnp.concatenate([share, real], axis=-1), window
-  )
-  degree = sums[..., -1:]
-  # The cut is over real pixels: (1 − y) of one that is not is no 1.
-  cut = (share * (degree - sums[..., :-1])).sum(axis=(1, 2))
-  whole = (share * degree).sum(axis=(1, 2))
-  count = real.sum(axis=(1, 2, 3))
-  pictures = jnp.maximum((count > 0).sum(), 1)
-  ncut = (cut / (whole + 1e-5)).sum() / pictures
-  crf = (cut.sum(axis=1) / jnp.maximum(count, 1)).sum() / pictures
-  return ncut, crf
-
-
 def loss(
   logits: Float[Array, "b h w k"],
   batch: Mapping[str, Array],
@@ -264,13 +259,12 @@ def loss(
 
   Args:
     logits: of background and the foreground classes, for every pixel.
-    batch: `pixels`, `labels`, `tissue`, `size`, `points`, `mask`.
-    settings: radius and weights.
+    batch: `pixels`, `labels`, `tissue`, `size`, `mask`, and the discs round
+      clicks as `target`.
+    settings: the weights.
   """
-  height, width = logits.shape[1:3]
   real = real_pixels(batch)
-  clicked = disc_labels(batch["points"], height, width, settings.radius_px)
-  clicked = jnp.where(real, clicked, IGNORE)
+  clicked = jnp.where(real, batch["target"], IGNORE)
   # Whoever clicked on glass meant it.
   certain = certain_background(batch) & (clicked == IGNORE)
   total = partial_cross_entropy(logits, clicked)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from wsiseq_jax.segment.cam import Cam
+from wsiseq_jax.segment.clicks import Clicks
 from wsiseq_jax.segment.stage import Stage
 from wsiseq_jax.segment.student import Student
 
@@ -14,11 +15,13 @@ from wsiseq_jax.segment.student import Student
 STAGES: Mapping[str, type[Stage]] = {
   Cam.name: Cam,
   Student.name: Student,
+  Clicks.name: Clicks,
 }
 
 # Stages in order, and values that differ from the stage's defaults.
 METHODS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
   "cam": {"cam": {}},
   "student": {"cam": {}, "student": {}},
+  "points": {"clicks": {}},
   "full": {"student": {"targets": "truth", "confidence": False}},
 }

@@ -123,19 +123,7 @@ def gaussian_map(
     a point 1 to 254 for the Gaussian exp(−d²/2σ²) from 0 to 1, σ a quarter of
     `inner_px`, d the distance to the nearest point.
   """
-  height, width = shape
-  apart = np.full(shape, np.inf, np.float32)
-  reach = settings.outer_px
-  for x, y in inside(points, shape).tolist():
-    top, left = max(0, int(y - reach)), max(0, int(x - reach))
-    box = (
-      slice(top, min(height, int(y + reach) + 2)),
-      slice(left, min(width, int(x + reach) + 2)),
-    )
-    rows = np.arange(box[0].start, box[0].stop) - y
-    columns = np.arange(box[1].start, box[1].stop) - x
-    here = np.hypot(rows[:, None], columns[None, :])
-    apart[box] = np.minimum(apart[box], here)
+  apart, _ = clicks.nearest(inside(points, shape), shape, settings.outer_px)
   found = np.full(shape, IGNORE, np.uint8)
   if background is not None:
     found[background] = 0

@@ -20,7 +20,7 @@ import math
 import pathlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -50,6 +50,7 @@ class Reading:
   threshold: float | None = None
 
 
+@runtime_checkable
 class Stage(Protocol):
   """A frozen dataclass: its fields are its settings, `config.stages.<name>`."""
 

@@ -20,6 +20,7 @@ and the epoch of the highest validation mIoU is kept.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -29,7 +30,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from data_prep.files.schema import Range
-from wsiseq_jax import fit, launch, parallel
+from wsiseq_jax import fit, parallel
 from wsiseq_jax.metrics import segmentation
 from wsiseq_jax.models import conv
 from wsiseq_jax.segment import decide, training
@@ -70,46 +71,66 @@ class Student:
     model = network(
       backbone, len(context.classes), self.width, self.confidence, is_true
     )
-    if not context.has_params(self.name):
-      targets = None if is_true else context.maps(before, "train").folder
-      settings = self.optim.settings(keep="best" if is_true else "last")
-      folder = context.fit_folder(self.name)
-      fitted = fit.Trainer(model, settings, mesh, frozen).fit(
-        context.train_data(targets, self.optim.steps_per_epoch),
-        validate,
-        context.seed,
-        folder,
-      )
-      context.save_params(self.name, fitted.params)
-      folder.clear()
-      launch.log(f"{self.name}: epoch {fitted.epoch} is kept")
-    params = context.params(self.name)
-    params = jax.device_put(params, parallel.replicated(mesh))
-    program = training.compiled(
-      lambda params, frozen, batch: {
-        "scores": jax.nn.softmax(
-          grid_logits(backbone, params, frozen, batch["pixels"])
-        )[..., 1:]
-      },
-      mesh,
+    targets = None if is_true else context.maps(before, "train").folder
+    params = training.learned(
+      context,
+      self.name,
+      model,
+      self.optim.settings(keep="best" if is_true else "last"),
+      context.train_data(targets, self.optim.steps_per_epoch),
+      validate,
+      frozen,
     )
-    for split, pictures in context.splits.items():
+    write_scores(context, self.name, params, frozen)
+    return about(context)
 
-      def finish(number, found, pictures=pictures, split=split):
-        size = tuple(pictures.sizes[number].tolist())
-        scores = decide.cut(found["scores"], size, STRIDE)
-        scores = scores.transpose(2, 0, 1).astype(np.float16)
-        maps = {"scores": scores}
-        if split == "train":
-          tissue = pictures.picture(number).tissue
-          enlarged = decide.enlarge(scores, size)
-          maps["classes"] = decide.classes_of(enlarged, tissue, 0.5)
-        return maps
 
-      context.write_maps(
-        self.name, split, lambda batch: program(params, frozen, batch), finish
-      )
-    return {}
+def about(context: StageContext) -> dict[str, Any]:
+  """What has to be known of a network to use it elsewhere."""
+  mpp = context.pictures("train").picture(0).mpp
+  return {
+    "classes": list(context.classes),
+    "mpp": mpp if math.isfinite(mpp) else None,
+  }
+
+
+def write_scores(
+  context: StageContext, stage: str, params: Any, frozen: Any
+) -> None:
+  """Writes the probabilities that a network gives, of all splits.
+
+  Those of training pictures come with classes at 0.5, to learn from.
+  """
+  program = training.compiled(
+    functools.partial(slide_scores, context.backbone), context.mesh
+  )
+  for split, pictures in context.splits.items():
+
+    def finish(number, found, pictures=pictures, split=split):
+      size = tuple(pictures.sizes[number].tolist())
+      scores = decide.cut(found["scores"], size, STRIDE)
+      scores = scores.transpose(2, 0, 1).astype(np.float16)
+      maps = {"scores": scores}
+      if split == "train":
+        tissue = pictures.picture(number).tissue
+        enlarged = decide.enlarge(scores, size)
+        maps["classes"] = decide.classes_of(enlarged, tissue, 0.5)
+      return maps
+
+    context.write_maps(
+      stage,
+      split,
+      lambda batch: program(params, frozen, batch["pixels"]),
+      finish,
+    )
+
+
+def slide_scores(
+  backbone: Backbone, params: Any, frozen: Any, pixels: Array
+) -> dict[str, Float[Array, "b h w y"]]:
+  """Probabilities of the foreground classes, of a stride of 4."""
+  logits = grid_logits(backbone, params, frozen, pixels)
+  return {"scores": jax.nn.softmax(logits)[..., 1:]}
 
 
 @functools.lru_cache(maxsize=8)

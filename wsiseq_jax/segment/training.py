@@ -9,7 +9,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from data_prep.files.schema import AtLeast0, AtLeast1, NotNegative, Range
-from wsiseq_jax import fit, optim, parallel
+from wsiseq_jax import fit, launch, optim, parallel
+from wsiseq_jax.segment.stage import StageContext
 
 Share = Annotated[float, Range(0, 1)]
 
@@ -55,6 +56,32 @@ IRN_FIT = StageFit(
   warmup_epochs=0,
   epochs=5,
 )
+
+
+def learned(
+  context: StageContext,
+  stage: str,
+  model: fit.Model,
+  settings: fit.FitSettings,
+  data: fit.Data,
+  validate: fit.Validate,
+  frozen: Any,
+) -> Any:
+  """What a stage learns: trained and saved, or as it saved it before.
+
+  Returns:
+    Parameters, on the devices.
+  """
+  if not context.has_params(stage):
+    folder = context.fit_folder(stage)
+    fitted = fit.Trainer(model, settings, context.mesh, frozen).fit(
+      data, validate, context.seed, folder
+    )
+    context.save_params(stage, fitted.params)
+    folder.clear()
+    launch.log(f"{stage}: epoch {fitted.epoch} is kept")
+  params = context.params(stage)
+  return jax.device_put(params, parallel.replicated(context.mesh))
 
 
 def compiled(
