@@ -141,7 +141,7 @@ def test_stopped_before_any_step_it_goes_on_bit_for_bit(
 def test_killed_between_epochs_it_goes_on_bit_for_bit(
   tmp_path, undisturbed, monkeypatch
 ):
-  monkeypatch.setattr(fit, "_SAVE_SECONDS", 0.0)
+  monkeypatch.setattr(fit, "SAVE_EVERY_SECONDS", 0.0)
   calls = itertools.count(1)
 
   def dying(outputs):

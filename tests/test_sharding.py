@@ -228,7 +228,7 @@ KERNELS = {
 OPERATIONS = {
   "patchify": (lambda x: tokens.patchify(x, PATCH), f32(8, 32, 32, 3)),
   "patchify for TPU": (
-    lambda x: tokens._patchify_in_lanes(x, PATCH),
+    lambda x: tokens.patchify_in_lanes(x, PATCH),
     f32(8, 32, 32, 3),
   ),
   "unpatchify": (lambda x: tokens.unpatchify(x, PATCH, GRID), f32(64, 384)),

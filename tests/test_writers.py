@@ -70,7 +70,7 @@ def test_progress_redraws_in_a_terminal():
 
 def test_progress_is_whole_lines_in_a_log(monkeypatch):
   stream = io.StringIO()
-  monkeypatch.setattr(writers, "_LINE_EVERY", 0.0)
+  monkeypatch.setattr(writers, "LINE_EVERY_SECONDS", 0.0)
   progress = writers.Progress(100, start=10, stream=stream)
   progress.show(20, {"loss": "0.5"})
   progress.message("step 20: val/loss 0.7")

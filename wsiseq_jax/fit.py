@@ -42,7 +42,7 @@ Batch = Mapping[str, Array]
 
 # A fit is saved at the first end of an epoch this long after its start, or
 # after it was saved before.
-_SAVE_SECONDS = 30.0
+SAVE_EVERY_SECONDS = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,7 +349,7 @@ class Trainer:
         state.score, state.epoch = score, epoch
       if settings.patience and epoch - state.epoch >= settings.patience:
         break
-      is_due = time.monotonic() - saved_at >= _SAVE_SECONDS
+      is_due = time.monotonic() - saved_at >= SAVE_EVERY_SECONDS
       if folder is not None and self._agree(is_due):
         self._save(state, folder, writer)
         saved_at = time.monotonic()

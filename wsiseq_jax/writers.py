@@ -28,7 +28,7 @@ from wsiseq_jax import charts
 from wsiseq_jax import config as configs
 
 # Seconds between progress lines where there is no terminal to redraw on.
-_LINE_EVERY = 10.0
+LINE_EVERY_SECONDS = 10.0
 
 
 def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
@@ -196,7 +196,7 @@ class Progress:
       initial=start,
       file=stream if is_terminal else _Lines(stream),
       unit=" step",
-      mininterval=0.1 if is_terminal else _LINE_EVERY,
+      mininterval=0.1 if is_terminal else LINE_EVERY_SECONDS,
       miniters=1,
       ncols=None if is_terminal else 0,
       dynamic_ncols=is_terminal,

@@ -199,7 +199,6 @@ class TiledPyramid:
     self.levels = tuple(levels)
     self._rescue = rescue
     self._refused: dict[tuple[int, int], TileError] = {}
-    self.decoded = 0  # tiles decoded so far; tests and benchmarks read it
     self._file = os.open(path, os.O_RDONLY)
     self._cache = collections.OrderedDict()
     self._cache_bytes, self._cached = cache_bytes, 0
@@ -269,7 +268,6 @@ class TiledPyramid:
         raise
     pixels.flags.writeable = False
     with self._lock:
-      self.decoded += 1
       if key not in self._cache:
         self._cache[key] = pixels
         self._cached += pixels.nbytes

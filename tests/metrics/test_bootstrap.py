@@ -51,7 +51,7 @@ def test_interval_of_a_mean_is_that_of_the_textbook():
 def test_blocks_change_nothing(monkeypatch):
   y, patients = np.arange(30.0), np.arange(30) // 3
   whole = bootstrap.intervals(mean_of(y), patients, 100)
-  monkeypatch.setattr(bootstrap, "_BLOCK", 30 * 7)
+  monkeypatch.setattr(bootstrap, "BLOCK_WEIGHTS", 30 * 7)
   assert bootstrap.intervals(mean_of(y), patients, 100) == whole
 
 

@@ -80,7 +80,7 @@ def test_a_slide_is_read_once_for_all_models(
     return plain(path, *more)
 
   monkeypatch.setattr(tile_features, "read", read)
-  monkeypatch.setattr(predict, "_CHUNK", 4)
+  monkeypatch.setattr(predict, "CHUNK_SLIDES", 4)
   blocks = {"maps": {"write": False}}
   apply(tmp_path, folder_of(finished), others, **blocks)
   assert len(calls) == len(set(calls)) == 10  # one is empty, one is gone

@@ -13,7 +13,7 @@ def test_moves_for_tpu_give_the_same_patches(patch):
   clips = jnp.arange(2 * 4 * 16 * 32 * 3.0).reshape(2, 4, 16, 32, 3)
   expected = tokens.patchify(clips, patch)
   np.testing.assert_array_equal(
-    tokens._patchify_in_lanes(clips, patch), expected
+    tokens.patchify_in_lanes(clips, patch), expected
   )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 # Sequences times resamples scored at once: 64 MB of weights.
-_BLOCK = 8_000_000
+BLOCK_WEIGHTS = 8_000_000
 
 Statistics = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
@@ -55,7 +55,7 @@ def intervals(
     {'mean': (0.0, 1.0)}
   """
   weights = patient_weights(patients, resamples, seed)
-  rows = max(1, _BLOCK // max(len(patients), 1))
+  rows = max(1, BLOCK_WEIGHTS // max(len(patients), 1))
   blocks = [
     statistics(weights[i : i + rows]) for i in range(0, resamples, rows)
   ]

@@ -42,7 +42,7 @@ from wsiseq_jax.mil.settings import MilSettings
 from wsiseq_jax.mil.trainer import BagTrainer
 
 # Slides in a chunk: few enough to lose little when killed.
-_CHUNK = 64
+CHUNK_SLIDES = 64
 
 
 def run(config: ConfigDict) -> list[dict[str, Any]]:
@@ -124,7 +124,9 @@ def _logits(
   """Logits of all slides by all models; NaN, and noted, for failures."""
   # Bags of about one length together: few programs, little padding.
   order = sorted(range(len(ids)), key=lambda i: (bags.tiles[ids[i]], ids[i]))
-  chunks = [order[i : i + _CHUNK] for i in range(0, len(order), _CHUNK)]
+  chunks = [
+    order[i : i + CHUNK_SLIDES] for i in range(0, len(order), CHUNK_SLIDES)
+  ]
   made_from = [results.inputs_of(models, one) for one in runs]
   marks = [
     done.Done(

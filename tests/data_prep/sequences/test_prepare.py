@@ -484,13 +484,14 @@ def test_a_slide_id_that_is_no_folder_name_is_refused():
 CRASH = """
 import ast, os, sys
 sys.path.insert(0, sys.argv[1])
-from data_prep.sequences import prepare, slide_job
-process = slide_job._process
-def crashing(job, stage):
-  if job.entry.slide_id == sys.argv[3]:
+from data_prep import shards
+from data_prep.sequences import prepare
+write_part = shards.write_part
+def crashing(path, *more):
+  if path.parent.name == sys.argv[3]:
     os.kill(os.getpid(), 11)
-  return process(job, stage)
-slide_job._process = crashing
+  return write_part(path, *more)
+shards.write_part = crashing
 if __name__ == "__main__":
   config = ast.literal_eval(sys.argv[2])
   sys.exit(prepare.prepare(config).exit_code)

@@ -92,25 +92,32 @@ def test_rgb_jpeg_is_not_taken_for_ycbcr(tmp_path):
   assert difference.mean() < 3
 
 
-def test_each_tile_is_decoded_once(path):
+def test_each_tile_is_decoded_once(path, monkeypatch):
   pyramid = _open(path)
+  decoded = tiny_slides.watch_decoding(monkeypatch)
   _read(pyramid, (100, 100), (300, 200))  # columns 0 to 3, rows 0 to 2
-  assert pyramid.decoded == 12
+  assert len(decoded) == 12
   _read(pyramid, (100, 100), (300, 200))
-  assert pyramid.decoded == 12
+  assert len(decoded) == 12
   _read(pyramid, (100, 100), (300, 300))  # one more row of four
-  assert pyramid.decoded == 16
+  assert len(decoded) == 16
 
 
-def test_cache_is_bounded(path):
+def test_cache_is_bounded(path, monkeypatch):
   pyramid = _open(path)
   small = tiled.TiledPyramid(
     path, pyramid.levels, cache_bytes=3 * tiny_slides.TILE**2 * 3
   )
   whole = _read(small, (0, 0), (700, 500))
-  assert small._cached <= 3 * tiny_slides.TILE**2 * 3
-  assert len(small._cache) == 3
   np.testing.assert_array_equal(whole, _read(pyramid, (0, 0), (700, 500)))
+  # Of 6 x 4 tiles the last three are held.
+  decoded = tiny_slides.watch_decoding(monkeypatch)
+  for column in (3, 4, 5):
+    small.tile(0, column, 3)
+  assert not decoded
+  small.tile(0, 2, 3)
+  small.tile(0, 3, 3)
+  assert len(decoded) == 2
 
 
 def test_outside_is_white(path):

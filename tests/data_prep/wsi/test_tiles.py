@@ -1,6 +1,6 @@
 """Tiles: where they lie, their pixels, and what a damaged slide costs."""
 
-import concurrent.futures
+import threading
 
 import numpy as np
 import pytest
@@ -167,26 +167,30 @@ def test_a_tile_at_the_scale_of_its_level_is_a_copy(path):
       np.testing.assert_array_equal(tile, whole[y : y + 25, x : x + 25])
 
 
-def test_each_native_tile_is_decoded_once(path):
+def test_each_native_tile_is_decoded_once(path, monkeypatch):
   # 6 x 4 native tiles of 128 px; tiles of 100 px share most of them.
+  decoded = tiny_slides.watch_decoding(monkeypatch)
   with Slide.open(path) as slide:
     grid = _whole(slide, mpp=0.5, tile_px=100)
     pixels, _, _ = _collect(
       tiles.read_tiles(slide, grid, window_px=100, batch_size=8)
     )
     assert len(pixels) == 35
-    assert slide._pyramid.decoded == 24
+    assert len(decoded) == 24
 
 
-def test_wide_slides_are_read_in_strips(monkeypatch):
-  # 200 px high rows and 512 px more: 712 px * 1000 px make a strip.
-  monkeypatch.setattr(tiles, "_STRIP_PX", 712_000)
-  x, y = np.meshgrid(np.arange(0, 3000, 200), np.arange(0, 400, 200))
+def test_wide_slides_are_read_in_strips():
+  # 2^21 x 3 px make a strip. Rows are 1536 px high and 512 px more, so that it
+  # is 3072 px wide: two tiles.
+  x, y = np.meshgrid(np.arange(5) * 1536, np.arange(2) * 1536)
   xy = np.stack([x.ravel(), y.ravel()], 1)
-  order = tiles.reading_order(xy, 200, 1.0)
-  assert sorted(order) == list(range(30))
-  first = xy[order][:10].tolist()
-  assert first == [[x, y] for y in (0, 200) for x in range(0, 1000, 200)]
+  order = tiles.reading_order(xy, 1536, 1.0)
+  assert sorted(order) == list(range(10))
+  assert (xy[order] // 1536).tolist() == [
+    *([0, 0], [1, 0], [0, 1], [1, 1]),
+    *([2, 0], [3, 0], [2, 1], [3, 1]),
+    *([4, 0], [4, 1]),
+  ]
 
 
 # Damage.
@@ -241,21 +245,15 @@ def test_slide_with_too_many_lost_tiles_is_refused(damaged):
       next(tiles.read_tiles(slide, grid, window_px=99, batch_size=8))
 
 
-def test_stream_that_is_left_early_ends_its_threads(path, monkeypatch):
-  pools = []
-
-  class Pool(concurrent.futures.ThreadPoolExecutor):
-    def __init__(self, *arguments):
-      super().__init__(*arguments)
-      pools.append(self)
-
-  monkeypatch.setattr(tiles.concurrent.futures, "ThreadPoolExecutor", Pool)
+def test_stream_that_is_left_early_ends_its_threads(path):
+  before = set(threading.enumerate())
   with Slide.open(path) as slide:
     grid = _whole(slide, mpp=0.5, tile_px=50)
     stream = tiles.read_tiles(slide, grid, window_px=50, batch_size=4)
     assert len(next(stream).index) == 4
+    assert set(threading.enumerate()) - before
     stream.close()
-  assert pools and not any(t.is_alive() for t in pools[0]._threads)
+  assert set(threading.enumerate()) <= before
 
 
 # Many slides.

@@ -5,6 +5,7 @@ import pathlib
 import cv2
 import imagecodecs
 import numpy as np
+import simplejpeg
 import tifffile
 
 TILE = 128
@@ -52,6 +53,18 @@ def write(
         )
       file.write(pixels, subfiletype=int(level > 0), **common)
   return path
+
+
+def watch_decoding(monkeypatch) -> list[int]:
+  """Takes an entry for each JPEG tile that is decoded from now on."""
+  decode, seen = simplejpeg.decode_jpeg, []
+
+  def watched(data, **options):
+    seen.append(len(data))
+    return decode(data, **options)
+
+  monkeypatch.setattr(simplejpeg, "decode_jpeg", watched)
+  return seen
 
 
 def tile_at(path: pathlib.Path, level: int, column: int, row: int):

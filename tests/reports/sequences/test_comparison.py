@@ -33,7 +33,7 @@ def config(tmp_path_factory):
 
 def stored(config):
   run = evaluate.load(config)
-  arrays, opened = job._embeddings(run, pathlib.Path(config.workdir))
+  arrays, opened = job.read_embeddings(run, pathlib.Path(config.workdir))
   return run, opened, arrays
 
 
@@ -79,7 +79,7 @@ def test_untrained_is_the_run_before_its_first_step(config):
   run, opened, _ = stored(config)
   prepared = train_setup.prepare(run.config)
   first = train_setup.first_state(prepared).params
-  features = comparison._untrained(run, opened)
+  features = comparison.untrained_features(run, opened)
   assert len(features) == len(opened)
   fresh = dataclasses.replace(run, params=first)
   wanted = embed.embed_split(fresh, opened[0][0])["features"]

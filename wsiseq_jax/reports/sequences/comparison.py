@@ -95,7 +95,7 @@ def compare(
   rows = []
   for name, features in (
     ("trained", arrays["features"]),
-    ("untrained", _untrained(run, opened)),
+    ("untrained", untrained_features(run, opened)),
     ("mean colour", _mean_colours(opened, known)),
   ):
     features = np.asarray(features[known], np.float32)
@@ -109,10 +109,18 @@ def compare(
   )
 
 
-def _untrained(
+def untrained_features(
   run: Loaded, opened: Sequence[tuple[Records, int]]
 ) -> Float[np.ndarray, "n d"]:
-  """Features of the run's own weights before its first step."""
+  """Features of the run's own weights before its first step.
+
+  Args:
+    run: the trained model.
+    opened: where each record lies.
+
+  Returns:
+    One row a record, in the order of `opened`.
+  """
   init = jax.jit(
     run.task.init, out_shardings=jax.tree.map(lambda x: x.sharding, run.params)
   )

@@ -51,7 +51,7 @@ def run(config: ConfigDict) -> pathlib.Path:
     prep = prep.parent
   out = pathlib.Path(config.report.out or workdir / "report")
   index = out / "index.html"
-  arrays, opened = _embeddings(loaded, workdir)
+  arrays, opened = read_embeddings(loaded, workdir)
   shown = [prep / name for name in _OF_PREP]
   shown += [workdir / name for name in _OF_RUN]
   shown += sorted((workdir / "embeddings").glob("*.npz"))
@@ -105,10 +105,21 @@ def run(config: ConfigDict) -> pathlib.Path:
   return index
 
 
-def _embeddings(
+def read_embeddings(
   run: evaluate.Loaded, workdir: pathlib.Path
 ) -> tuple[dict[str, np.ndarray], list[tuple[Records, int]]]:
-  """All splits' embeddings under one running index, and where records lie."""
+  """All splits' embeddings under one running index, and where records lie.
+
+  Args:
+    run: the trained model.
+    workdir: where `embed` has left its files.
+
+  Returns:
+    {name: values, [n, ...]}, and the source and index in it of each row.
+
+  Raises:
+    ValueError: a split is not embedded, or was by another checkpoint.
+  """
   parts, opened = [], []
   data = evaluate.find_data(run.config)
   for split in data.splits:
