@@ -28,7 +28,7 @@ _SMALL = {
   "--slides=6": ("--slides=6", "--size_px", "1024", "768"),
   "--slides=60": ("--slides=12", "--mpp=2", "--size_px", "800", "800"),
   "--config.encoder.weights=WEIGHTS": _RANDOM_ENCODER,
-  "--config.tiles.mpp=0.6": ("--config.tiles.mpp=2.0",),
+  "--config.tiles.mpp=0.6": ("--config.tiles.mpp=4.0",),
   "--patients=12": ("--patients=4",),
   "--config=configs/spatial.py": (
     *("--config=configs/spatial.py", "--config.statistics.simulations=39"),
@@ -148,7 +148,7 @@ def test_camelyon16(repo_root, tmp_path):
     PYTHON=sys.executable,
     ENCODER="configs/embed_tiles.py:smoke",
     MODEL="configs/mil.py:gated,smoke",
-    TILES=" ".join((*_RANDOM_ENCODER, "--config.tiles.mpp=2.0")),
+    TILES=" ".join((*_RANDOM_ENCODER, "--config.tiles.mpp=4.0")),
   )
   scores = (out / "mil" / "predictions_slide.csv").read_text()
   assert "test_008" in scores and "normal_000" not in scores

@@ -20,6 +20,8 @@ from jaxtyping import Float
 
 from wsiseq_jax.spatial import border, ripley
 
+_BLOCK = 1 << 20  # values of shuffled patients held at once
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Comparison:
@@ -113,8 +115,14 @@ def compare(
         f"{first} and {second}: at no distance have all patients values"
       )
     rows = values[use][:, known]
-    mixed = (rng.permutation(label) for _ in range(simulations))
-    largest = np.array([np.abs(_student(rows, mix)[0]).max() for mix in mixed])
+    mixed = rng.permuted(np.tile(label, (simulations, 1)), axis=1)
+    step = max(1, _BLOCK // rows.size)
+    largest = np.concatenate(
+      [
+        np.abs(_student(rows, mixed[i : i + step])[0]).max(axis=-1)
+        for i in range(0, simulations, step)
+      ]
+    )
     t, difference = np.full((2, values.shape[1]), np.nan)
     t[known], difference[known] = _student(rows, label)
     top = np.nanmax(np.abs(t))
@@ -166,10 +174,16 @@ def _same(grids, name: str) -> None:
 
 
 def _student(rows, label):
-  """Welch's t of each column, and the difference of means."""
-  a, b = rows[label], rows[~label]
-  difference = a.mean(axis=0) - b.mean(axis=0)
-  error = a.var(axis=0, ddof=1) / len(a) + b.var(axis=0, ddof=1) / len(b)
+  """Welch's t of each column, [..., r], and the difference of means.
+
+  `label`, [..., n], has as many of the first group in each of its rows.
+  """
+  difference, error = 0.0, 0.0
+  for sign, mine in ((1, label), (-1, ~label)):
+    index = np.nonzero(mine)[-1].reshape(*mine.shape[:-1], -1)
+    values = rows[index]
+    difference = difference + sign * values.mean(axis=-2)
+    error = error + values.var(axis=-2, ddof=1) / index.shape[-1]
   # No spread at all: no difference is 0, any other is without bounds.
   t = np.divide(
     difference,
