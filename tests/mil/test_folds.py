@@ -115,12 +115,51 @@ def test_few_patients_of_a_class(cases, positive, k, slides):
       assert has["val"] == (positive - tested > 1)
 
 
-def test_no_training_slide_of_a_class_names_the_remedy():
+@pytest.mark.parametrize("k", [2, 3])
+def test_a_patient_of_many_slides_leaves_room_for_the_others(k):
+  """One patient has more slides than all others together."""
+  many, cases = {0: 40}, 8
+  slides, labels = [], []
+  for case in range(cases):
+    for number in range(many.get(case, 1)):
+      slides.append(CohortSlide(f"s{case}-{number}", f"c{case}"))
+      labels.append([float(case % 2)])
+  one = Cohort(tuple(slides), np.array(labels), "binary", ("no", "yes"))
+  for seed in range(20):
+    found = folds.draw(one, k, 1, 0.2, True, seed)
+    tested = [
+      c for parts in found.values() for c in cases_of(one, parts["test"])
+    ]
+    assert sorted(tested) == [f"c{case}" for case in range(cases)]
+    for parts in found.values():
+      assert set(one.labels[parts["train"], 0]) == {0, 1}
+      assert len(parts["val"])
+
+
+@pytest.mark.parametrize("patients, wanted", [
+  (4, "no training slide is of class .*: 2 folds leave 2 of 4 patients to train "
+   "and validate on, and 2 classes need 3: add patients .6 are enough"),
+  (5, "2 folds leave 2 of 5 patients .*: add patients .6 are enough"),
+])  # fmt: skip
+def test_too_few_patients_to_train_and_validate_say_how_many_do(
+  patients, wanted
+):
+  """Three slides a patient, half of the patients positive."""
+  labels = np.repeat(np.arange(patients) % 2, 3)[:, None].astype(float)
+  one = cohort(cases=patients, slides=3, labels=labels)
+  with pytest.raises(ValueError, match=wanted):
+    folds.draw(one, 2, 1, 0.2, True, 0)
+  labels = np.repeat(np.arange(6) % 2, 3)[:, None].astype(float)
+  folds.draw(cohort(cases=6, slides=3, labels=labels), 2, 1, 0.2, True, 0)
+
+
+def test_a_class_of_one_patient_names_the_remedy():
   labels = np.zeros((12, 1))
   labels[0] = 1
   one = cohort(cases=12, slides=1, labels=labels)
-  with pytest.raises(ValueError, match=r"'yes'\].*config.folds.k.*folds.seed"):
-    folds.draw(one, **{**DRAW, "stratify": False})
+  for stratify in (False, True):
+    with pytest.raises(ValueError, match="only one patient is of class 'yes'"):
+      folds.draw(one, **{**DRAW, "stratify": stratify})
 
 
 def test_written_and_read_back(tmp_path):

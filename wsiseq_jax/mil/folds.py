@@ -10,8 +10,10 @@ checked as strictly as what was drawn.
 """
 
 import csv
+import functools
+import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -23,10 +25,7 @@ from wsiseq_jax.mil.cohort import Cohort
 COLUMNS = ("repeat", "fold", "slide_id", "patient_id", "split")
 # Numbers are stratified by quarters.
 _PARTS = 4
-_REMEDY = (
-  "take fewer folds (config.folds.k), another config.folds.seed, or "
-  "config.folds.stratify = True"
-)
+_BY_HAND = "give the splits in a column of the table (config.data.split_column)"
 
 # (repeat, fold) → {'train', 'val', 'test'} → rows of the cohort.
 Folds = Mapping[tuple[int, int], Mapping[str, Int[np.ndarray, " n"]]]
@@ -57,7 +56,7 @@ def draw(
 ) -> Folds:
   """Draws the splits of a cohort."""
   given = np.array([slide.split for slide in cohort.slides])
-  found = {}
+  found, rows = {}, {}
   if given.any():
     empty = [name for name in ("train", "test") if name not in given]
     if empty:
@@ -71,23 +70,75 @@ def draw(
   else:
     _check_counts(cohort, k, stratify)
   for repeat in range(repeats):
-    rng = np.random.default_rng([seed, repeat])
-    if given.any():
-      tests = [rows["test"]]
-    else:
-      tests = _cut(cohort, np.arange(len(given)), [1 / k] * k, stratify, rng)
-    for fold, test in enumerate(tests):
-      rest = np.setdiff1d(np.arange(len(given)), test)
-      if given.any():
-        rest = rows["train"]
-      if given.any() and len(rows["val"]):
-        train, val = rest, rows["val"]
-      else:
-        shares = [1 - val_share, val_share]
-        train, val = _cut(cohort, rest, shares, stratify, rng)
-      found[repeat, fold] = {"train": train, "val": val, "test": test}
-  check(cohort, found)
+    # Parts of a share of the slides, or else of the patients: one patient may
+    # have as many slides as all others together.
+    for by_slides in (True, False):
+      rng = np.random.default_rng([seed, repeat])
+      cut = functools.partial(
+        _cut, cohort, stratify=stratify, rng=rng, by_slides=by_slides
+      )
+      try:
+        drawn = {
+          (repeat, fold): parts
+          for fold, parts in enumerate(
+            _parts(len(given), rows, cut, k, val_share)
+          )
+        }
+        check(cohort, drawn)
+        break
+      except ValueError as error:
+        if not by_slides:
+          remedy = _remedy(cohort, k, stratify, bool(rows))
+          raise ValueError(f"{error}: {remedy}") from error
+    found |= drawn
   return found
+
+
+def _parts(
+  count: int,
+  given: Mapping[str, Int[np.ndarray, " n"]],
+  cut: Callable[..., list[Int[np.ndarray, " m"]]],
+  k: int,
+  val_share: float,
+) -> Iterator[dict[str, Int[np.ndarray, " n"]]]:
+  """The splits of one repeat, fold by fold; what is given is taken."""
+  tests = [given["test"]] if given else cut(np.arange(count), [1 / k] * k)
+  for test in tests:
+    rest = given.get("train", np.setdiff1d(np.arange(count), test))
+    val = given.get("val", ())
+    if not len(val):
+      rest, val = cut(rest, [1 - val_share, val_share])
+    yield {"train": rest, "val": val, "test": test}
+
+
+def _remedy(cohort: Cohort, k: int, stratify: bool, is_given: bool) -> str:
+  """Why no splits could be drawn, and what helps."""
+  if is_given:
+    return "correct the column config.data.split_column, which says so"
+  of_class = _patients_of_classes(cohort)
+  patients = len(set(cohort.patients.tolist()))
+  # One patient of each class trains, one more validates.
+  need = len(of_class) + 1
+  left = lambda count, k: count - math.ceil(count / k)  # noqa: E731
+  if not of_class or left(patients, k) >= need:
+    more = "" if stratify else "set config.folds.stratify = True, or "
+    return f"{more}take another config.folds.seed, or {_BY_HAND}"
+  enough = next(n for n in range(2 * k, k * need + 2) if left(n, k) >= need)
+  return (
+    f"{k} folds leave {left(patients, k)} of {patients} patients to train and "
+    f"validate on, and {need - 1} classes need {need}: add patients ({enough} "
+    f"are enough), or {_BY_HAND}"
+  )
+
+
+def _patients_of_classes(cohort: Cohort) -> dict[str, int]:
+  """How many patients each class has; {} where nothing has classes."""
+  if cohort.target_type not in ("binary", "multiclass"):
+    return {}
+  return {
+    name: len(set(cohort.patients[cohort.labels[:, 0] == number].tolist()))
+    for number, name in enumerate(cohort.classes)
+  }
 
 
 def _check_counts(cohort: Cohort, k: int, stratify: bool) -> None:
@@ -97,11 +148,14 @@ def _check_counts(cohort: Cohort, k: int, stratify: bool) -> None:
       f"config.folds.k = {k}: {patients} patients are too few, need two a fold "
       "or more"
     )
-  if not stratify or cohort.target_type not in ("binary", "multiclass"):
-    return
-  for number, name in enumerate(cohort.classes):
-    mine = len(set(cohort.patients[cohort.labels[:, 0] == number].tolist()))
-    if mine < k:
+  for name, mine in _patients_of_classes(cohort).items():
+    if mine == 1:
+      raise ValueError(
+        f"config.folds: only one patient is of class {name!r}, and cannot be "
+        "trained on and tested: add patients of it, leave it out, or "
+        f"{_BY_HAND}"
+      )
+    if stratify and mine < k:
       raise ValueError(
         f"config.folds.k = {k}: only {mine} patients are of class {name!r}; "
         "take fewer folds, or switch config.folds.stratify off"
@@ -114,26 +168,28 @@ def _cut(
   shares: Sequence[float],
   stratify: bool,
   rng: np.random.Generator,
+  by_slides: bool,
 ) -> list[Int[np.ndarray, " m"]]:
   """Cuts rows into parts of given shares, by patient.
 
   Iterative stratification (Sechidis et al., ECML 2011): patients of the rarest
   stratum first, each to the part that lacks most of that stratum. Before that,
   every part gets a patient of every class while it has room, the largest part
-  first, and no part is left empty.
+  first, and no part is left empty. Room is counted in slides or in patients.
   """
   patients, of_patient = np.unique(cohort.patients[rows], return_inverse=True)
   if len(patients) < len(shares):
     raise ValueError(
       f"config.folds: {len(patients)} patients cannot be parted into "
-      f"{len(shares)}: {_REMEDY}"
+      f"{len(shares)}"
     )
   labels = strata(cohort)[rows] if stratify else np.zeros(len(rows), int)
   labels = np.unique(labels, return_inverse=True)[1]
   count = np.zeros((len(patients), labels.max() + 1), int)
   np.add.at(count, (of_patient, labels), 1)
+  count = count if by_slides else np.minimum(count, 1)
   lacks = np.outer(shares, count.sum(axis=0))
-  room = np.array(shares) * len(rows)
+  room = np.array(shares) * count.sum()
   part_of = np.full(len(patients), -1)
   has = np.zeros(lacks.shape, bool)
   left = rng.permutation(len(patients)).tolist()
@@ -166,14 +222,14 @@ def _cut(
 
 
 def check(cohort: Cohort, folds: Folds) -> None:
-  """Raises if a patient is in two splits of a fold, or a split is empty."""
+  """Raises if a patient is in two splits of a fold, a split or class lacks."""
   for (repeat, fold), parts in folds.items():
     where: dict[str, str] = {}
     name = f"splits: repeat {repeat}, fold {fold}"
     for split in splits.NAMES:
       rows = parts.get(split, ())
       if not len(rows):
-        raise ValueError(f"{name} has no {split} slide: {_REMEDY}")
+        raise ValueError(f"{name} has no {split} slide")
       for row in rows:
         slide = cohort.slides[row]
         other = where.setdefault(slide.patient_id, split)
@@ -186,9 +242,7 @@ def check(cohort: Cohort, folds: Folds) -> None:
       has = np.unique(cohort.labels[parts["train"], 0])
       missing = [c for i, c in enumerate(cohort.classes) if i not in has]
       if missing:
-        raise ValueError(
-          f"{name}: no training slide is of class {missing}: {_REMEDY}"
-        )
+        raise ValueError(f"{name}: no training slide is of class {missing}")
 
 
 def save(path: pathlib.Path, cohort: Cohort, folds: Folds) -> None:
