@@ -1,9 +1,11 @@
 """Which file is meant by a name that somebody wrote into a table.
 
 Tables name slides with and without extension, in other case, with the folders
-of another machine, with backslashes, and in another Unicode normal form.
+of another machine, with backslashes, in another Unicode normal form, and
+without the zeros that a spreadsheet takes from the front of a number.
 """
 
+import collections
 import functools
 import os
 import pathlib
@@ -58,9 +60,21 @@ def stem(name: str | os.PathLike) -> str:
 def folded(name: str) -> str:
   """What spellings of one name share: no case, one Unicode normal form.
 
-  Windows drops dots and blanks at the end.
+  Windows drops dots and blanks at the end; blanks in between count once.
   """
-  return unicodedata.normalize("NFC", name).casefold().strip().rstrip(" .")
+  name = unicodedata.normalize("NFC", name).casefold()
+  return " ".join(name.split()).rstrip(" .")
+
+
+def number(name: str) -> str:
+  """What a spreadsheet makes of a name of digits alone; '' for any other.
+
+  Example:
+    >>> number("007"), number("7.0"), number("S07")
+    ('7', '7', '')
+  """
+  found = re.fullmatch(r"0*([0-9]+?)(\.0+)?", name.strip())
+  return found[1] if found else ""
 
 
 def below(folder: pathlib.Path, name: str) -> pathlib.Path | None:
@@ -109,18 +123,24 @@ def match(ids: Iterable[str], files: Mapping[str, T]) -> dict[str, T]:
 
   Returns:
     By the given ids; slides without a file, or with two that differ in
-    spelling alone, are not in it.
+    spelling alone, are not in it. 7 is 007 where nothing else is.
 
   Example:
     >>> match(["s1", "S2.svs", "S3"], {"S1": 1, "S2": 2, "x": 3})
     {'s1': 1, 'S2.svs': 2}
   """
+  ids = list(ids)
   near: dict[str, list[str]] = {}
+  numbers: dict[str, list[str]] = {}
   for name in files:
     near.setdefault(folded(stem(name)), []).append(name)
+    numbers.setdefault(number(stem(name)), []).append(name)
+  same = collections.Counter(filter(None, map(number, ids)))
   found = {}
   for slide_id in ids:
     alike = near.get(folded(stem(slide_id)), [])
+    if not alike and same[number(slide_id)] == 1:
+      alike = numbers.get(number(slide_id), [])
     if slide_id in files:
       found[slide_id] = files[slide_id]
     elif len(alike) == 1:
@@ -137,9 +157,12 @@ class Files:
 
   def __init__(self, paths: Mapping[pathlib.Path, str]):
     self._by_name: dict[str, list[tuple[list[str], pathlib.Path]]] = {}
+    self._by_number: dict[str, list[tuple[list[str], pathlib.Path]]] = {}
     for path, place in paths.items():
-      parts = [folded(part) for part in folders_of(place)]
-      self._by_name.setdefault(folded(stem(path)), []).append((parts, path))
+      file = ([folded(part) for part in folders_of(place)], path)
+      self._by_name.setdefault(folded(stem(path)), []).append(file)
+      if digits := number(stem(path)):
+        self._by_number.setdefault(digits, []).append(file)
 
   def find(self, name: str) -> pathlib.Path | None:
     """The file that a name means; None if there is none.
@@ -153,7 +176,8 @@ class Files:
     wanted = [folded(part) for part in folders_of(name)]
     end = _extension(name)
     scored = []
-    for parts, path in self._by_name.get(folded(stem(name)), []):
+    alike = self._by_name.get(folded(stem(name)))
+    for parts, path in alike or self._by_number.get(number(stem(name)), ()):
       common = min(len(parts), len(wanted)) - 1
       if common and parts[-common - 1 : -1] != wanted[-common - 1 : -1]:
         continue

@@ -1,5 +1,6 @@
 """Tables: one reader for everybody's, one writer for ours."""
 
+import codecs
 import csv
 import dataclasses
 import io
@@ -8,52 +9,13 @@ import os
 import pathlib
 import re
 import sys
-import unicodedata
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from data_prep.files import atomic, values
+from data_prep.files import aliases, atomic, values
 
-# What columns are called, without case, blanks, `_` and `-`; the first name
-# that is there counts. A patient may have several cases.
-ALIASES = {
-  "slide_id": (
-    *("slide_id", "slide", "slide_name", "image_id", "image_name", "wsi_id"),
-    "slide_submitter_id",
-  ),
-  "series_id": (
-    *("series_id", "series", "sequence_id", "id", "eye_id", "video_id", "eid"),
-    *("subject_id", "subject"),
-  ),
-  "patient_id": (
-    *("patient_id", "patient", "patient_no", "patient_nr", "patient_number"),
-    *("patient_code", "patient_name", "patient_key", "patient_identifier"),
-    *("pat_id", "pat_no", "pat_nr", "pid", "pt_id", "person_id"),
-    *("subject_id", "subject", "subject_no", "subject_nr", "subject_number"),
-    *("participant_id", "participant", "donor_id", "donor", "individual_id"),
-    *("bcr_patient_barcode", "case_submitter_id", "case_id", "case", "case_no"),
-    *("case_nr", "case_number", "mrn", "eid"),
-  ),
-  "file": (
-    *("filename", "wsi", "file", "files", "path", "filepath", "slide_path"),
-    *("slide_file", "wsi_path", "image_filename", "image_path", "image_file"),
-    *("image", "folder", "full_path"),
-  ),
-  "label": ("label", "labels"),
-  "mpp": ("mpp", "microns_per_pixel", "um_per_px", "um_per_pixel"),
-  "split": ("split", "subset"),
-  "mask": ("mask", "mask_path", "mask_file"),
-  "process": ("process",),
-  "time": ("time", "year", "years", "time_years", "time_s", "seconds", "frame"),
-  "times": ("times",),
-  "fps": ("fps", "frame_rate"),
-  "history": ("scan_history",),
-  "video": ("video",),
-}
-_OWNERS: dict[str, list[str]] = {}
-for _key, _names in ALIASES.items():
-  for _name in _names:
-    _OWNERS.setdefault(_name, []).append(_key)
+# NUL, and marks without a width, which come along when cells are copied.
+_UNSEEN = re.compile("[\0\u200b-\u200f\u2060\ufeff]")
 # slides.csv, of every job; a job leaves empty what it does not know.
 SLIDE_COLUMNS = (
   *("slide_id", "patient_id", "label", "split", "filename", "status"),
@@ -65,17 +27,6 @@ SLIDE_COLUMNS = (
 def say(message: str) -> None:
   """Prints a remark."""
   print(message, file=sys.stderr, flush=True)
-
-
-def plain(name: str) -> str:
-  """What the spellings of a column's name share.
-
-  Example:
-    >>> plain("Patient ID"), plain("patient-id"), plain("PATIENT_ID")
-    ('patientid', 'patientid', 'patientid')
-  """
-  name = unicodedata.normalize("NFKC", name).casefold()
-  return re.sub(r"[\W_]+", "", name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,13 +62,14 @@ class Table:
       ValueError: there is none, or there are two.
     """
     found = [c for c in self.heading if c == name]
-    found = found or [c for c in self.heading if plain(c) == plain(name)]
-    if not found or not plain(name):
+    plain = aliases.plain(name)
+    found = found or [c for c in self.heading if aliases.plain(c) == plain]
+    if not found or not plain:
       raise ValueError(
         f"config.{key}: {self.path} has no column {name!r}, only "
         f"{list(self.heading)}"
       )
-    return self._alone(found[0])
+    return self._alone(found)
 
   def columns(
     self, keys: Iterable[str], given: Mapping[str, str] | None = None
@@ -125,7 +77,7 @@ class Table:
     """Which column holds what.
 
     Args:
-      keys: of `ALIASES`.
+      keys: of `aliases.ALIASES`.
       given: `config.columns`, key to the name of a column, before aliases.
 
     Returns:
@@ -139,20 +91,25 @@ class Table:
       if name := (given or {}).get(key):
         found[key] = self.column(name, f"columns.{key}")
         continue
-      by_name = {
-        plain(name): name
-        for name in reversed(self.heading)
-        # `time_s` is spelled like `times`, and is another.
-        if key in _OWNERS.get(name.lower(), (key,))
-      }
-      names = (by_name.get(plain(alias), "") for alias in ALIASES[key])
-      found[key] = self._alone(next(filter(None, names), ""))
+      try:
+        names = aliases.find(self.heading, key)
+      except ValueError as error:
+        raise ValueError(f"{self.path}: {error}") from error
+      found[key] = self._alone(names) if names else ""
     return found
 
-  def _alone(self, name: str) -> str:
-    if name in self.twins:
-      raise ValueError(f"{self.path}: there are two columns {name!r}")
-    return name
+  def _alone(self, names: Sequence[str]) -> str:
+    """One column; several spellings of its name have to say the same."""
+    first, *others = (
+      name for name in names for _ in range(1 + (name in self.twins))
+    )
+    for other in others:
+      if first == other or any(
+        row.cells[first] != row.cells[other] for row in self.rows
+      ):
+        both = repr(first) if first == other else f"{first!r} and {other!r}"
+        raise ValueError(f"{self.path}: there are two columns {both}")
+    return first
 
   def number(self, row: Row, column: str) -> float | None:
     """The number in a cell; None where it says nothing.
@@ -166,6 +123,45 @@ class Table:
     if self.has_comma and re.fullmatch(r"[+-]?\d+,\d+", text):
       text = text.replace(",", ".")
     return values.need_number(text, f"{row.where}: column {column}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialect:
+  """How a table is written as text."""
+
+  encoding: str  # 'utf-8-sig', 'cp1252' or one of UTF-16
+  delimiter: str  # one character
+  skipped: int  # lines above the heading
+
+
+def dialect(content: bytes) -> Dialect:
+  r"""Tells how a table is written from all of it, or from its beginning.
+
+  Example:
+    >>> dialect(b"# made by X\nslide;mpp\na;0,25\n")
+    Dialect(encoding='utf-8-sig', delimiter=';', skipped=1)
+  """
+  encoding = "utf-8-sig"
+  if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    encoding = "utf-16"
+  elif b"\0" in content[:2]:  # without a mark; headings are plain letters
+    encoding = "utf-16-be" if content[:1] == b"\0" else "utf-16-le"
+  else:
+    try:  # the last letter may be cut
+      codecs.getincrementaldecoder("utf-8")().decode(content)
+    except UnicodeDecodeError:
+      encoding = "cp1252"
+  delimiter, skipped, heading = "", 0, ""
+  for line in content.decode(encoding, errors="replace").split("\n"):
+    # Excel's own hint, and remarks.
+    if line.strip() and not re.fullmatch(r"#[^,;\t|]*|sep=.\s*", line):
+      heading = re.sub(r'"[^"]*"', "", line)
+      break
+    delimiter = line[4:5] if line.startswith("sep=") else delimiter
+    skipped += 1
+  # The one that the heading has most of, outside quotes.
+  delimiter = delimiter or max((",", ";", "\t", "|"), key=heading.count)
+  return Dialect(encoding, delimiter, skipped)
 
 
 def read(
@@ -190,18 +186,17 @@ def read(
     raise ValueError(f"cannot read {path}: {error.strerror}") from error
   if content[:4] in (b"PK\3\4", b"PAR1", b"\xd0\xcf\x11\xe0"):
     raise ValueError(f"cannot read {path}: a workbook; save the sheet as CSV")
-  text = _decode(content, path, log)
-  first, _, rest = text.partition("\n")
-  skipped = 0
-  delimiter = ""
-  if re.fullmatch(r"sep=.\s*", first):  # Excel's own hint
-    delimiter, text, skipped = first[4], rest, 1
-  delimiter = delimiter or _delimiter(text)
+  form = dialect(content)
+  if form.encoding == "cp1252":
+    log(f"{path}: not UTF-8, read as Windows-1252")
+  text = content.decode(form.encoding, errors="replace")
+  for _ in range(form.skipped):
+    text = text.partition("\n")[2]
   try:
     # `strict`: an unclosed quote would swallow the rest of the file.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter,
-                        strict=True)  # fmt: skip
-    lines = [(n, line) for n, line in enumerate(reader, 1 + skipped)]
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True,
+                        delimiter=form.delimiter)  # fmt: skip
+    lines = [(n, line) for n, line in enumerate(reader, 1 + form.skipped)]
   except csv.Error as error:
     raise ValueError(f"cannot read {path}: {error}") from error
   lines = [(n, [_text(cell) for cell in line]) for n, line in lines]
@@ -222,7 +217,7 @@ def read(
     _rows(path, heading, rows, keep, log),
     tuple(bad),
     frozenset(twins),
-    delimiter != ",",
+    form.delimiter != ",",
   )
 
 
@@ -240,35 +235,15 @@ def describe(
   text = f"{table.path}: {', '.join(taken)}"
   log(text + (f"; {rest}: {', '.join(left)}" if left else ""))
   if not found.get("patient_id", True):
-    some = ", ".join(ALIASES["patient_id"][:3])
+    some = ", ".join(aliases.ALIASES["patient_id"][:3])
     log(f"warning: {table.path} has no column of patients ({some}, ...)")
 
 
 def _text(cell: str) -> str:
   """A cell without blanks; spreadsheets write ="007" to keep it a text."""
-  cell = cell.strip()
+  cell = _UNSEEN.sub("", cell).replace("\N{NO-BREAK SPACE}", " ").strip()
   is_formula = cell[:2] == '="' and cell[-1:] == '"' and len(cell) > 2
   return cell[2:-1].strip() if is_formula else cell
-
-
-def _decode(content: bytes, path: pathlib.Path, log) -> str:
-  if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-    return content.decode("utf-16", errors="replace")
-  if b"\0" in content[:2]:  # UTF-16 without a mark; headings are plain letters
-    end = "be" if content[:1] == b"\0" else "le"
-    return content.decode(f"utf-16-{end}", errors="replace")
-  try:
-    return content.decode("utf-8-sig")
-  except UnicodeDecodeError:
-    log(f"{path}: not UTF-8, read as Windows-1252")
-    return content.decode("cp1252", errors="replace")
-
-
-def _delimiter(text: str) -> str:
-  """The one that the heading has most of, outside quotes."""
-  first = next((line for line in text.splitlines() if line.strip()), "")
-  first = re.sub(r'"[^"]*"', "", first)
-  return max((",", ";", "\t", "|"), key=first.count)
 
 
 def _heading(line: Sequence[str]) -> tuple[list[str], set[str]]:

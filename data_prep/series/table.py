@@ -15,7 +15,7 @@ their columns (or by `config.layout`):
 `config.sequences` says what a sequence is: the whole `series`, or a `history`:
 everything up to a visit, one for each visit, with the labels of that visit.
 
-Names of columns are those of `data_prep.files.tables.ALIASES`; `config.columns`
+Names of columns are those of `data_prep.files.aliases`; `config.columns`
 overrides them. Every column left over is a label, unless `config.targets` says
 which are. Several tables are read as one; called `train*.csv`, `val*.csv` and
 `test*.csv` they give the splits, as does a column `split`.
@@ -31,7 +31,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_prep import splits
-from data_prep.files import names, tables
+from data_prep.files import aliases, names, tables
 from data_prep.files.errors import SlideError
 
 NOTE = "note"
@@ -42,9 +42,9 @@ _COLUMNS = (
 )
 # Columns that say what a row is; never labels, even where another one is used.
 _NAMES = {
-  tables.plain(name)
+  aliases.plain(name)
   for key in ("series_id", "patient_id", "file")
-  for name in tables.ALIASES[key]
+  for name in aliases.ALIASES[key]
 }
 _SPLIT_FILE = re.compile(r"(train|val|test)(_.*)?$")
 
@@ -116,7 +116,7 @@ def read(config: Mapping[str, Any]) -> SeriesTable:
       found = one.columns(_COLUMNS, config["columns"])
     except ValueError as error:
       raise ValueError(f"config.csv: {error}") from error
-    called = {n: first.setdefault(tables.plain(n), n) for n in one.heading}
+    called = {n: first.setdefault(aliases.plain(n), n) for n in one.heading}
     for key, name in found.items():
       columns[key] = columns[key] or name
       called |= {name: columns[key]} if name else {}
@@ -140,7 +140,7 @@ def read(config: Mapping[str, Any]) -> SeriesTable:
   labels = [
     name
     for name in headings
-    if name not in columns.values() and tables.plain(name) not in _NAMES
+    if name not in columns.values() and aliases.plain(name) not in _NAMES
   ]
   return SeriesTable(
     tuple(rows), layout, columns, tuple(labels), root, tuple(errors)
@@ -159,7 +159,7 @@ def _check_layout(
     if not columns[key]:
       raise ValueError(
         f"config.csv: the layout {layout!r} needs a column {key!r} (or one of "
-        f"{tables.ALIASES[key]}, or config.columns.{key}); there are "
+        f"{aliases.ALIASES[key]}, or config.columns.{key}); there are "
         f"{list(heading)}"
       )
   if layout == "lists" and not (columns["history"] or columns["video"]):

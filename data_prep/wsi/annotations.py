@@ -18,16 +18,15 @@ References:
 """
 
 import dataclasses
-import json
 import math
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
-from typing import Any
-from xml.etree import ElementTree
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
+
+from data_prep.wsi import annotation_files
 
 INCLUDE = ("_0", "_1", "Tumor", "tumor", "Tumour", "tumour", "metastases")
 EXCLUDE = ("_2", "Exclusion", "exclusion", "normal")
@@ -230,74 +229,36 @@ def mask_shape(
 
 def _asap(path) -> tuple[list[Polygon], list[str]]:
   """The polygons of an ASAP file, and what has no area."""
-  try:
-    root = ElementTree.parse(path).getroot()
-  except (ElementTree.ParseError, OSError) as error:
-    raise ValueError(f"{path}: not an XML file: {error}") from error
-  if root.tag != "ASAP_Annotations":
-    raise ValueError(f"{path}: <{root.tag}> is not <ASAP_Annotations>")
   polygons, skipped = [], []
-  for number, item in enumerate(root.iter("Annotation")):
-    name = item.get("Name", f"annotation {number}")
-    points = item.findall("./Coordinates/Coordinate")
-    try:
-      points.sort(key=lambda point: float(point.get("Order", 0)))
-      ring = [[float(p.get("X")), float(p.get("Y"))] for p in points]
-    except (TypeError, ValueError) as error:
-      raise ValueError(
-        f"{path}: {name!r} has no number in an Order, X or Y"
-      ) from error
-    kind = item.get("Type", "Polygon")
-    group = item.get("PartOfGroup", "")
-    _keep(polygons, skipped, path, name, group, kind, [ring])
+  for one in annotation_files.asap(path):
+    rings = [one.points]
+    _keep(polygons, skipped, path, one.name, one.group, one.kind, rings)
   return polygons, skipped
 
 
 def _geojson(path) -> tuple[list[Polygon], list[str]]:
   """Polygons of a GeoJSON file as QuPath writes it, and what has no area."""
   try:
-    data = json.loads(path.read_text(encoding="utf-8-sig"))
-  except (ValueError, OSError) as error:
+    data = annotation_files.load_json(path)
+    found = list(annotation_files.features(data))
+  except OSError as error:
     raise ValueError(f"{path}: not a JSON file: {error}") from error
-  if isinstance(data, dict):
-    collection = data.get("type") == "FeatureCollection"
-    data = data.get("features") if collection else [data]
-  if not isinstance(data, list):
-    raise ValueError(f"{path}: neither a FeatureCollection nor a list")
+  except ValueError as error:
+    text = str(error)
+    raise ValueError(
+      text if str(path) in text else f"{path}: {text}"
+    ) from error
   polygons, skipped = [], []
-  for number, feature in enumerate(data):
-    feature = feature if isinstance(feature, dict) else {}
+  for number, feature in enumerate(found):
     properties = feature.get("properties") or {}
     name = str(properties.get("name") or f"feature {number}")
-    group = _class_name(properties.get("classification"))
-    shapes = list(_shapes(feature.get("geometry")))
+    group = annotation_files.class_name(properties.get("classification"))
+    shapes = list(annotation_files.shapes(feature.get("geometry")))
     if not shapes:
       skipped.append(f"{name}: it has no geometry")
     for kind, rings in shapes:
       _keep(polygons, skipped, path, name, group, kind, rings)
   return polygons, skipped
-
-
-def _shapes(geometry: Any) -> Iterator[tuple[str, Any]]:
-  """The polygons of a geometry, and what else it is made of."""
-  if not isinstance(geometry, dict):
-    return
-  kind = str(geometry.get("type"))
-  if kind == "GeometryCollection":
-    for part in geometry.get("geometries") or ():
-      yield from _shapes(part)
-  elif kind == "MultiPolygon":
-    for rings in geometry.get("coordinates") or ():
-      yield kind, rings
-  else:
-    yield kind, geometry.get("coordinates")
-
-
-def _class_name(value: Any) -> str:
-  """The name of a QuPath classification: text, `name`, or `names`."""
-  if isinstance(value, dict):
-    return str(value.get("name") or ": ".join(value.get("names", ())))
-  return str(value or "")
 
 
 def _keep(polygons, skipped, path, name, group, kind, rings) -> None:

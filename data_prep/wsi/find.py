@@ -6,7 +6,7 @@ of `SlideError` for what cannot be used; nothing named is lost in between.
 Tables have a heading; our own columns are `slide_id, filename, patient_id,
 label, mpp`, plus `split`, `mask` and `tissue_<parameter>` (see
 `data_prep.wsi.tissue`). Names of other tools are understood
-(`data_prep.files.tables.ALIASES`), as is CLAM's `process`. File names are
+(`data_prep.files.aliases`), as is CLAM's `process`. File names are
 relative to the table; without one the slide is looked for by its id, beside the
 table and below. Rows of one file that contradict each other refuse it.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from data_prep import splits
-from data_prep.files import names, tables, values
+from data_prep.files import aliases, names, tables, values
 from data_prep.files.errors import SlideError
 from data_prep.wsi import tissue
 
@@ -52,7 +52,7 @@ def read(
       return [], []
     found = table.columns(_COLUMNS)
     if not (found["slide_id"] or found["file"]):
-      expected = [*tables.ALIASES["slide_id"], *tables.ALIASES["file"]]
+      expected = [*aliases.ALIASES["slide_id"], *aliases.ALIASES["file"]]
       raise ValueError(
         f"{path} has the columns {list(table.heading)}: expected one of "
         f"{expected}"

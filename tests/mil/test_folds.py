@@ -137,8 +137,8 @@ def test_a_patient_of_many_slides_leaves_room_for_the_others(k):
 
 
 @pytest.mark.parametrize("patients, wanted", [
-  (4, "no training slide is of class .*: 2 folds leave 2 of 4 patients to train "
-   "and validate on, and 2 classes need 3: add patients .6 are enough"),
+  (4, "no training slide is of class .*: 2 folds leave 2 of 4 patients to "
+   "train and validate on, and 2 classes need 3: add patients .6 are enough"),
   (5, "2 folds leave 2 of 5 patients .*: add patients .6 are enough"),
 ])  # fmt: skip
 def test_too_few_patients_to_train_and_validate_say_how_many_do(

@@ -61,6 +61,27 @@ def test_qupath_geojson(tmp_path):
   assert found.skipped == ("1 annotated areas are no cells",)
 
 
+def test_qupath_cells_in_any_packing_and_what_is_no_cell(tmp_path):
+  point = {"type": "Point", "coordinates": [1, 2, 0]}
+  collection = {"type": "FeatureCollection", "features": [feature(point)]}
+  mixed = {"type": "GeometryCollection", "geometries": [point]}
+  data = [
+    collection,
+    point,
+    feature(mixed),
+    feature({"type": "Polygon", "coordinates": []}),
+    feature({"type": "LineString", "coordinates": [[0, 0], [1, 1]]}),
+    feature(None),
+  ]
+  found = cell_files.read(save(tmp_path / "s.geojson", data))
+  assert found.xy.tolist() == [[1, 2]] * 3
+  assert found.skipped == (
+    *("1 features have no geometry",),
+    *("1 shapes are a LineString, and no cells",),
+    *("1 shapes have no coordinates",),
+  )
+
+
 def test_hovernet(tmp_path):
   data = {
     "mag": 40,
@@ -192,7 +213,6 @@ def test_parquet_is_read_back(tmp_path):
     ("s.csv", "a,b\n1,2\n", "want x and y of cells"),
     ("s.csv", "x,y,mpp\n1,2,0.5\n1,3,0.25\n", "scales"),
     ("s.csv", "", "not a table of cells"),
-    ("s.csv", "x,y\n1,2\n1,2,3,4\n", "Expected 2 columns"),
     ("s.xml", "<a/>", "not <ASAP_Annotations>"),
     ("s.npy", "", "pickled"),
     ("s.doc", "", "cells are read from"),
@@ -234,3 +254,17 @@ def test_two_slides_in_one_table_of_points(tmp_path):
   pq.write_table(pa.table(table), tmp_path / "s.parquet")
   with pytest.raises(ValueError, match="want one"):
     points.read(tmp_path / "s.parquet")
+
+
+def test_tables_of_cells_as_people_write_them(tmp_path):
+  """Unknown words, a hint of Excel, a row that is cut."""
+  text = "sep=|\nX (\u00b5m)|Y (\u00b5m)|Type|mpp\n1,5|2|NA|\n3|4\n5|6|T|0,5\n"
+  path = tmp_path / "s.csv"
+  path.write_bytes(text.encode("utf-16"))
+  found = cell_files.read(path)
+  assert found.xy.tolist() == [[1.5, 2], [5, 6]] and found.unit == "um"
+  assert found.type.tolist() == ["", "T"] and found.mpp == 0.5
+  (left_out,) = found.skipped
+  assert left_out.startswith("1 rows have another number of cells")
+  with pytest.raises(ValueError, match="two columns 'x_um'"):
+    cell_files.read(save(path, "x_um,X_um,y_um\n1,2,3\n"))

@@ -1,6 +1,6 @@
 """The table of a cohort: patient and label of each slide.
 
-Columns have the names of `data_prep.files.tables.ALIASES`: `slide_id` (or
+Columns have the names of `data_prep.files.aliases`: `slide_id` (or
 slide, image_id, or a file name, whose extension is left off), `patient_id` (or
 patient, case, …). Without a patient column a TCGA barcode tells the patient,
 else each slide is a patient of its own. The label is in the column
@@ -30,8 +30,8 @@ import numpy as np
 from jaxtyping import Float
 
 from data_prep import splits
+from data_prep.files import aliases, tables, values
 from data_prep.files import names as slide_names
-from data_prep.files import tables, values
 from data_prep.files.errors import SlideError
 from data_prep.wsi import find
 from wsiseq_jax import launch
@@ -203,7 +203,7 @@ def _open(table: str, classes: Sequence[str]) -> tuple[tables.Table, str, str]:
   except ValueError as error:
     raise ValueError(f"config.data.table = {table!r}: {error}") from error
   if not (found["slide_id"] or found["file"]):
-    allowed = [*tables.ALIASES["slide_id"], *tables.ALIASES["file"]]
+    allowed = [*aliases.ALIASES["slide_id"], *aliases.ALIASES["file"]]
     raise ValueError(
       f"config.data.table: {table} has the columns {list(data.heading)}: "
       f"expected one of {allowed}"

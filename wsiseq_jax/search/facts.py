@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Iterable, Mapping
 
-from data_prep.files import names, tables, values
+from data_prep.files import aliases, names, tables, values
 from data_prep.files.errors import SlideError
 from data_prep.wsi import find
 from data_prep.wsi.find import SlideEntry
@@ -81,13 +81,13 @@ def _table(
   if table.is_ours:
     columns["mpp"] = ""  # what was measured is no description
   has_label = any(
-    tables.plain(block.label) == tables.plain(name) for name in table.heading
+    aliases.plain(block.label) == aliases.plain(name) for name in table.heading
   )
   # The default need not be there; a column that somebody named has to be.
   if has_label or block.label != IndexBlock.label:
     columns["label"] = table.column(block.label, "index.label")
   for name in _MORE:
-    same = [c for c in table.heading if tables.plain(c) == tables.plain(name)]
+    same = [c for c in table.heading if aliases.plain(c) == aliases.plain(name)]
     columns[name] = same[0] if same else ""
   tables.describe(table, columns, launch.log)
   found: dict[str, dict[str, str]] = {}

@@ -12,17 +12,17 @@
 What a file says of its unit is kept; `placing.py` makes µm of it.
 """
 
-import json
+import collections
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
-from xml.etree import ElementTree
 
 import cv2
 import numpy as np
 import tifffile
 
+from data_prep.wsi import annotation_files
 from wsiseq_jax.spatial import cell_tables
 from wsiseq_jax.spatial.raw_cells import (
   LABELS,
@@ -79,10 +79,7 @@ def is_outlines(path: pathlib.Path) -> bool:
 
 
 def _json(path: pathlib.Path) -> RawCells:
-  try:
-    data = json.loads(path.read_text(encoding="utf-8-sig"))
-  except ValueError as error:
-    raise ValueError(f"{path}: not a JSON file: {error}") from error
+  data = annotation_files.load_json(path)
   try:
     if isinstance(data, dict) and isinstance(data.get("nuc"), dict):
       return _hovernet(data)
@@ -158,53 +155,52 @@ def _stardist(path: pathlib.Path) -> RawCells:
 
 def _geojson(path: pathlib.Path, data: Any) -> RawCells:
   """Detections, cells and points of QuPath; annotated areas are no cells."""
-  if isinstance(data, dict):
-    collection = data.get("type") == "FeatureCollection"
-    data = data.get("features") if collection else [data]
-  if not isinstance(data, list):
+  try:
+    found = list(annotation_files.features(data))
+  except ValueError as error:
     raise ValueError(
       f"{path}: neither GeoJSON nor cells of HoVer-Net, CellViT or StarDist"
-    )
-  xy, types, score, areas = [], [], [], 0
-  for feature in data:
-    if not isinstance(feature, dict) or not feature.get("geometry"):
-      continue
+    ) from error
+  xy, types, score = [], [], []
+  no_cells = collections.Counter()
+  for feature in found:
     properties = feature.get("properties") or {}
-    geometry = feature.get("nucleusGeometry") or feature["geometry"]
-    is_area = geometry["type"] in ("Polygon", "MultiPolygon")
-    if is_area and properties.get("objectType") == "annotation":
-      areas += 1
-      continue
-    name = _class_name(properties.get("classification"))
+    name = annotation_files.class_name(properties.get("classification"))
     value = _probability(properties.get("measurements"))
-    for centre in _centres(geometry):
+    geometry = feature.get("nucleusGeometry") or feature.get("geometry")
+    for centre, no_cell in _centres(geometry, properties.get("objectType")):
+      if no_cell:
+        no_cells[no_cell] += 1
+        continue
       xy.append(centre)
       types.append(name)
       score.append(value)
-  skipped = (f"{areas} annotated areas are no cells",) if areas else ()
+  skipped = tuple(f"{n} {what}" for what, n in sorted(no_cells.items()))
   return make(QUPATH, xy, types, score, unit=PIXEL, skipped=skipped)
 
 
-def _centres(geometry: Mapping[str, Any]) -> Iterator[Any]:
-  """The centre of a shape; every one of several points."""
-  kind, places = geometry["type"], geometry["coordinates"]
-  if kind == "Point":
-    yield places[:2]
-  elif kind == "MultiPoint":
-    yield from (place[:2] for place in places)
-  elif kind == "Polygon":
-    yield centroid(places[0])
-  elif kind == "MultiPolygon":
-    yield centroid(max((rings[0] for rings in places), key=len))
-  else:
-    raise ValueError(f"a cell is a {kind}: want a point or a polygon")
-
-
-def _class_name(value: Any) -> str:
-  """The name of a QuPath classification: text, `name`, or `names`."""
-  if isinstance(value, dict):
-    return str(value.get("name") or ": ".join(value.get("names", ())))
-  return str(value or "")
+def _centres(geometry: Any, kind: Any) -> Iterator[tuple[Any, str]]:
+  """The centre of each shape or point, or else why it is no cell."""
+  parts = list(annotation_files.shapes(geometry))
+  if not parts:
+    yield None, "features have no geometry"
+  elif {part[0] for part in parts} == {"MultiPolygon"}:
+    # A cell in pieces is where its largest piece is.
+    parts = [max(parts, key=lambda part: len(part[1][0]) if part[1] else 0)]
+  for shape, places in parts:
+    is_area = shape in ("Polygon", "MultiPolygon")
+    if is_area and kind == "annotation":
+      yield None, "annotated areas are no cells"
+    elif not places or is_area and not places[0]:
+      yield None, "shapes have no coordinates"
+    elif is_area:
+      yield centroid(places[0]), ""
+    elif shape == "Point":
+      yield places[:2], ""
+    elif shape == "MultiPoint":
+      yield from ((place[:2], "") for place in places)
+    else:
+      yield None, f"shapes are a {shape}, and no cells"
 
 
 def _probability(measurements: Any) -> float:
@@ -222,24 +218,13 @@ def _probability(measurements: Any) -> float:
 
 def _asap(path: pathlib.Path) -> RawCells:
   """Dots and point sets; the group is the type."""
-  try:
-    root = ElementTree.parse(path).getroot()
-  except ElementTree.ParseError as error:
-    raise ValueError(f"{path}: not an XML file: {error}") from error
-  if root.tag != "ASAP_Annotations":
-    raise ValueError(f"{path}: <{root.tag}> is not <ASAP_Annotations>")
   xy, types, others = [], [], 0
-  for item in root.iter("Annotation"):
-    if item.get("Type") not in ("Dot", "PointSet"):
+  for one in annotation_files.asap(path):
+    if one.kind not in ("Dot", "PointSet"):
       others += 1
       continue
-    group = item.get("PartOfGroup") or ""
-    for point in item.findall("./Coordinates/Coordinate"):
-      try:
-        xy.append([float(point.get("X")), float(point.get("Y"))])
-      except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: a point without numbers") from error
-      types.append("" if group == "None" else group)
+    xy += one.points
+    types += ["" if one.group == "None" else one.group] * len(one.points)
   skipped = (f"{others} shapes are no points",) if others else ()
   return make("ASAP", xy, types, unit=PIXEL, skipped=skipped)
 

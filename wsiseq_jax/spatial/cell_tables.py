@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from data_prep.files import atomic, names, tables
+from data_prep.files import aliases, atomic, names, tables, values
+from wsiseq_jax import launch
 from wsiseq_jax.spatial import raw_cells
 from wsiseq_jax.spatial.raw_cells import MICROMETRE, PIXEL, QUPATH, RawCells
 
@@ -50,7 +51,7 @@ _SCORE = (
   *("type_prob", "class_probability"),
 )
 _SLIDE = (
-  *tables.ALIASES["slide_id"],
+  *aliases.ALIASES["slide_id"],
   *("image", "image_location", "filename", "file", "sample", "sample_id"),
   "core",
 )
@@ -87,10 +88,10 @@ def layout(path: str | os.PathLike, heading: Sequence[str]) -> CellColumns:
   Raises:
     ValueError: there is no x or no y, or two columns say it.
   """
-  by_name = {tables.plain(name): name for name in reversed(heading)}
+  by_name = {aliases.plain(name): name for name in reversed(heading)}
 
-  def find(aliases: Sequence[str]) -> str:
-    plain = (by_name.get(tables.plain(name), "") for name in aliases)
+  def find(known: Sequence[str]) -> str:
+    plain = (by_name.get(aliases.plain(name), "") for name in known)
     return next(filter(None, plain), "")
 
   markers = {}
@@ -105,8 +106,8 @@ def layout(path: str | os.PathLike, heading: Sequence[str]) -> CellColumns:
       (by_name[a], by_name[b], unit)
       for unit in ("um", "μm", *_UNITS)
       for name in _X
-      if (a := tables.plain(name) + unit) in by_name
-      and (b := tables.plain(_y_name(name)) + unit) in by_name
+      if (a := aliases.plain(name) + unit) in by_name
+      and (b := aliases.plain(_y_name(name)) + unit) in by_name
     ]
     if not found:
       raise ValueError(
@@ -116,16 +117,20 @@ def layout(path: str | os.PathLike, heading: Sequence[str]) -> CellColumns:
       )
     x, y, unit = found[0]
     x, y = (x,), (y,)
-  return CellColumns(
+  columns = CellColumns(
     x,
     y,
     _UNITS[unit],
     type="" if markers else find(_TYPE),
     score=find(_SCORE),
     slide=find(_SLIDE),
-    mpp=find(tables.ALIASES["mpp"]),
+    mpp=next(iter(aliases.find(heading, "mpp")), ""),
     markers=markers,
   )
+  plain = [aliases.plain(name) for name in heading]
+  if twins := [n for n in columns.used if plain.count(aliases.plain(n)) > 1]:
+    raise ValueError(f"{path}: there are two columns {twins[0]!r}")
+  return columns
 
 
 def _y_name(name: str) -> str:
@@ -146,9 +151,12 @@ def read(path: str | os.PathLike) -> RawCells:
   """
   path = pathlib.Path(path)
   found = layout(path, heading_of(path))
-  parts = [_cells(path, found, block) for block in blocks(path, found.used)]
+  bad: list[int] = []
+  whole = blocks(path, found.used, bad)
+  parts = [_cells(path, found, block) for block in whole]
+  skipped = (_left_out(bad),) if bad else ()
   if not parts:
-    return raw_cells.make("table", [], unit=found.unit)
+    return raw_cells.make("table", [], unit=found.unit, skipped=skipped)
   scales = {part.mpp for part in parts} - {None}
   if len(scales) > 1:
     raise ValueError(_mixed(path, scales))
@@ -159,6 +167,13 @@ def read(path: str | os.PathLike) -> RawCells:
     np.concatenate([part.score for part in parts]),
     found.unit,
     mpp=next(iter(scales), None),
+    skipped=skipped,
+  )
+
+
+def _left_out(bad: Sequence[int]) -> str:
+  return (
+    f"{len(bad)} rows have another number of cells than the heading ({bad[0]})"
   )
 
 
@@ -178,32 +193,30 @@ def heading_of(path: pathlib.Path) -> list[str]:
   try:
     if path.suffix.lower() == ".parquet":
       return list(pq.read_schema(path).names)
-    with _open_text(path, ()) as reader:
+    with _open_text(path, (), []) as reader:
       return list(reader.schema.names)
   except (OSError, ValueError, pa.ArrowException) as error:
     raise ValueError(f"{path}: not a table of cells: {error}") from error
 
 
 def _open_text(
-  path: pathlib.Path, columns: Sequence[str]
+  path: pathlib.Path, columns: Sequence[str], bad: list[int]
 ) -> pa_csv.CSVStreamingReader:
   """Opens a text for its rows, a block at a time; all cells are texts."""
+
+  def left_out(row: pa_csv.InvalidRow) -> str:
+    bad.append(row.actual_columns)
+    return "skip"
+
   with open(path, "rb") as file:
-    start = file.read(1 << 16)
-  encoding = "utf8"
-  if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
-    encoding = "utf-16"
-  else:
-    try:
-      start[:-4].decode("utf-8")
-    except UnicodeDecodeError:
-      encoding = "cp1252"
-  first = start.decode(encoding, errors="replace").splitlines()
-  line = re.sub(r'"[^"]*"', "", first[0] if first else "")
+    form = tables.dialect(file.read(1 << 16))
+  encoding = form.encoding.replace("utf-8-sig", "utf8")
   return pa_csv.open_csv(
     path,
-    pa_csv.ReadOptions(encoding=encoding, block_size=_BLOCK_BYTES),
-    pa_csv.ParseOptions(delimiter=max((",", ";", "\t"), key=line.count)),
+    pa_csv.ReadOptions(
+      encoding=encoding, block_size=_BLOCK_BYTES, skip_rows=form.skipped
+    ),
+    pa_csv.ParseOptions(delimiter=form.delimiter, invalid_row_handler=left_out),
     pa_csv.ConvertOptions(
       include_columns=list(columns),
       column_types=dict.fromkeys(columns, pa.string()),
@@ -213,13 +226,18 @@ def _open_text(
 
 
 def blocks(
-  path: pathlib.Path, columns: Sequence[str]
+  path: pathlib.Path, columns: Sequence[str], bad: list[int]
 ) -> Iterator[pd.DataFrame]:
   """The rows of a table, some at a time, of some columns.
 
+  Args:
+    path: the table.
+    columns: those that are read.
+    bad: takes the number of cells of each row that has not as many as the
+      heading, and is left out.
+
   Raises:
-    ValueError: a row has another number of cells than the heading, or the
-      like.
+    ValueError: it cannot be read.
   """
   try:
     if path.suffix.lower() == ".parquet":
@@ -227,7 +245,7 @@ def blocks(
         for batch in file.iter_batches(_ROWS, columns=list(columns)):
           yield batch.to_pandas()
       return
-    with _open_text(path, columns) as reader:
+    with _open_text(path, columns, bad) as reader:
       for batch in reader:
         yield batch.to_pandas()
   except (OSError, ValueError, pa.ArrowException) as error:
@@ -241,12 +259,14 @@ def _cells(path, found: CellColumns, block: pd.DataFrame) -> RawCells:
     for columns in (found.x, found.y)
   ]
   types, kind = None, "table"
-  if found.unit and tables.plain(found.x[0]).startswith("centroidx"):
+  if found.unit and aliases.plain(found.x[0]).startswith("centroidx"):
     kind = QUPATH
   if found.markers:
     kind, types = "HALO", _markers(found, block)
   elif found.type:
-    types = _texts(block[found.type])
+    types = np.array(
+      values.without_unknown(_texts(block[found.type]).tolist()), str
+    )
   score = _numbers(block[found.score]) if found.score else None
   mpp = None
   if found.mpp:
@@ -306,8 +326,9 @@ def split(
   folder.mkdir(parents=True, exist_ok=True)
   writers: dict[str, pq.ParquetWriter] = {}
   drafts: dict[str, pathlib.Path] = {}
+  bad: list[int] = []
   try:
-    for block in blocks(path, found.used):
+    for block in blocks(path, found.used, bad):
       owner = _texts(block[found.slide])
       for name in np.unique(owner).tolist():
         rows = block[owner == name].drop(columns=found.slide)
@@ -324,6 +345,8 @@ def split(
   finally:
     for writer in writers.values():
       writer.close()
+  if bad:
+    launch.log(f"{path}: {_left_out(bad)}: left out")
   for target in drafts.values():
     os.replace(atomic.temporary_path(target), target)
   return drafts

@@ -189,6 +189,64 @@ def test_features_without_a_shape_are_noted(tmp_path):
   )
 
 
+def _packings():
+  """One polygon, as programs pack it into a file."""
+  polygon = {"type": "Polygon", "coordinates": [[[*xy, 7.5] for xy in SQUARE]]}
+  feature = {"type": "Feature", "geometry": polygon, "properties": {}}
+  whole = {"type": "FeatureCollection", "features": [feature]}
+  nested = polygon
+  for _ in range(3):
+    nested = {"type": "GeometryCollection", "geometries": [nested]}
+  crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:OGC::CRS84"}}
+  return {
+    "in a list": [whole],
+    "in a collection": {**whole, "features": [whole]},
+    "with a crs": {**whole, "crs": crs},
+    "nested": {**feature, "geometry": nested},
+    "bare": polygon,
+    "in small letters": {**polygon, "type": "polygon"},
+  }
+
+
+@pytest.mark.parametrize("packing", _packings())
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_polygon_in_any_packing(tmp_path, packing, encoding):
+  path = tmp_path / "a.geojson"
+  path.write_bytes(json.dumps(_packings()[packing]).encode(encoding))
+  found = annotations.read(path, include=None)
+  (ring,) = (ring for one in found.include for ring in one.rings)
+  assert not found.skipped
+  np.testing.assert_array_equal(ring, SQUARE)
+
+
+def test_a_feature_a_line(tmp_path):
+  line = json.dumps(_packings()["bare"])
+  path = tmp_path / "a.geojson"
+  path.write_text(f"{line}\n\n\x1e{line}\n")
+  assert len(annotations.read(path, include=None).include) == 2
+
+
+def test_a_file_that_nests_too_deep_is_refused(tmp_path):
+  path = tmp_path / "a.geojson"
+  path.write_text("[" * 100_000)
+  with pytest.raises(ValueError, match="a.geojson: not a JSON file"):
+    annotations.read(path)
+
+
+def test_decimal_commas_in_xml(tmp_path):
+  path = tmp_path / "a.xml"
+  points = "".join(
+    f'<Coordinate Order="{i}" X="{x},125" Y="{y},5"/>'
+    for i, (x, y) in enumerate([(0, 0), (4, 0), (4, 8)])
+  )
+  path.write_text(
+    '<ASAP_Annotations><Annotation PartOfGroup=" Tumor " Type="Polygon">'
+    f"<Coordinates>{points}</Coordinates></Annotation></ASAP_Annotations>"
+  )
+  (one,) = annotations.read(path).include
+  assert one.rings[0].tolist() == [[0.125, 0.5], [4.125, 0.5], [4.125, 8.5]]
+
+
 @pytest.mark.parametrize(
   "coordinates",
   [None, [], [None], [[None] * 4], [[[1, 2], [3, None], [5, 6]]],

@@ -5,7 +5,7 @@ import os
 import pydicom
 import pytest
 
-from data_prep.files import tables
+from data_prep.files import names, tables
 from data_prep.wsi.find import find_slides, patient_id_of
 
 TIFF = b"II*\0rest"
@@ -277,8 +277,9 @@ def test_table_that_describes(tmp_path):
 
 @pytest.mark.parametrize(
   "heading",
-  ["PatientID", "Patient ID", "patient", "PATIENT", "patient-id", "Case.ID"],
-)
+  ["PatientID", "Patient ID", "patient", "PATIENT", "patient-id", "Case.ID",
+   "ID_Patient", "Patienten-Nr.", "N\u00b0 patient", "Patient ID (coded)"],
+)  # fmt: skip
 def test_patients_by_any_name(tmp_path, capsys, heading):
   _touch(tmp_path, "a.svs", "b.svs")
   table = _table(tmp_path / "t.csv", f"slide_id,{heading}\na,P\nb,P\n")
@@ -358,6 +359,11 @@ def test_a_bad_number_names_its_column(tmp_path):
     ("S1", "S1 .svs"),
     ("S 1", "S 1.SVS"),
     ("S1", "S1.ome.btf"),
+    ("S  1", "S 1.svs"),
+    ("S1\u200b", "S1.svs"),
+    ("S\u00a01\0", "S 1.svs"),
+    ("7", "007.svs"),
+    ("12.0", "0012.svs"),
   ],
 )
 @pytest.mark.parametrize("column", ["slide_id", "filename"])
@@ -416,6 +422,61 @@ def test_a_bad_row_that_describes_refuses_its_slide(tmp_path):
   slides, errors = find_slides(tmp_path)
   assert [(s.slide_id, s.patient_id) for s in slides] == [("b", "P")]
   assert _rows(errors) == [("a", "bad_row")]
+
+
+@pytest.mark.parametrize(
+  ("heading", "cell", "mpp"),
+  [("MPP (\u00b5m)", "0.25", 0.25), ("mpp [um/px]", "0.5", 0.5),
+   ("Pixelgr\u00f6\u00dfe (\u03bcm)", "0,25", 0.25),
+   ("MPP (scanner)", "1", 1.0)],
+)  # fmt: skip
+def test_scales_whose_heading_has_a_unit(tmp_path, heading, cell, mpp):
+  _touch(tmp_path, "a.svs")
+  table = _table(tmp_path / "t.csv", f"slide_id;{heading}\na;{cell}\n")
+  slides, errors = find_slides(table)
+  assert [slide.mpp for slide in slides] == [mpp] and not errors
+
+
+@pytest.mark.parametrize("unit", ["nm", "mm/px", "DPI"])
+def test_scales_of_another_unit_are_refused(tmp_path, unit):
+  _touch(tmp_path, "a.svs")
+  table = _table(tmp_path / "t.csv", f"slide_id,mpp ({unit})\na,250\n")
+  slides, (error,) = find_slides(table)
+  assert not slides and error.error == "unreadable_table"
+  assert f"'mpp ({unit})': give the scale in um" in error.message
+
+
+def test_two_spellings_of_a_column(tmp_path):
+  """They are one if they say the same, and an error else."""
+  _touch(tmp_path, "a.svs", "b.svs")
+  heading = "slide_id,Patient ID,patient_id"
+  table = _table(tmp_path / "t.csv", f"{heading}\na,P,P\nb,Q,Q\n")
+  assert [s.patient_id for s in find_slides(table)[0]] == ["P", "Q"]
+  table = _table(tmp_path / "t.csv", f"{heading}\na,P,P\nb,Q,R\n")
+  slides, (error,) = find_slides(table)
+  assert not slides
+  assert "two columns 'Patient ID' and 'patient_id'" in error.message
+
+
+def test_remarks_above_the_heading(tmp_path):
+  _touch(tmp_path, "a.svs")
+  text = "# made by a program\n#\nslide_id,mpp\na,bad\n"
+  slides, (error,) = find_slides(_table(tmp_path / "t.csv", text))
+  assert "row 4 of t.csv: column mpp is 'bad'" in error.message
+
+
+def test_zeros_that_a_spreadsheet_took_away(tmp_path):
+  """Only from names of digits, and not where two files could be meant."""
+  _touch(tmp_path, "007.svs", "07.svs", "012.svs", "12.svs", "S05.svs")
+  table = _table(tmp_path / "t.csv", "slide_id\n7\n12\nS5\n")
+  slides, errors = find_slides(table)
+  assert [s.path for s in slides] == [str(tmp_path / "12.svs")]
+  assert _rows(errors) == [("7", "ambiguous_name"), ("S5", "missing_file")]
+  assert names.match(["7", "8"], {"007": 1, "08": 2, "8": 3}) == {
+    "7": 1,
+    "8": 3,
+  }
+  assert names.match(["7", "07"], {"007": 1}) == {}
 
 
 @pytest.mark.parametrize(
