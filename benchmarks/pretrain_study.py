@@ -302,8 +302,9 @@ def study(args):
 
 
 def read_rows(work):
-  """Finished runs."""
-  return writers.read_metrics(work / "runs.jsonl")
+  """Finished runs, each once, whichever processes have written it."""
+  rows = writers.read_metrics(work / "runs.jsonl")
+  return list({row["name"]: row for row in rows}.values())
 
 
 def write_row(work, row):

