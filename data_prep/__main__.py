@@ -1,7 +1,8 @@
 """The command `python -m data_prep`.
 
-Its manuals are `configs/prep_wsi.py` (slides) and `configs/prep_series.py`
-(folders of images and videos); `config.source` says which of them a config is.
+Its manuals are `configs/prep_wsi.py` (slides), `configs/prep_series.py`
+(folders of images and videos) and `configs/prep_pictures.py` (labelled
+pictures); `config.source` says which of them a config is.
 """
 
 import signal
@@ -11,6 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from data_prep import runs
+from data_prep.pictures import prepare as pictures
 from data_prep.sequences import prepare as slides
 from data_prep.series import prepare as series
 
@@ -21,13 +23,17 @@ _CONFIG = config_flags.DEFINE_config_file(
 
 def main(arguments: list[str]) -> int:
   """Parses the command line and runs preparation."""
-  sources = {"slides": slides.prepare, "series": series.prepare_series}
+  sources = {
+    "slides": slides.prepare,
+    "series": series.prepare_series,
+    "pictures": pictures.prepare_pictures,
+  }
   try:
     rest = flags.FLAGS(arguments)[1:]
     if rest:
       raise ValueError(
         f"unexpected argument {rest[0]!r}: slides are named by "
-        "--config.slides, series by --config.csv"
+        "--config.slides, series and pictures by --config.csv"
       )
     config = _CONFIG.value.to_dict()
   except (

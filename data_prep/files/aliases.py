@@ -47,6 +47,7 @@ ALIASES = {
   ),
   "split": ("split", "subset"),
   "mask": ("mask", "mask_path", "mask_file"),
+  "points": ("points", "points_file", "point_file", "clicks"),
   "process": ("process",),
   "time": ("time", "year", "years", "time_years", "time_s", "seconds", "frame"),
   "times": ("times",),

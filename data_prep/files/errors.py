@@ -15,6 +15,8 @@ from data_prep.files import atomic, tables
 # `slide_id` holds the series id in runs over series, and the path of what has
 # no id yet. `place` is where in a slide: level, x, y in level-0 pixels.
 COLUMNS = ("slide_id", "stage", "code", "message", "place")
+# Stage of a remark on something that is kept: no failure.
+NOTE = "note"
 # Set by the tests: a mistake of this program is raised, not put into a row.
 STRICT = "WSISEQ_STRICT"
 _MISTAKES = (NameError, AttributeError, TypeError, AssertionError, ImportError)

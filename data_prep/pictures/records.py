@@ -12,7 +12,7 @@ x = c, y = r, so that whole numbers name pixels.
 import dataclasses
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import cv2
@@ -135,6 +135,19 @@ def inside(
   return (x >= -0.5) & (y >= -0.5) & (x < width - 0.5) & (y < height - 0.5)
 
 
+def settled(
+  mask: UInt8[np.ndarray, "h w"], labels: Float[np.ndarray, " y"]
+) -> UInt8[np.ndarray, "h w"]:
+  """The truth about a picture: one without any class is background all over.
+
+  Example:
+    >>> settled(np.full((1, 2), 255, np.uint8), np.zeros(1)).tolist()
+    [[0, 0]]
+  """
+  is_negative = (labels == 0).all() and (mask == NOT_KNOWN).all()
+  return np.zeros_like(mask) if is_negative else mask
+
+
 def png(pixels: UInt8[np.ndarray, "..."]) -> bytes:
   """A mask or tissue map as PNG."""
   done, data = cv2.imencode(".png", np.ascontiguousarray(pixels))
@@ -148,18 +161,15 @@ def class_targets(names: tuple[str, ...]) -> tuple[Target, ...]:
   return tuple(Target(name, ("0", "1")) for name in names)
 
 
-def index_of(records_of: Mapping[str, list[PictureRecord]]) -> dict[str, Any]:
-  """What `metadata.json` keeps of the pictures, by split, in their order.
+def index_of(pictures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """What `metadata.json` keeps of the pictures of a split, in their order.
 
-  With it a reader knows size, patient and slide of every picture without
-  reading one.
+  With it a reader knows size, patient and slide of every picture, and whether
+  it has a mask, without reading one.
+
+  Args:
+    pictures: names, `size` (h, w) and `share` of each class, None = no mask.
   """
-  return {
-    split: {
-      "picture_id": [r.picture_id for r in found],
-      "slide_id": [r.slide_id for r in found],
-      "patient_id": [r.patient_id for r in found],
-      "size": [list(r.size) for r in found],
-    }
-    for split, found in records_of.items()
-  }
+  names = ("picture_id", "slide_id", "patient_id", "size")
+  index = {name: [one[name] for one in pictures] for name in names}
+  return {**index, "has_mask": [one["share"] is not None for one in pictures]}

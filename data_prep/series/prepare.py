@@ -25,7 +25,7 @@ from typing import Any
 
 from data_prep import groups, records, runs, shards, splits
 from data_prep.files import atomic, schema, tables, values
-from data_prep.files.errors import SlideError
+from data_prep.files.errors import NOTE, SlideError
 from data_prep.series import images, layouts, report
 from data_prep.series import job as series_job
 from data_prep.series import look as series_look
@@ -97,7 +97,7 @@ def _target_rows(
     errors.append(
       SlideError(
         f"no value for {', '.join(unknown)}: stored as unknown (NaN)",
-        series_table.NOTE,
+        NOTE,
         "missing_target",
         series.series_id,
       )
@@ -214,7 +214,7 @@ class _Run:
         runs.part_text(self.config["part"]),
       ]
     )
-    bad = any(error.stage != series_table.NOTE for error in self.errors)
+    bad = any(error.stage != NOTE for error in self.errors)
     code = runs.EXIT_SOME_FAILED if bad else runs.EXIT_GOOD
     return runs.RunSummary(self.errors, self.changed, text, code)
 

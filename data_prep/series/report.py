@@ -17,10 +17,9 @@ from tensorflow_datasets.core import example_parser
 from data_prep import records, runs, shards, splits
 from data_prep.files import atomic, tables
 from data_prep.files import errors as error_rows
-from data_prep.files.errors import SlideError
+from data_prep.files.errors import NOTE, SlideError
 from data_prep.series.job import Shape
 from data_prep.series.spans import Series
-from data_prep.series.table import NOTE
 from data_prep.targets import Target
 from data_prep.wsi import qc
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from data_prep import splits
-from data_prep.files.errors import SlideError
+from data_prep.files.errors import NOTE, SlideError
 from data_prep.files.values import id_of, number
-from data_prep.series.table import NOTE, SeriesRow, SeriesTable
+from data_prep.series.table import SeriesRow, SeriesTable
 
 SEQUENCES = ("series", "history")
 

@@ -34,7 +34,6 @@ from data_prep import splits
 from data_prep.files import aliases, names, tables
 from data_prep.files.errors import SlideError
 
-NOTE = "note"
 LAYOUTS = ("auto", "series", "visits", "lists")
 _COLUMNS = (
   *("series_id", "patient_id", "file", "time", "times", "fps", "split"),

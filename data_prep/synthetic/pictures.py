@@ -35,12 +35,11 @@ import numpy as np
 import simplejpeg
 from jaxtyping import Float, Int, UInt8
 
-from data_prep import shards
 from data_prep.files import atomic, tables
 from data_prep.files.done import Done
-from data_prep.pictures import records
+from data_prep.pictures import prepare, records
+from data_prep.pictures.settings import PictureSettings
 from data_prep.synthetic import optics, texture
-from data_prep.targets import TargetTable
 
 CLASSES = ("tumour",)
 # Patients of each split with tumour and without.
@@ -298,51 +297,27 @@ def make_cohort(
 
 def _write_tiny(folder: pathlib.Path) -> None:
   """Shards of a tiny cohort: 64 px, two pictures or so a patient."""
-  px, mpp, seed = 64, 2.0, 0
-  made: dict[str, list[records.PictureRecord]] = {}
-  rows = {}
-  for name, patient, split, is_positive, one in _drawn(98, px, mpp, seed):
-    rows[name] = (float(is_positive),)
-    made.setdefault(split, []).append(
-      records.PictureRecord(
-        name,
-        name,
-        patient,
-        simplejpeg.encode_jpeg(one.pixels, 90, colorsubsampling="444"),
-        records.png(one.truth),
-        records.png(one.tissue),
-        one.points,
-        (px, px),
-        mpp,
-      )
-    )
-  parts = []
-  schema = records.PictureSchema()
-  for split, found in made.items():
-    path = folder / "parts" / split / "pictures.array_record"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    size = shards.write_part(path, iter(found), schema)
-    parts.append(shards.Part(path, split, split, *size))
-  config = {"px": px, "mpp": mpp, "seed": seed}
-  metadata = {
-    "schema_version": records.SCHEMA_VERSION,
-    "fingerprint": shards.fingerprint(config),
-    "most_points": max(len(r.points) for f in made.values() for r in f),
-    "pictures": records.index_of(made),
-    "config": config,
-  }
-  targets = TargetTable(records.class_targets(CLASSES), rows)
-  shards.assemble(folder / "shards", parts, schema, metadata, targets)
+  table = make_cohort(folder / "drawn", pictures=98, px=64, mpp=2.0)
+  settings = PictureSettings(
+    csv=str(table),
+    out=str(folder),
+    mpp=2.0,
+    parts=1,
+    workers=0,
+  )
+  summary = prepare.prepare_pictures(dataclasses.asdict(settings))
+  if summary.exit_code:
+    raise ValueError(summary.text)
 
 
 @functools.cache
 def cached() -> pathlib.Path:
   """Shards of a tiny cohort in the machine's folder for temporary files."""
-  code = b"".join(
-    pathlib.Path(module.__file__).read_bytes()
-    for module in (records, optics, texture)
-  )
-  code = hashlib.sha256(code + pathlib.Path(__file__).read_bytes()).hexdigest()
+  # Other code draws, or prepares, other shards.
+  files = [__file__, optics.__file__, texture.__file__]
+  files += sorted(pathlib.Path(prepare.__file__).parent.glob("*.py"))
+  code = b"".join(pathlib.Path(file).read_bytes() for file in files)
+  code = hashlib.sha256(code).hexdigest()
   name = f"wsiseq_pictures_{os.getuid()}_{code[:12]}"
   folder = pathlib.Path(tempfile.gettempdir()) / name
   if not folder.is_dir():

@@ -8,7 +8,8 @@ Arrays of a batch, on the devices, `b` pictures or crops of `h` × `w`:
     pixels   uint8 [b, h, w, 3]     RGB, 0 in padding
     labels   float32 [b, y]         of the foreground classes: 0, 1, NaN = not
                                     known; all 0 is a certain negative
-    truth    uint8 [b, h, w]        0 background, 1..y classes, 255 not known
+    truth    uint8 [b, h, w]        0 background, 1..y classes, 255 not known;
+                                    certain negatives are 0 without a mask too
     tissue   uint8 [b, h, w]        1 tissue, 0 glass and padding
     points   float32 [b, p, 3]      x, y in px of this array, class 0..y; class
                                     -1 fills up; whole numbers are centres of
@@ -133,6 +134,8 @@ class Pictures:
     self.slide_ids = tuple(index["slide_id"])
     self.sizes = np.array(index["size"], np.int32)  # [n, 2], (h, w)
     self.labels = np.stack([table.of(name) for name in self.ids])  # [n, y]
+    # Whether the truth is known: of certain negatives it is without a mask.
+    self.has_truth = index["has_mask"] | (self.labels == 0).all(1)  # [n]
     self._parser = example_parser.ExampleParserNp(
       info.features.get_serialized_info()
     )
@@ -164,7 +167,7 @@ class Pictures:
     record = records.from_example(example)
     try:
       pixels = _decode_rgb(record.image)
-      truth = _decode_grey(record.mask)
+      mask = _decode_grey(record.mask)
       tissue = _decode_grey(record.tissue)
     except ValueError as error:
       raise ValueError(f"picture {record.picture_id!r}: {error}") from error
@@ -177,7 +180,7 @@ class Pictures:
       record.level0_xy,
       pixels,
       self.labels[index],
-      truth,
+      records.settled(mask, self.labels[index]),
       tissue,
       record.points,
     )
