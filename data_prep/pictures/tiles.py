@@ -22,7 +22,7 @@ from data_prep.files import names
 from data_prep.files.errors import NOTE, SlideError, as_slide_error
 from data_prep.pictures import records
 from data_prep.pictures.classes import Classes
-from data_prep.pictures.job import PictureMaker, PictureJob
+from data_prep.pictures.job import PictureJob, PictureMaker
 from data_prep.wsi import annotations, damage, tiles, tissue
 from data_prep.wsi.find import SlideEntry
 from data_prep.wsi.slide_tissue import tissue_of
