@@ -20,6 +20,8 @@ Presets are models (wsiseq_jax/models/mil); the first is the default:
   transmil   Nyström transformer, true tile positions
   mean       mean of tiles, linear            max        best tile
   instance   tile classifier, mean of the top tiles: strong on good features
+  selection  tile classifier: the highest tiles of a positive slide are labelled
+             positive, its lowest and all of negative slides negative
 
   <name>,smoke  the same, tiny, on synthetic bags that are made on the fly: no
                 data needed, seconds. `smoke` is `gated,smoke`.

@@ -115,6 +115,7 @@ def one_tile_or_none(name):
     "clam_mb",
     "chowder",
     "dsmil",
+    "selection",
     pytest.param("transmil", marks=pytest.mark.slow),
   ],
 )
@@ -231,6 +232,7 @@ def test_wrong_bags_and_labels_are_refused():
     ("dsmil", {"auxiliary_weight": 1.5}, "auxiliary_weight = 1.5"),
     ("clam_sb", {"instance_loss": "hinge"}, "instance_loss = 'hinge'"),
     ("additive", {"outputs": 1}, "same function as 'gated'"),
+    ("selection", {"top": 0.6, "bottom": 0.5}, "sum must not exceed 1"),
   ],
 )
 def test_what_cannot_be_is_refused(name, changes, words):
@@ -254,6 +256,7 @@ def test_loss_weights_are_the_papers():
   weights = {n: config(n).loss_weights for n in mil.MODELS}
   assert weights["clam_sb"] == weights["clam_mb"] == (0.7, 0.3)
   assert weights["dsmil"] == (0.5, 0.5)
+  assert weights.pop("selection") == (0.0, 1.0)
   assert set(weights.values()) == {(0.7, 0.3), (0.5, 0.5), (1.0, 0.0)}
   assert config("dsmil", auxiliary_weight=0.0).loss_weights == (1.0, 0.0)
 

@@ -18,6 +18,7 @@ All functions work on one bag, under `jit` and `vmap`:
 | dsmil | of what resembles the top tile | exact |
 | mean, max | mean and maximum of tiles' logits | exact |
 | instance | mean of the highest tile logits | exact |
+| selection | of the highest tiles, the lowest are labelled too | exact |
 | chowder | MLP of the 5 lowest and 5 highest scores | no |
 | transmil | two layers of attention, convolutions on the grid | no |
 
@@ -59,6 +60,7 @@ from wsiseq_jax.models.mil.pooling import (
   PoolingConfig,
   TilePooling,
 )
+from wsiseq_jax.models.mil.selection import Selection, SelectionConfig
 from wsiseq_jax.models.mil.transmil import TransMil
 
 __all__ = [
@@ -93,6 +95,7 @@ MODELS: dict[str, tuple[Build, type[MilConfig]]] = {
   "mean": (functools.partial(TilePooling, top=0), PoolingConfig),
   "max": (functools.partial(TilePooling, top=1), PoolingConfig),
   "instance": (TilePooling, InstanceConfig),
+  "selection": (Selection, SelectionConfig),
 }
 
 
