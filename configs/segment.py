@@ -13,6 +13,10 @@ first is the default:
 
   cam        a classifier of pictures; its class activation maps
   student    cam, then a segmentation network taught by its labels
+  rpnet      a classifier whose maps agree with what a second picture of the
+             class re-activates (region prototypes), then the student
+  patches    a classifier of small cells, taught by those that stand for their
+             picture or slide, then the student
   full       the same network taught by masks: the upper bound
 
   <method>,demo   settings for small pictures on a CPU, minutes
@@ -53,8 +57,13 @@ from wsiseq_jax.segment.methods import METHODS, STAGES
 from wsiseq_jax.segment.settings import SegmentSettings
 
 # Values of `demo` and `smoke`, wherever a stage has the key.
-_DEMO = {"level": 3, "scales": (1.0, 0.5), "width": 32}
-_SMOKE = {"level": 3, "scales": (1.0,), "width": 8}
+_DEMO = {
+  "level": 3,
+  "scales": (1.0, 0.5),
+  "region_scales": (1.0, 0.5),
+  "width": 32,
+}
+_SMOKE = {"level": 3, "scales": (1.0,), "region_scales": (1.0,), "width": 8}
 
 
 def presets() -> tuple[str, ...]:

@@ -10,17 +10,17 @@ from tests.segment.test_prototypes import slow_factor, slow_norm
 from wsiseq_jax import parallel
 from wsiseq_jax.segment import prototypes, rpnet
 
-SMALL = rpnet.RpnetConfig(width=12, scales=(1.0,))
+SMALL = rpnet.Rpnet(width=12)
 LABELS = jnp.array([[1.0, 0], [1, 1], [0, 1], [0, 0]])
 ONES = jnp.ones(4)
 compiled = jax.jit(rpnet.loss, static_argnums=1)
 
 
-def random_params(config=SMALL, width5=6, classes=2):
+def random_params(config=SMALL, inner=6, classes=2):
   """The norms' factors too: they begin at 0, where a wrong block is right."""
   rng = np.random.default_rng(5)
   shapes = jax.eval_shape(
-    lambda: rpnet.init(jax.random.key(0), config, width5, classes)
+    lambda: rpnet.init(jax.random.key(0), config, inner, classes)
   )
   return jax.tree.map(
     lambda x: jnp.array(rng.normal(0, 0.4, x.shape), jnp.float32), shapes
@@ -147,9 +147,7 @@ def slow_loss(params, config, view, labels, key):
   "mask, negatives", [("cam", "prototypes"), ("published", "plain")]
 )
 def test_loss_against_loops(mask, negatives):
-  config = rpnet.RpnetConfig(
-    width=12, scales=(1.0,), mask=mask, negatives=negatives
-  )
+  config = rpnet.Rpnet(width=12, mask=mask, negatives=negatives)
   params, (view,) = random_params(), views()
   for seed in range(2):
     key = jax.random.key(seed)
@@ -193,7 +191,7 @@ def test_padding_has_no_part_in_anything():
 
 def test_pictures_without_any_class_only_teach_the_classifier():
   params, view = random_params(), views()
-  config = rpnet.RpnetConfig(width=12, scales=(1.0,), mask="published")
+  config = rpnet.Rpnet(width=12, mask="published")
   zeros, key = jnp.zeros((4, 2)), jax.random.key(0)
   found = compiled(params, config, view, zeros, ONES, key)
   assert float(found.disagreement) == 0
@@ -201,7 +199,7 @@ def test_pictures_without_any_class_only_teach_the_classifier():
 
 
 def test_further_scales_change_the_loss_and_have_no_gradient():
-  config = rpnet.RpnetConfig(width=12, scales=(1.0, 1.25))
+  config = rpnet.Rpnet(width=12)
   params, (first, second) = random_params(), views(scales=2)
 
   @jax.jit
@@ -219,7 +217,7 @@ def test_further_scales_change_the_loss_and_have_no_gradient():
 @pytest.mark.parametrize("mask", ["cam", "published"])
 def test_gradient_against_differences(mask):
   params, (view,) = random_params(), views()
-  config = rpnet.RpnetConfig(width=12, scales=(1.0,), mask=mask)
+  config = rpnet.Rpnet(width=12, mask=mask)
   rng = np.random.default_rng(9)
   direction = jax.tree.map(
     lambda x: jnp.array(rng.normal(size=x.shape), jnp.float32), params
@@ -241,7 +239,7 @@ def test_gradient_against_differences(mask):
 def test_one_and_eight_devices():
   params, (view,) = random_params(), views(rows=8)
   labels = jnp.concatenate([LABELS, LABELS])
-  config = rpnet.RpnetConfig(width=12, scales=(1.0,), negatives="prototypes")
+  config = rpnet.Rpnet(width=12, negatives="prototypes")
 
   @jax.value_and_grad
   def total(params, view, labels, real):
@@ -265,7 +263,7 @@ def test_one_and_eight_devices():
 
 def test_parameter_tree_is_the_golden_one(repo_root):
   shapes = jax.eval_shape(
-    lambda: rpnet.init(jax.random.key(0), rpnet.RpnetConfig(), 2048, 20)
+    lambda: rpnet.init(jax.random.key(0), rpnet.Rpnet(), 2048, 20)
   )
   lines = [
     f"{parallel.path_name(path)} {list(leaf.shape)} {leaf.dtype}"
@@ -279,7 +277,7 @@ def test_settings_that_cannot_be():
   for values, words in (
     ({"width": 1}, "config.rpnet.width = 1: must be .*2 or more"),
     ({"mask": "otsu"}, "config.rpnet.mask = 'otsu'"),
-    ({"scales": ()}, r"config.rpnet.scales = \(\): must be"),
+    ({"region_scales": ()}, r"config.rpnet.region_scales = \(\): must be"),
   ):
     with pytest.raises(ValueError, match=words):
-      schema.build(rpnet.RpnetConfig, values, "config.rpnet")
+      schema.build(rpnet.Rpnet, values, "config.rpnet")

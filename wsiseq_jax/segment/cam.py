@@ -31,7 +31,7 @@ CVPR 2016; scales and mirror as in Ahn et al., IRN, CVPR 2019.
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import jax
@@ -52,6 +52,9 @@ from wsiseq_jax.segment.stage import Reading, StageContext
 from wsiseq_jax.segment.training import StageFit
 
 STRIDE = 4  # of maps
+# (parameters, frozen ones, pixels, tissue) → class map of any stride [b,h,w,y],
+# logits of pictures [b,y].
+Classify = Callable[[Any, Any, Array, Array], tuple[Array, Array]]
 _LEAST_SPREAD = 1e-3
 # What the classifier should reach before its maps are worth a look.
 _GOOD_AUROC = 0.95
@@ -84,8 +87,8 @@ class Cam:
   def __post_init__(self):
     if self.background > self.foreground:
       raise ValueError(
-        f"config.stages.cam.background = {self.background}: must not exceed "
-        f"config.stages.cam.foreground = {self.foreground}"
+        f"config.stages.{self.name}.background = {self.background}: must not "
+        f"exceed config.stages.{self.name}.foreground = {self.foreground}"
       )
 
   def run(self, context: StageContext) -> Mapping[str, Any]:
@@ -93,31 +96,12 @@ class Cam:
     backbone, mesh = context.backbone, context.mesh
     frozen = backbone.start(context.seed)
     frozen = jax.device_put(frozen, parallel.replicated(mesh))
-    labels = context.pictures("val").labels
     if not context.has_params(self.name):
-      settings = self.optim.settings()
-      model = classifier(backbone, self.level, len(context.classes))
-      trainer = fit.Trainer(model, settings, mesh, frozen)
-      folder = context.fit_folder(self.name)
-      fitted = trainer.fit(
-        context.train_data(steps=self.optim.steps_per_epoch),
-        functools.partial(validate, labels),
-        context.seed,
-        folder,
-      )
-      context.save_params(self.name, fitted.params)
-      folder.clear()
-      auroc = fitted.history[fitted.epoch - 1]["val/auroc"]
-      launch.log(f"{self.name}: best epoch {fitted.epoch}, AUROC {auroc:.3f}")
-      if auroc < _GOOD_AUROC:
-        launch.log(
-          f"warning: {self.name}: maps of a classifier below {_GOOD_AUROC} are "
-          "rarely worth a look"
-        )
+      self.train(context, frozen)
     params = context.params(self.name)
     params = jax.device_put(params, parallel.replicated(mesh))
     program = training.compiled(
-      functools.partial(multi_scale, backbone, self.level, self.scales), mesh
+      functools.partial(multi_scale, self.classify(backbone), self.scales), mesh
     )
 
     def maps_of(batch):
@@ -129,6 +113,37 @@ class Cam:
         self.name, split, maps_of, self._finisher(context, split, known)
       )
     return known
+
+  def train(self, context: StageContext, frozen: Any) -> None:
+    """Fits the classifier and saves it."""
+    model = self.model(context.backbone, len(context.classes))
+    data = context.train_data(steps=self.optim.steps_per_epoch)
+    labels = context.pictures("val").labels
+    fit_one(
+      self.name,
+      context,
+      fit.Trainer(model, self.optim.settings(), context.mesh, frozen),
+      data,
+      functools.partial(validate, labels),
+      context.seed,
+    )
+
+  def model(self, backbone: Backbone, classes: int) -> fit.Model:
+    """What is trained; its outputs are logits of pictures."""
+    return classifier(backbone, self.level, classes)
+
+  def classify(self, backbone: Backbone) -> Classify:
+    """What says where each class is, and whether."""
+    return functools.partial(classify, backbone, self.level)
+
+  def own_scores(
+    self,
+    cam: Float[np.ndarray, "h w y"],
+    relu: Float[np.ndarray, "h w y"],
+  ) -> Float[np.ndarray, "h w y"]:
+    """Scores that need no certain negatives, in `image_scores`."""
+    del cam
+    return per_image_scores(relu)
 
   def _certain_negatives(
     self, context: StageContext, maps_of
@@ -176,7 +191,7 @@ class Cam:
       )
       shown = there * (tissue >= 0.5)[..., None]
       scores = absolute(cam, known["median"], known["high"]) * shown
-      per_image = per_image_scores(relu) * shown
+      per_image = self.own_scores(cam, relu) * shown
       maps = {
         "scores": scores.transpose(2, 0, 1).astype(np.float16),
         "image_scores": per_image.transpose(2, 0, 1).astype(np.float16),
@@ -193,6 +208,28 @@ class Cam:
     return finish
 
 
+def fit_one(
+  name: str,
+  context: StageContext,
+  trainer: fit.Trainer,
+  data: fit.Data,
+  scored: fit.Validate,
+  seed: int,
+) -> None:
+  """Fits a classifier of pictures and saves it below a stage's name."""
+  folder = context.fit_folder(name)
+  fitted = trainer.fit(data, scored, seed, folder)
+  context.save_params(name, fitted.params)
+  folder.clear()
+  auroc = fitted.history[fitted.epoch - 1]["val/auroc"]
+  launch.log(f"{name}: best epoch {fitted.epoch}, AUROC {auroc:.3f}")
+  if auroc < _GOOD_AUROC:
+    launch.log(
+      f"warning: {name}: maps of a classifier below {_GOOD_AUROC} are rarely "
+      "worth a look"
+    )
+
+
 @functools.lru_cache(maxsize=8)
 def classifier(backbone: Backbone, level: int, classes: int) -> fit.Model:
   """The classifier as the trainer wants it, the same one whenever asked for."""
@@ -204,8 +241,8 @@ def classifier(backbone: Backbone, level: int, classes: int) -> fit.Model:
     return {"backbone": backbone.learned(frozen), "head": {"kernel": kernel}}
 
   def apply(params, frozen, batch):
-    x = class_map(backbone, level, params, frozen, batch["pixels"])
-    return logits_of(x, batch["tissue"])
+    seen = batch["pixels"], batch["tissue"]
+    return classify(backbone, level, params, frozen, *seen)[1]
 
   def loss(params, frozen, batch, key):
     del key
@@ -218,13 +255,19 @@ def classifier(backbone: Backbone, level: int, classes: int) -> fit.Model:
   return fit.Model(init, loss, apply)
 
 
-def class_map(
-  backbone: Backbone, level: int, params: Any, frozen: Any, pixels: Array
-) -> Float[Array, "b h w y"]:
-  """The map whose mean is the picture's logits."""
+def classify(
+  backbone: Backbone,
+  level: int,
+  params: Any,
+  frozen: Any,
+  pixels: Array,
+  tissue: Array,
+) -> tuple[Float[Array, "b h w y"], Float[Array, "b y"]]:
+  """A class map, and its mean over tissue: the picture's logits."""
   all_params = {**frozen, **params["backbone"]}
   features = backbone.features(all_params, pixels)[level - 1]
-  return conv.apply(params["head"], features)
+  x = conv.apply(params["head"], features)
+  return x, logits_of(x, tissue)
 
 
 def logits_of(x: Float[Array, "b h w y"], tissue: Array) -> Float[Array, "b y"]:
@@ -235,10 +278,15 @@ def logits_of(x: Float[Array, "b h w y"], tissue: Array) -> Float[Array, "b y"]:
 
 
 def shrink(mask: Array, size: tuple[int, int]) -> Float[Array, "b h w"]:
-  """The mean of a mask over the pixels of each place of a grid."""
-  b, h, w = mask.shape
+  """The mean of a mask over the pixels of each place of a grid.
+
+  Where places are no whole pixels, weighted by their distance.
+  """
+  (b, h, w), x = mask.shape, mask.astype(jnp.float32)
+  if h % size[0] or w % size[1]:
+    return jax.image.resize(x, (b, *size), "linear")
   parts = (b, size[0], h // size[0], size[1], w // size[1])
-  return mask.astype(jnp.float32).reshape(parts).mean(axis=(2, 4))
+  return x.reshape(parts).mean(axis=(2, 4))
 
 
 def validate(
@@ -258,8 +306,7 @@ def validate(
 
 
 def multi_scale(
-  backbone: Backbone,
-  level: int,
+  classify: Classify,
   scales: tuple[float, ...],
   params: Any,
   frozen: Any,
@@ -280,16 +327,17 @@ def multi_scale(
     size = [max(round(side * scale / 16), 1) * 16 for side in (h, w)]
     x = jax.image.resize(pixels, (b, *size, 3), "cubic")
     both = jnp.concatenate([x, x[:, :, ::-1]]).clip(0, 255)
-    found = class_map(backbone, level, params, frozen, both)
+    tissue = jnp.concatenate([batch["tissue"], batch["tissue"][:, :, ::-1]])
+    found, _ = classify(params, frozen, both, tissue)
     for one in (found[:b], found[b:, :, ::-1]):
       one = conv.resize(one, grid)
       total, relu = total + one, relu + jax.nn.relu(one)
-  plain = class_map(backbone, level, params, frozen, pixels)
+  _, logits = classify(params, frozen, pixels, batch["tissue"])
   return {
     "cam": total / (2 * len(scales)),
     "relu": relu,
     "tissue": shrink(batch["tissue"], grid),
-    "logits": logits_of(plain, batch["tissue"]),
+    "logits": logits,
   }
 
 

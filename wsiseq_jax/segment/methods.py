@@ -8,12 +8,16 @@ from typing import Any
 
 from wsiseq_jax.segment.cam import Cam
 from wsiseq_jax.segment.clicks import Clicks
+from wsiseq_jax.segment.lattice import Lattice
+from wsiseq_jax.segment.rpnet import Rpnet
 from wsiseq_jax.segment.stage import Stage
 from wsiseq_jax.segment.student import Student
 
 # A stage's dataclass is the schema of `config.stages.<name>`.
 STAGES: Mapping[str, type[Stage]] = {
   Cam.name: Cam,
+  Lattice.name: Lattice,
+  Rpnet.name: Rpnet,
   Student.name: Student,
   Clicks.name: Clicks,
 }
@@ -23,5 +27,7 @@ METHODS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
   "cam": {"cam": {}},
   "student": {"cam": {}, "student": {}},
   "points": {"clicks": {}},
+  "rpnet": {"rpnet": {}, "student": {}},
+  "patches": {"lattice": {}, "student": {}},
   "full": {"student": {"targets": "truth", "confidence": False}},
 }

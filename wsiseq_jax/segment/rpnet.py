@@ -29,9 +29,10 @@ subtracted from that of each picture.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,10 @@ from jax import lax
 from jaxtyping import Array, Float, Key
 
 from data_prep.files.schema import FILLED, NotNegative, Range, Share
-from wsiseq_jax.segment import prototypes
+from wsiseq_jax import fit
+from wsiseq_jax.models import conv
+from wsiseq_jax.segment import cam, prototypes
+from wsiseq_jax.segment.backbone import Backbone
 
 # Of a norm, at most; fewer where channels do not divide.
 _GROUPS = 32
@@ -50,8 +54,10 @@ Maps = Float[Array, "b h w y"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RpnetConfig:
-  """Shape and loss of RPNet."""
+class Rpnet(cam.Cam):
+  """The stage `rpnet`: settings, thresholds and maps are those of `cam`."""
+
+  name: ClassVar[str] = "rpnet"
 
   # Channels of f; half as many within a non-local block.
   width: Annotated[int, Range(2)] = 512
@@ -59,13 +65,73 @@ class RpnetConfig:
   mask_threshold: Share = 0.3  # of a maximum over the picture
   negatives: Literal["plain", "prototypes"] = "plain"
   # Of the pictures, for region maps; the first has the gradient.
-  scales: Annotated[tuple[float, ...], Range(above=0), FILLED] = (
-    1.0,
-    0.5,
-    1.5,
-    2.0,
+  region_scales: Annotated[tuple[float, ...], Range(0.1, 4), FILLED] = (
+    *(1.0, 0.5, 1.5, 2.0),
   )
   agreement_weight: NotNegative = 10.0  # 0 leaves the classifier alone
+
+  def model(self, backbone: Backbone, classes: int) -> fit.Model:
+    """What is trained; its outputs are logits of pictures."""
+    return network(self, backbone, classes)
+
+  def classify(self, backbone: Backbone) -> cam.Classify:
+    """The standard branch of role `x`."""
+
+    def found(params, frozen, pixels, tissue):
+      view = view_of(self, backbone, params, frozen, pixels, tissue)
+      maps = class_maps(params["head"], view)
+      return maps, logits_of(maps, view.valid)
+
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def network(config: Rpnet, backbone: Backbone, classes: int) -> fit.Model:
+  """RPNet as the trainer wants it, the same one whenever asked for."""
+  classify = config.classify(backbone)
+
+  def start(key, frozen, example):
+    del example
+    head = init(key, config, backbone.widths[config.level - 1], classes)
+    return {"backbone": backbone.learned(frozen), "head": head}
+
+  def of_batch(params, frozen, batch, key):
+    pixels = batch["pixels"].astype(jnp.float32)
+    views = []
+    for scale in config.region_scales:
+      # Sides are multiples of the coarsest stride.
+      size = [max(round(n * scale / 16), 1) * 16 for n in pixels.shape[1:3]]
+      x = conv.resize(pixels, tuple(size))
+      views.append(
+        view_of(config, backbone, params, frozen, x, batch["tissue"])
+      )
+    return loss(
+      params["head"], config, views, batch["labels"], batch["mask"], key
+    ).total
+
+  def apply(params, frozen, batch):
+    return classify(params, frozen, batch["pixels"], batch["tissue"])[1]
+
+  return fit.Model(start, of_batch, apply)
+
+
+def view_of(
+  config: Rpnet,
+  backbone: Backbone,
+  params: Params,
+  frozen: Params,
+  pixels: Array,
+  tissue: Array,
+) -> "View":
+  """What the backbone says of pixels, and where there is tissue.
+
+  The finer features are those of two levels before: x3 for x5.
+  """
+  features = backbone.features({**frozen, **params["backbone"]}, pixels)
+  deep = features[config.level - 1]
+  share = cam.shrink(tissue, deep.shape[1:3])
+  valid = (share >= 0.5).astype(jnp.float32)
+  return View(features[max(config.level - 3, 0)], deep, valid)
 
 
 class View(NamedTuple):
@@ -85,7 +151,7 @@ class RpnetLoss(NamedTuple):
 
 
 def init(
-  key: Key[Array, ""], config: RpnetConfig, inner: int, classes: int
+  key: Key[Array, ""], config: Rpnet, inner: int, classes: int
 ) -> Params:
   """Fresh parameters of all heads, a nested dictionary of f32 arrays.
 
@@ -191,7 +257,7 @@ def _standard(role: Params, features: Array, valid: Array) -> Maps:
 
 def loss(
   params: Params,
-  config: RpnetConfig,
+  config: Rpnet,
   views: Sequence[View],
   labels: Float[Array, "b y"],
   real: Float[Array, " b"],
@@ -202,7 +268,7 @@ def loss(
   Args:
     params: what `init` returned.
     config: shape and weights.
-    views: of the batch at each of `config.scales`.
+    views: of the batch at each of `config.region_scales`.
     labels: 1 and 0, NaN where not known.
     real: 0 for rows that only fill the batch.
     key: of partners and part prototypes.
@@ -217,10 +283,9 @@ def loss(
       standard = pairs
     else:
       found = lax.stop_gradient(found)
-    found = jax.nn.relu(jnp.stack(found))
-    resized = (2, *shape, labels.shape[1])
-    region.append(jax.image.resize(found, resized, "linear", antialias=False))
-  mean = sum(region) / len(region)
+    found = [jax.nn.relu(one) for one in found]
+    region.append([conv.resize(one, shape[1:]) for one in found])
+  mean = [sum(one) / len(region) for one in zip(*region, strict=True)]
   classification = disagreement = jnp.zeros(())
   # Rows in the role of `y` are the partners of those in the role of `x`.
   for role, rows in enumerate((jnp.arange(shape[0]), partners.row)):
@@ -238,9 +303,7 @@ def loss(
 def _pair_maps(params, config, view, partners, key):
   """Standard and region maps of both roles: two pairs of maps."""
   low = lax.stop_gradient(view.fine)
-  shape = (*view.valid.shape, low.shape[-1])
-  low = jax.image.resize(low, shape, "linear", antialias=False)
-  low = low * view.valid[..., None]
+  low = conv.resize(low, view.valid.shape[1:]) * view.valid[..., None]
   features = project(params, view)
   levels, standard, masks = [], [], []
   for role, rows in (("x", None), ("y", partners.row)):
