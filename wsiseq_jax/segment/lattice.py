@@ -1,6 +1,6 @@
 r"""A lattice of instances: cells of a picture, labelled from the bag's label.
 
-    pixels --cut--> cells [b·n·m, s, s, 3] --backbone, mean--> head --> [b,n,m,y]
+    pixels --cut--> cells [b·n·m, s, s, 3] --backbone, mean, head--> [b,n,m,y]
 
 A cell sees nothing but itself, so that its logit is its own. What teaches it is
 selection (`models/mil/selection.py` has the rules):
@@ -126,7 +126,7 @@ class Lattice(cam.Cam):
     context.save_params(self.name, context.params(names[-1]))
 
   def data(self, context: StageContext) -> fit.Data:
-    """Batches of crops; those of one slide stand together, where it is a bag."""
+    """Batches of crops; those of a bag stand together."""
     found = context.train_data(steps=self.optim.steps_per_epoch)
     if self.bag == "picture":
       return found
@@ -149,7 +149,7 @@ class Lattice(cam.Cam):
   def validate(
     self, val: Pictures, logits: Float[np.ndarray, "n y"]
   ) -> tuple[tuple[float, ...], dict[str, float]]:
-    """Scores bags; a slide's logit and label are the highest of its pictures."""
+    """Scores bags; a slide's logit and label are its pictures' highest."""
     labels = val.labels
     if self.bag == "slide":
       groups = np.unique(val.slide_ids, return_inverse=True)[1]

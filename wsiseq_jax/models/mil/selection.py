@@ -54,13 +54,12 @@ def ranks(
     ([0, 2, 1, 3], [2, 0, 1, 3])
   """
   places = jnp.arange(scores.shape[0])
-
-  def of(values):
-    values = jnp.where(mask[:, None], values, jnp.inf)
-    order = jnp.argsort(values, axis=0).T
-    return jax.vmap(lambda o: jnp.zeros_like(places).at[o].set(places))(order).T
-
-  return of(-scores), of(scores)
+  values = jnp.where(mask[:, None], -scores, jnp.inf)
+  order = jnp.argsort(values, axis=0).T
+  high = jax.vmap(lambda o: jnp.zeros_like(places).at[o].set(places))(order).T
+  # Not sorted again: of equal scores none is the first in both.
+  low = jnp.where(mask[:, None], jnp.sum(mask) - 1 - high, high)
+  return high, low
 
 
 def count_of(share: float, instances: Int[Array, ""]) -> Int[Array, ""]:
