@@ -153,9 +153,8 @@ def network(
     del key
     logits = pixel_logits(backbone, params, frozen, batch["pixels"])
     target = batch["truth"] if is_true else batch["target"]
-    weight = batch["mask"][:, None, None]
-    if not is_true:
-      weight = weight * batch["weight"]
+    weight = jnp.ones(target.shape) if is_true else batch["weight"]
+    weight = weight * batch["mask"][:, None, None]
     return pixel_loss(logits, target, weight, confidence)
 
   def apply(params, frozen, batch):
