@@ -10,6 +10,8 @@ import main
 from configs import segment as segment_config
 
 FILE = segment_config.__file__
+# Of eight devices one divides both this and the crops of a batch.
+BATCH = 9
 
 
 def call(workdir, preset="smoke", *more):
@@ -18,6 +20,7 @@ def call(workdir, preset="smoke", *more):
     "main.py",
     f"--config={FILE}:{preset}",
     f"--config.workdir={workdir}",
+    f"--config.data.batch_size={BATCH}",
     *more,
   ]
   # The config's flag makes a flag of each override, which it looks for there.
@@ -32,6 +35,7 @@ def config(workdir, preset="smoke"):
   """A smoke config for calls of functions."""
   found = segment_config.get_config(preset)
   found.workdir = str(workdir)
+  found.data.batch_size = BATCH
   return found
 
 
