@@ -17,6 +17,9 @@ first is the default:
              class re-activates (region prototypes), then the student
   patches    a classifier of small cells, taught by those that stand for their
              picture or slide, then the student
+  irn        cam, its scores cleaned by a CRF (`crf`), boundaries and instance
+             centres learned from pairs of pixels (`irn`), a random walk that
+             boundaries stop (`walk`), then the student; also instances
   full       the same network taught by masks: the upper bound
 
   <method>,demo   settings for small pictures on a CPU, minutes
@@ -63,7 +66,14 @@ _DEMO = {
   "region_scales": (1.0, 0.5),
   "width": 32,
 }
-_SMOKE = {"level": 3, "scales": (1.0,), "region_scales": (1.0,), "width": 8}
+_SMOKE = {
+  "level": 3,
+  "scales": (1.0,),
+  "region_scales": (1.0,),
+  "width": 8,
+  "radius": 4,
+  "steps": 16,
+}
 
 
 def presets() -> tuple[str, ...]:

@@ -8,16 +8,22 @@ from typing import Any
 
 from wsiseq_jax.segment.cam import Cam
 from wsiseq_jax.segment.clicks import Clicks
+from wsiseq_jax.segment.crf import Crf
+from wsiseq_jax.segment.irn import Irn
 from wsiseq_jax.segment.lattice import Lattice
 from wsiseq_jax.segment.rpnet import Rpnet
 from wsiseq_jax.segment.stage import Stage
 from wsiseq_jax.segment.student import Student
+from wsiseq_jax.segment.walk import Walk
 
 # A stage's dataclass is the schema of `config.stages.<name>`.
 STAGES: Mapping[str, type[Stage]] = {
   Cam.name: Cam,
   Lattice.name: Lattice,
   Rpnet.name: Rpnet,
+  Crf.name: Crf,
+  Irn.name: Irn,
+  Walk.name: Walk,
   Student.name: Student,
   Clicks.name: Clicks,
 }
@@ -29,5 +35,6 @@ METHODS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
   "points": {"clicks": {}},
   "rpnet": {"rpnet": {}, "student": {}},
   "patches": {"lattice": {}, "student": {}},
+  "irn": {"cam": {}, "crf": {}, "irn": {}, "walk": {}, "student": {}},
   "full": {"student": {"targets": "truth", "confidence": False}},
 }

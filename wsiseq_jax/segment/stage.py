@@ -134,6 +134,39 @@ class StageContext:
     """Maps that a stage wrote, or writes."""
     return Maps(self.folder(stage) / "maps" / split)
 
+  def padded_maps(
+    self, stage: str, split: str, batch: fit.Batch, name: str, stride: int = 4
+  ) -> jax.Array:
+    """An array of an earlier stage, of the pictures of a batch.
+
+    Args:
+      stage: its name.
+      split: of the batch.
+      batch: whole pictures.
+      name: of the array, [..., h / stride, w / stride].
+      stride: of the array.
+
+    Returns:
+      [b, ..., h, w] of the padded pictures, float32, 0 in padding, sharded as
+      the batch is.
+
+    Raises:
+      ValueError: the stage has no such maps.
+    """
+    maps, ids = self.maps(stage, split), self.pictures(split).ids
+    grid = [side // stride for side in batch["pixels"].shape[1:3]]
+    rows = []
+    for number in parallel.fetch(batch["index"]):
+      found = maps.read(ids[number])
+      if name not in found:
+        raise ValueError(
+          f"{maps.path(ids[number])}: holds {sorted(found)} and no {name!r}"
+        )
+      one = found[name].astype(np.float32)
+      room = [(0, n - m) for n, m in zip(grid, one.shape[-2:], strict=True)]
+      rows.append(np.pad(one, ((0, 0),) * (one.ndim - 2) + tuple(room)))
+    return jax.device_put(np.stack(rows), parallel.batch_sharding(self.mesh))
+
   def facts(self, stage: str) -> dict[str, Any]:
     """What `Stage.run` returned."""
     return done.read_facts(self.folder(stage) / "done.json")

@@ -1,167 +1,173 @@
-"""Random walk over a picture: scores spread where no boundary is in the way.
+"""Scores spread where no boundary is in the way, and instances of them.
 
-A pixel exchanges scores with all pixels closer than `radius`. The affinity of a
-pair is one minus the highest boundary on the path between them, raised to
-`beta`; each column of the transition matrix is divided by its sum. So every
-result is a weighted mean of scores, and never above their maximum.
+The scores of the stage before `crf` are spread by a random walk
+(`random_walk.py`) that boundaries of the stage `irn` stop; what lies on one
+counts less, by `1 - boundary`. Results become scores in two ways:
 
-The matrix, pixels × pixels, is never made. Its 256th power is applied to scores
-as 256 steps, each a sum of shifted pictures, over the offsets `o` of half a
-disc, since affinities are symmetric:
+    per image   divided by the maximum of the picture, as in the original
+    absolute    divided by what the walk makes of a score of 1 all over tissue:
+                a mean of the scores that went in, with their meaning
 
-    y[q] = x[q] + Σ_o (a_o[q] (x[q+o] - x[q]) + a_o[q-o] (x[q-o] - x[q])) / s[q]
+Pictures that are not trained on get instances as well (`instances.py`), of the
+scores per image.
 
-where `s[q]` is one plus the affinities of q. Adding differences, not products,
-keeps a constant a constant, whatever the rounding; otherwise the errors of 256
-divisions by `s` add up. Rows lie one after the other with `radius - 1` empty
-columns between them: an offset is then one shift of a flat array, without cases
-at the border.
-
-Reference: Ahn, Cho and Kwak, Weakly supervised learning of instance
-segmentation with inter-pixel relations, CVPR 2019.
+Reference: Ahn, Cho and Kwak, CVPR 2019.
 """
 
+import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
 from jaxtyping import Array, Float
 
-Offset = tuple[int, int]
+from data_prep.files.schema import AtLeast1, NotNegative, Range, Share
+from wsiseq_jax import fit
+from wsiseq_jax.segment import cam, crf, decide, random_walk, training
+from wsiseq_jax.segment import instances as instance_maps
+from wsiseq_jax.segment.stage import Reading, StageContext
+
+STRIDE = 4  # of the grid
+_LEAST_TISSUE = 1e-3  # what is spread of less than this has no score
 
 
-@functools.cache
-def half_disc(radius: int) -> tuple[Offset, ...]:
-  """Offsets (dy, dx) of half a disc, so that each pair occurs once.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Walk:
+  """The stage `walk`."""
 
-  Args:
-    radius: in pixels; pairs are closer than that.
-
-  Raises:
-    ValueError: no offset is that short.
-
-  Example:
-    >>> half_disc(2)
-    ((0, 1), (1, -1), (1, 0), (1, 1))
-    >>> [len(half_disc(r)) for r in (3, 5, 8, 10)]
-    [12, 34, 96, 152]
-  """
-  if radius < 2:
-    raise ValueError(f"radius = {radius}: must be 2 or more pixels")
-  side = range(1 - radius, radius)
-  below = [(y, x) for y in range(1, radius) for x in side]
-  return (
-    *((0, x) for x in range(1, radius)),
-    *((y, x) for y, x in below if y * y + x * x < radius**2),
+  name: ClassVar[str] = "walk"
+  readings: ClassVar[tuple[Reading, ...]] = (
+    Reading("per image", "image_scores", 0.25),
+    Reading("absolute", "scores", 0.5),
+    Reading("absolute, chosen", "scores"),
   )
+  has_instances: ClassVar[bool] = True
+
+  radius: Annotated[int, Range(2)] = 5  # of a step, in places of the grid
+  beta: NotNegative = 10.0
+  steps: AtLeast1 = 256
+  # Labels to train on: absolute scores from here on are foreground, ...
+  foreground: Share = 0.5
+  background: Share = 0.25  # ... below this, background
+  # Of instances: least score, of the picture's highest; clusters of a class.
+  instance_background: Share = 0.25
+  most_instances: AtLeast1 = 64
+
+  def __post_init__(self):
+    if self.background > self.foreground:
+      raise ValueError(
+        f"config.stages.walk.background = {self.background}: must not exceed "
+        f"config.stages.walk.foreground = {self.foreground}"
+      )
+
+  def run(self, context: StageContext) -> Mapping[str, Any]:
+    """Writes scores of all splits, and instances of all but training."""
+    before, source = context.before(self.name), context.before("crf")
+    mean = np.array(context.facts(before)["mean_displacement"], np.float32)
+    program = training.compiled(
+      functools.partial(spread, self.radius, self.beta, self.steps),
+      context.mesh,
+    )
+    for split in context.splits:
+
+      def compute(batch, split=split):
+        read = functools.partial(context.padded_maps, split=split, batch=batch)
+        found = program(
+          *(read(source, name=name) for name in ("scores", "image_scores")),
+          read(before, name="boundary"),
+          batch,
+        )
+        return {**found, "displacement": read(before, name="displacement")}
+
+      finish = functools.partial(self._finish, context, split, mean)
+      context.write_maps(self.name, split, compute, finish)
+    return {}
+
+  def _finish(
+    self,
+    context: StageContext,
+    split: str,
+    mean: Float[np.ndarray, "2"],
+    number: int,
+    found: dict[str, np.ndarray],
+  ) -> dict[str, np.ndarray]:
+    """The maps of one picture."""
+    of_split = context.pictures(split)
+    size = tuple(of_split.sizes[number].tolist())
+    rows, columns = (-(-side // STRIDE) for side in size)
+    walked = found["walked"][:, :rows, :columns]
+    scores, per_image = np.split(walked[:-1], 2)
+    tissue = np.where(walked[-1] > _LEAST_TISSUE, walked[-1], np.inf)
+    maps = {
+      "scores": (scores / tissue[None]).astype(np.float16),
+      "image_scores": (per_image / (per_image.max() + 1e-5)).astype(np.float16),
+    }
+    if split == "train":
+      maps["classes"] = decide.classes_of(
+        decide.enlarge(maps["scores"], size),
+        of_split.picture(number).tissue,
+        self.foreground,
+        self.background,
+      )
+      return maps
+    displacement = found["displacement"].transpose(1, 2, 0)
+    displacement = displacement - mean.reshape(1, 1, 2)
+    ends = instance_maps.follow(displacement, np.array([rows, columns]))
+    clusters = instance_maps.clusters(
+      displacement[:rows, :columns], np.asarray(ends)[:rows, :columns]
+    )
+    boundary = found["boundary"]
+    room = [(0, n - m) for n, m in zip(boundary.shape, (rows, columns))]  # noqa: B905
+
+    def spread_parts(parts):
+      x = np.pad(parts, ((0, 0), *room)) * (1.0 - boundary)[None]
+      walked = random_walk.walk(x, boundary, self.radius, self.beta, self.steps)
+      return np.asarray(walked)[:, :rows, :columns]
+
+    result = instance_maps.instances(
+      found["scored"][:, :rows, :columns],
+      clusters,
+      spread_parts,
+      size,
+      self.instance_background,
+      self.most_instances,
+    )
+    return maps | {
+      "instances": result.numbers,
+      "instance_classes": result.classes,
+      "instance_scores": result.scores,
+    }
 
 
-@functools.cache
-def path(dy: int, dx: int) -> tuple[Offset, ...]:
-  """Pixels between (0, 0) and (dy, dx), both among them.
-
-  Those of the rectangle that the two span which are closer than one pixel to
-  the line through them.
-
-  Example:
-    >>> path(1, -1)
-    ((0, -1), (0, 0), (1, -1), (1, 0))
-    >>> len(path(3, 4)), len(path(0, 4))
-    (10, 5)
-  """
-  length = dy * dy + dx * dx
-  return tuple(
-    (y, x)
-    for y in range(min(dy, 0), max(dy, 0) + 1)
-    for x in range(min(dx, 0), max(dx, 0) + 1)
-    if (dy * x - dx * y) ** 2 < length
-  )
-
-
-def affinities(
-  boundary: Float[Array, "h w"], radius: int
-) -> Float[Array, "o h w"]:
-  """Affinity of every pixel and the one at each offset of `half_disc`.
-
-  Args:
-    boundary: 0 to 1.
-    radius: in pixels.
+def spread(
+  radius: int,
+  beta: float,
+  steps: int,
+  scores: Float[Array, "b y h w"],
+  image_scores: Float[Array, "b y h w"],
+  boundary: Float[Array, "b h w"],
+  batch: fit.Batch,
+) -> dict[str, Array]:
+  """Walks of both kinds of scores, and of tissue.
 
   Returns:
-    One minus the highest boundary on the path; 0 for pairs that leave the
-    picture.
+    `walked` [b, 2 y + 1, h, w], `boundary`, 1 in padding, and `scored`, the
+    scores of the picture that instances are made of.
   """
-  h, w = boundary.shape
-  reach = radius - 1
-  # A wall around the picture; nothing is above, as no offset is upwards.
-  walled = jnp.pad(boundary, ((0, reach), (reach, reach)), constant_values=1.0)
-
-  def highest(offset: Offset) -> Array:
-    found = None
-    for y, x in path(*offset):
-      there = walled[y : y + h, reach + x : reach + x + w]
-      found = there if found is None else jnp.maximum(found, there)
-    return found
-
-  return 1.0 - jnp.stack([highest(o) for o in half_disc(radius)])
-
-
-@functools.partial(jax.jit, static_argnames=("radius", "steps"))
-def random_walk(
-  scores: Float[Array, "k h w"],
-  boundary: Float[Array, "h w"],
-  radius: int = 5,
-  beta: float | Float[Array, ""] = 10.0,
-  steps: int = 256,
-) -> Float[Array, "k h w"]:
-  """Spreads scores by a random walk that boundaries stop.
-
-  Args:
-    scores: k maps, of classes or of instances.
-    boundary: 0 to 1; set 1 where there is no picture.
-    radius: of a step, in pixels of these maps; pairs are closer than that.
-    beta: exponent of affinities; the higher, the less leaks through.
-    steps: of the walk; the original's eight squarings are 256.
-
-  Returns:
-    Maps of the same shape, float32.
-
-  Raises:
-    ValueError: the radius is below 2.
-  """
-  (_, h, w), gap = scores.shape, radius - 1
-  offsets = half_disc(radius)
-  width = w + gap  # of a row with the empty columns behind it
-  shifts = [dy * width + dx for dy, dx in offsets]
-  length, margin = h * width, gap * width + gap
-
-  def flat(maps: Array) -> Array:
-    rows = jnp.pad(maps, ((0, 0), (0, 0), (0, gap)))
-    return rows.reshape(-1, length)
-
-  weights = flat(affinities(boundary.astype(jnp.float32), radius) ** beta)
-  # What lies before a pixel is read from its partner's place: so half of the
-  # weights suffice, and the walk is bound by reading them.
-  weights = jnp.pad(weights, ((0, 0), (margin, 0)))
-
-  def neighbours(x: Array) -> Iterator[tuple[Array, Array]]:
-    """Affinities of all pixels and what they are of, offset by offset."""
-    padded = jnp.pad(x, margin)
-    for weight, shift in zip(weights, shifts, strict=True):
-      ahead, behind = margin + shift, margin - shift
-      yield weight[margin:], padded[ahead : ahead + length]
-      yield weight[behind : behind + length], padded[behind : behind + length]
-
-  total = 1.0 + sum(a for a, _ in neighbours(jnp.zeros(length)))
-  inverse = 1.0 / total
-
-  def step(_, x: Array) -> Array:
-    return x + inverse * sum(a * (there - x) for a, there in neighbours(x))
-
-  def walk(x: Array) -> Array:
-    return lax.fori_loop(0, steps, step, x)
-
-  found = jax.vmap(walk)(flat(scores.astype(jnp.float32)))
-  return found.reshape(-1, h, width)[:, :, :w]
+  grid = boundary.shape[1:]
+  boundary = jnp.where(crf.inside(batch["size"], grid), boundary, 1.0)
+  tissue = (cam.shrink(batch["tissue"], grid) >= 0.5).astype(jnp.float32)
+  image_scores = image_scores * tissue[:, None]
+  maps = jnp.concatenate(
+    [scores * tissue[:, None], image_scores, tissue[:, None]], axis=1
+  )
+  maps = maps * (1.0 - boundary)[:, None]
+  walked = jax.vmap(lambda x, b: random_walk.walk(x, b, radius, beta, steps))
+  return {
+    "walked": walked(maps, boundary),
+    "boundary": boundary,
+    "scored": image_scores,
+  }
