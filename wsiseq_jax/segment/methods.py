@@ -14,7 +14,7 @@ from wsiseq_jax.segment.lattice import Lattice
 from wsiseq_jax.segment.rpnet import Rpnet
 from wsiseq_jax.segment.stage import Stage
 from wsiseq_jax.segment.student import Student
-from wsiseq_jax.segment.walk import Walk
+from wsiseq_jax.segment.walk import RandomWalk
 
 # A stage's dataclass is the schema of `config.stages.<name>`.
 STAGES: Mapping[str, type[Stage]] = {
@@ -23,7 +23,7 @@ STAGES: Mapping[str, type[Stage]] = {
   Rpnet.name: Rpnet,
   Crf.name: Crf,
   Irn.name: Irn,
-  Walk.name: Walk,
+  RandomWalk.name: RandomWalk,
   Student.name: Student,
   Clicks.name: Clicks,
 }

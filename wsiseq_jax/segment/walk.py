@@ -35,7 +35,7 @@ _LEAST_TISSUE = 1e-3  # what is spread of less than this has no score
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Walk:
+class RandomWalk:
   """The stage `walk`."""
 
   name: ClassVar[str] = "walk"
