@@ -268,3 +268,22 @@ def test_tables_of_cells_as_people_write_them(tmp_path):
   assert left_out.startswith("1 rows have another number of cells")
   with pytest.raises(ValueError, match="two columns 'x_um'"):
     cell_files.read(save(path, "x_um,X_um,y_um\n1,2,3\n"))
+
+
+def test_a_score_by_name(tmp_path):
+  cell = feature(
+    {"type": "Point", "coordinates": [1, 2]},
+    objectType="detection",
+    measurements={"Detection probability": 0.9, "DAB OD mean": 0.25},
+  )
+  data = {"type": "FeatureCollection", "features": [cell]}
+  path = save(tmp_path / "s.geojson", data)
+  assert cell_files.read(path).score.tolist() == [0.9]
+  assert cell_files.read(path, "DAB OD mean").score.tolist() == [0.25]
+  text = "x,y,prob,Nucleus: DAB OD mean\n1,2,0.9,0.5\n"
+  path = save(tmp_path / "s.csv", text)
+  assert cell_files.read(path).score.tolist() == [0.9]
+  assert cell_files.read(path, "Nucleus: DAB OD mean").score.tolist() == [0.5]
+  path = save(tmp_path / "s.xml", "<ASAP_Annotations/>")
+  with pytest.raises(ValueError, match="'DAB', and these files have no"):
+    cell_files.read(path, "DAB")

@@ -43,6 +43,32 @@ def test_blank_tissue_has_none():
   assert len(xy) == 0
 
 
+def test_dab_of_nuclei_is_their_optical_density(tmp_path):
+  """Haematoxylin and DAB of known density, by the vectors of Ruifrok."""
+  haematoxylin, dab = np.array([[0.65, 0.70, 0.29], [0.27, 0.57, 0.78]])
+  picture = np.full((400, 400, 3), 245, np.uint8)
+  line = np.arange(40, 400, 40)
+  places = np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 2)
+  positive = places[:, 0] > 200
+  for place, is_dab in zip(places.tolist(), positive, strict=True):
+    density = 0.6 * haematoxylin + (0.35 * dab if is_dab else 0)
+    colour = np.rint(255 * 10**-density).astype(int).tolist()
+    cv2.circle(picture, place, 9, colour, -1)
+  slides.write_pyramid(tmp_path / "s.tiff", picture, 0.5)
+  with Slide.open(tmp_path / "s.tiff") as opened:
+    found, _ = detector.detect(
+      opened,
+      np.ones((40, 40), bool),
+      10.0,
+      detector.Detector(score="dab", threshold=0.05),
+    )
+  order = spatial.cKDTree(found.xy).query((places + 0.5) * 0.5)
+  assert len(found.xy) == len(places) and order[0].max() < 1.0
+  score = found.score[order[1]]
+  np.testing.assert_allclose(score[positive], 0.35, atol=0.05)
+  np.testing.assert_allclose(score[~positive], 0.0, atol=0.05)
+
+
 @pytest.fixture(scope="module")
 def slide(tmp_path_factory):
   """A slide at 0.4 um: tiles of the detector are 1280 level-0 px."""

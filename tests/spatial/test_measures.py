@@ -89,6 +89,28 @@ def test_attraction_is_found_by_both_nulls():
     assert row["value"] > 1.5 * row["expected"]
 
 
+def test_a_common_gradient_is_no_relation_for_uneven_density():
+  """Both types thin out to the left, each by itself."""
+  rng = np.random.default_rng(2)
+  xy = rng.uniform(0, 1000, (2400, 2))
+  xy = xy[rng.uniform(0, 1000, 2400) < xy[:, 0]]
+  points = Points.of("s", "p", xy, np.where(np.arange(len(xy)) % 2, "a", "b"))
+  found = measures.measure(
+    points,
+    WINDOW,
+    None,
+    settings(null="uniform", intensity_um=120.0, pairs=(("a", "b"),)),
+  )
+  (even,), (uneven,) = (rows(found, name).values() for name in ("K", "K_inhom"))
+  assert even["null"] == "uniform" and even["p"] <= 0.05
+  assert even["value"] > 1.2 * even["expected"]
+  assert uneven["null"] == "intensity" and uneven["p"] > 0.05
+  assert uneven["value"] == pytest.approx(uneven["expected"], rel=0.1)
+  (l_row,) = rows(found, "L").values()
+  assert l_row["value"] == pytest.approx((even["value"] / np.pi) ** 0.5)
+  assert l_row["p"] == even["p"]
+
+
 def test_a_single_type_is_not_tested_against_itself():
   found = measures.measure(cells({"cell": 200}), WINDOW, REGION, settings())
   (row,) = rows(found, "K").values()

@@ -13,6 +13,7 @@ What a file says of its unit is kept; `placing.py` makes µm of it.
 """
 
 import collections
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -37,23 +38,27 @@ from wsiseq_jax.spatial.raw_cells import (
 _BAND_PX = 1 << 26
 
 
-def read(path: str | os.PathLike) -> RawCells:
+def read(path: str | os.PathLike, score: str = "") -> RawCells:
   """Reads a file of cells of one slide.
 
   Args:
     path: see the module docstring.
+    score: column of a table, measurement of QuPath's GeoJSON, or key of a cell
+      in JSON, that is the score; '' = a probability.
 
   Raises:
-    ValueError: no such file, or none that holds cells; says what is wanted.
+    ValueError: no such file, or none that holds cells, or not that score; says
+      what is wanted.
   """
   path = pathlib.Path(path)
+  table = functools.partial(cell_tables.read, score=score)
   readers: dict[str, Callable[[pathlib.Path], RawCells]] = {
-    **dict.fromkeys((".geojson", ".json"), _json),
-    **dict.fromkeys((".csv", ".tsv", ".parquet"), cell_tables.read),
+    **dict.fromkeys((".geojson", ".json"), functools.partial(_json, score)),
+    **dict.fromkeys((".csv", ".tsv", ".parquet"), table),
     ".xml": _asap,
     ".npz": _stardist,
     **dict.fromkeys((".png", ".tif", ".tiff"), _labels),
-    ".txt": _outlines if is_outlines(path) else cell_tables.read,
+    ".txt": _outlines if is_outlines(path) else table,
   }
   end = path.suffix.lower()
   if end == ".npy":
@@ -65,6 +70,8 @@ def read(path: str | os.PathLike) -> RawCells:
   if end not in readers:
     raise ValueError(f"{path}: cells are read from {', '.join(readers)} files")
   try:
+    if end not in (".geojson", ".json", *cell_tables.ENDS):
+      _no_choice(path, score)
     return readers[end](path)
   except OSError as error:
     raise ValueError(f"{path}: cannot be read: {error}") from error
@@ -75,27 +82,36 @@ def is_outlines(path: pathlib.Path) -> bool:
   return path.name.lower().endswith("_cp_outlines.txt")
 
 
+def _no_choice(path: pathlib.Path, score: str) -> None:
+  if score:
+    raise ValueError(
+      f"{path}: config.cells.score = {score!r}, and these files have no named "
+      "scores"
+    )
+
+
 # JSON.
 
 
-def _json(path: pathlib.Path) -> RawCells:
+def _json(score: str, path: pathlib.Path) -> RawCells:
   data = annotation_files.load_json(path)
   try:
     if isinstance(data, dict) and isinstance(data.get("nuc"), dict):
-      return _hovernet(data)
+      return _hovernet(data, score)
     if isinstance(data, dict) and isinstance(data.get("cells"), list):
-      return _cellvit(data)
+      return _cellvit(data, score)
     if isinstance(data, dict) and {"points", "prob"} <= set(data):
+      _no_choice(path, score)
       return _details(data)
-    return _geojson(path, data)
+    return _geojson(path, data, score)
   except (LookupError, TypeError, AttributeError) as error:
     raise ValueError(f"{path}: odd cells: {error!r}") from error
 
 
-def _hovernet(data: Mapping[str, Any]) -> RawCells:
+def _hovernet(data: Mapping[str, Any], name: str) -> RawCells:
   found = list(data["nuc"].values())
   types = [_number_name(cell.get("type")) for cell in found]
-  score = [cell.get("type_prob") for cell in found]
+  score = [cell.get(name or "type_prob") for cell in found]
   return make(
     "HoVer-Net",
     [cell["centroid"] for cell in found],
@@ -106,11 +122,11 @@ def _hovernet(data: Mapping[str, Any]) -> RawCells:
   )
 
 
-def _cellvit(data: Mapping[str, Any]) -> RawCells:
+def _cellvit(data: Mapping[str, Any], name: str) -> RawCells:
   names = {str(k): str(v) for k, v in (data.get("type_map") or {}).items()}
   found = data["cells"]
   types = [_number_name(cell.get("type")) for cell in found]
-  score = [cell.get("type_prob", np.nan) for cell in found]
+  score = [cell.get(name or "type_prob", np.nan) for cell in found]
   facts = data.get("wsi_metadata") or {}
   return make(
     "CellViT",
@@ -153,7 +169,7 @@ def _stardist(path: pathlib.Path) -> RawCells:
     ) from error
 
 
-def _geojson(path: pathlib.Path, data: Any) -> RawCells:
+def _geojson(path: pathlib.Path, data: Any, score_name: str) -> RawCells:
   """Detections, cells and points of QuPath; annotated areas are no cells."""
   try:
     found = list(annotation_files.features(data))
@@ -166,7 +182,7 @@ def _geojson(path: pathlib.Path, data: Any) -> RawCells:
   for feature in found:
     properties = feature.get("properties") or {}
     name = annotation_files.class_name(properties.get("classification"))
-    value = _probability(properties.get("measurements"))
+    value = _score(properties.get("measurements"), score_name)
     geometry = feature.get("nucleusGeometry") or feature.get("geometry")
     for centre, no_cell in _centres(geometry, properties.get("objectType")):
       if no_cell:
@@ -203,12 +219,13 @@ def _centres(geometry: Any, kind: Any) -> Iterator[tuple[Any, str]]:
       yield None, f"shapes are a {shape}, and no cells"
 
 
-def _probability(measurements: Any) -> float:
-  """The probability among the measurements of a detection."""
+def _score(measurements: Any, score: str) -> float:
+  """The score among the measurements of a detection; NaN without it."""
   if isinstance(measurements, list):  # as QuPath wrote them before 0.4
     measurements = {m.get("name"): m.get("value") for m in measurements}
   for name, value in (measurements or {}).items():
-    if "probability" in str(name).lower() and isinstance(value, int | float):
+    is_it = name == score if score else "probability" in str(name).lower()
+    if is_it and isinstance(value, int | float):
       return float(value)
   return np.nan
 

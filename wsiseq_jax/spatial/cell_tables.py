@@ -82,12 +82,24 @@ class CellColumns:
     return list(dict.fromkeys(every))
 
 
-def layout(path: str | os.PathLike, heading: Sequence[str]) -> CellColumns:
+def layout(
+  path: str | os.PathLike, heading: Sequence[str], score: str = ""
+) -> CellColumns:
   """Finds the columns of a table by their names.
 
+  Args:
+    path: the table, for messages.
+    heading: its columns.
+    score: the column of the score; '' = one that is named so.
+
   Raises:
-    ValueError: there is no x or no y, or two columns say it.
+    ValueError: there is no x or no y, or no column `score`.
   """
+  if score and score not in heading:
+    raise ValueError(
+      f"{path} has the columns {list(heading)[:20]}: config.cells.score = "
+      f"{score!r} is none of them"
+    )
   by_name = {aliases.plain(name): name for name in reversed(heading)}
 
   def find(known: Sequence[str]) -> str:
@@ -122,7 +134,7 @@ def layout(path: str | os.PathLike, heading: Sequence[str]) -> CellColumns:
     y,
     _UNITS[unit],
     type="" if markers else find(_TYPE),
-    score=find(_SCORE),
+    score=score or find(_SCORE),
     slide=find(_SLIDE),
     mpp=next(iter(aliases.find(heading, "mpp")), ""),
     markers=markers,
@@ -143,14 +155,18 @@ def _y_name(name: str) -> str:
   return re.sub(r"(?<![a-wyz])x|x$", "y", name)
 
 
-def read(path: str | os.PathLike) -> RawCells:
+def read(path: str | os.PathLike, score: str = "") -> RawCells:
   """Reads a table of the cells of one slide.
+
+  Args:
+    path: the table.
+    score: as in `layout`.
 
   Raises:
     ValueError: no table of cells, or rows that contradict each other.
   """
   path = pathlib.Path(path)
-  found = layout(path, heading_of(path))
+  found = layout(path, heading_of(path), score)
   bad: list[int] = []
   whole = blocks(path, found.used, bad)
   parts = [_cells(path, found, block) for block in whole]
@@ -305,13 +321,14 @@ def _markers(found: CellColumns, block: pd.DataFrame) -> np.ndarray:
 
 
 def split(
-  path: str | os.PathLike, folder: pathlib.Path
+  path: str | os.PathLike, folder: pathlib.Path, score: str = ""
 ) -> dict[str, pathlib.Path]:
   """Splits a table of many slides into one Parquet file for each.
 
   Args:
     path: the table.
     folder: where the files are put.
+    score: as in `layout`.
 
   Returns:
     Files by slide id; {} where no column names slides.
@@ -320,7 +337,7 @@ def split(
     ValueError: no table of cells.
   """
   path = pathlib.Path(path)
-  found = layout(path, heading_of(path))
+  found = layout(path, heading_of(path), score)
   if not found.slide:
     return {}
   folder.mkdir(parents=True, exist_ok=True)

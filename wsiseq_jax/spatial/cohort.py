@@ -27,7 +27,7 @@ def patients(curves: pd.DataFrame) -> pd.DataFrame:
   """Pools the curves of slides over the slides of each patient.
 
   Args:
-    curves: of all slides, columns of `measures.CURVES`.
+    curves: of all slides, columns of `slide_numbers.CURVES`.
 
   Returns:
     A row for each patient, statistic, pair and distance: `numerator`,

@@ -3,7 +3,8 @@
 Haematoxylin is parted from eosin (Ruifrok's vectors); a Laplacian of Gaussian
 of a few radii, each normalised by its scale, is highest in the middle of a dark
 disc. Its maxima are nuclei. Touching nuclei part as long as their middles are
-further apart than a radius. There are no types.
+further apart than a radius. There are no types; where the other stain is DAB,
+how much of it a nucleus has can be its score, from which types are cut.
 
 A slide is read tile by tile with a margin, so that memory stays bounded and a
 nucleus on a border is seen whole; of the two tiles that see it one counts it.
@@ -15,7 +16,7 @@ References:
 """
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Literal
 
 import cv2
 import numpy as np
@@ -49,6 +50,10 @@ class Detector:
   threshold: Annotated[float, Range(0, 2)] = 0.12
   # Two nuclei are not nearer than this.
   apart_um: Annotated[float, Range(0.5, 20)] = 3.0
+  # What the score of a nucleus is: the answer of the filter, or, on slides of
+  # haematoxylin and DAB, the mean optical density of DAB (to base 10) within
+  # the smallest radius.
+  score: Literal["answer", "dab"] = "answer"
 
   @property
   def margin_px(self) -> int:
@@ -63,6 +68,30 @@ def haematoxylin(
   """How much haematoxylin there is, in units of Ruifrok's vector."""
   pixels = picture.astype(np.float32) / 255
   return np.ascontiguousarray(color.rgb2hed(pixels)[..., 0], np.float32)
+
+
+def stains(
+  picture: UInt8[np.ndarray, "h w 3"], detector: Detector
+) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"] | None]:
+  """Haematoxylin, and with `detector.score` 'dab' each pixel's DAB.
+
+  DAB is the mean optical density, to base 10, within the smallest radius.
+  """
+  if detector.score == "answer":
+    return haematoxylin(picture), None
+  pixels = picture.astype(np.float32) / 255
+  found = color.separate_stains(pixels, color.hdx_from_rgb)
+  found = np.ascontiguousarray(found[..., :2], np.float32)
+  # scikit-image divides logarithms by that of 1e-6.
+  density = 6.0 * found[..., 1]
+  half = round(min(detector.radii_um) / detector.mpp)
+  disc = cv2.getStructuringElement(
+    cv2.MORPH_ELLIPSE, (2 * half + 1, 2 * half + 1)
+  ).astype(np.float32)
+  mean = cv2.filter2D(
+    density, cv2.CV_32F, disc / disc.sum(), borderType=cv2.BORDER_REFLECT
+  )
+  return found[..., 0], mean
 
 
 def blobs(
@@ -119,7 +148,8 @@ def detect(
     max_bad_share: of the tiles that may be unreadable.
 
   Returns:
-    The nuclei in µm, without types, and an error for each damaged place.
+    The nuclei in µm, without types, scored as `detector.score` says, and an
+    error for each damaged place.
 
   Raises:
     SlideError: the slide is coarser than the detector's scale, or too much of
@@ -136,9 +166,9 @@ def detect(
   )
   if not len(grid):
     return raw_cells.make(KIND, [], unit=MICROMETRE), []
-  strength = _strength(slide, grid, threads)
+  strength = _strength(slide, grid, detector, threads)
   margin, bad = detector.margin_px, []
-  found, scores, owner = [], [], []
+  found, scores, answers, owner = [], [], [], []
   for batch in tiles.read_tiles(
     slide,
     grid,
@@ -151,23 +181,33 @@ def detect(
     for picture, corner, number in zip(
       batch.pixels, batch.xy, batch.index, strict=True
     ):
-      xy, score = blobs(haematoxylin(picture), detector, strength)
+      stain, dab = stains(picture, detector)
+      xy, answer = blobs(stain, detector, strength)
+      score = answer
+      if dab is not None:
+        column, row = xy.astype(int).T
+        score = dab[row, column]
       xy -= margin
       # A pixel more on each side: corners of tiles are whole pixels of the
       # level, and what two tiles see is made one below.
       keep = ((xy >= -1) & (xy < _TILE_PX + 1)).all(axis=1)
       found.append(corner * slide.mpp + xy[keep] * detector.mpp)
       scores.append(score[keep])
+      answers.append(answer[keep])
       owner.append(np.full(keep.sum(), number))
   xy, score = np.concatenate(found), np.concatenate(scores)
-  alone = _alone(xy, score, np.concatenate(owner), detector.apart_um)
+  alone = _alone(
+    xy, np.concatenate(answers), np.concatenate(owner), detector.apart_um
+  )
   order = np.lexsort((xy[alone, 0], xy[alone, 1]))
   kept = np.flatnonzero(alone)[order]
   cells = raw_cells.make(KIND, xy[kept], score=score[kept], unit=MICROMETRE)
   return cells, bad
 
 
-def _strength(slide: Slide, grid: tiles.TileGrid, threads: int) -> float:
+def _strength(
+  slide: Slide, grid: tiles.TileGrid, detector: Detector, threads: int
+) -> float:
   """Dark haematoxylin of a slide, from tiles spread over its tissue."""
   most = np.argsort(-grid.tissue, kind="stable")[: max(_SAMPLE, len(grid) // 2)]
   most = np.sort(most)
@@ -177,7 +217,7 @@ def _strength(slide: Slide, grid: tiles.TileGrid, threads: int) -> float:
     grid, xy=grid.xy[chosen], tissue=grid.tissue[chosen]
   )
   values = [
-    np.percentile(haematoxylin(picture), _DARK)
+    np.percentile(stains(picture, detector)[0], _DARK)
     for batch in tiles.read_tiles(
       slide,
       some,

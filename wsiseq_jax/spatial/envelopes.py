@@ -17,7 +17,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float, Int
 
-from wsiseq_jax.spatial import edges, pairs, ripley, windows
+from wsiseq_jax.spatial import edges, intensity, pairs, ripley, windows
 
 ALTERNATIVES = ("two-sided", "greater", "less")
 
@@ -109,10 +109,11 @@ def random_points(
   *,
   simulations: int,
   rng: np.random.Generator,
+  kernel: intensity.Kernel | None = None,
   alpha: windows.Number = 0.05,
   alternative: str = "two-sided",
 ) -> Envelope:
-  """Complete spatial randomness: as many points, uniform in the window.
+  """Complete spatial randomness: as many points, each by itself.
 
   Cells are never that random, and clustered cells look attracted to anything
   clustered. For two types, or cells and regions, prefer the other two models.
@@ -123,6 +124,8 @@ def random_points(
     window: where points could be, µm.
     simulations: number of simulated curves, 999 for a p-value of 0.001.
     rng: of the draws.
+    kernel: points are drawn with the density it finds; None = uniform. Density
+      is estimated from the same points, which makes the test conservative.
     alpha: as in `global_envelope`.
     alternative: as in `global_envelope`.
 
@@ -133,10 +136,13 @@ def random_points(
     ValueError: as `global_envelope` and the statistic.
   """
   window = windows.check_window(window)
-  drawn = [
-    statistic(windows.sample(window, len(points), rng))
-    for _ in range(simulations)
-  ]
+
+  def pattern() -> np.ndarray:
+    if kernel is None:
+      return windows.sample(window, len(points), rng)
+    return kernel.draw(points, rng)
+
+  drawn = [statistic(pattern()) for _ in range(simulations)]
   return global_envelope(
     statistic(points), np.array(drawn), alpha=alpha, alternative=alternative
   )

@@ -27,11 +27,11 @@ from wsiseq_jax.maps import annotations
 from wsiseq_jax.spatial import (
   cell_tables,
   cohort,
-  measures,
   one_slide,
   points,
   regions,
   slide_files,
+  slide_numbers,
 )
 from wsiseq_jax.spatial.one_slide import CellsOutcome, SlideTask
 from wsiseq_jax.spatial.settings import SYNTHETIC, Data, Settings
@@ -173,7 +173,7 @@ def find_all(settings: Settings, workdir: pathlib.Path) -> SlidesFound:
     usable, names_bad = find.usable_names(listed)
     bad += [*wrong, *names_bad]
     entries = {entry.slide_id: entry for entry in usable}
-  cells = _cell_files(data, list(entries), workdir)
+  cells = _cell_files(settings, list(entries), workdir)
   if not data.slides:
     entries = _without_slides(data, cells)
   ids = sorted(entries)
@@ -215,16 +215,17 @@ def find_all(settings: Settings, workdir: pathlib.Path) -> SlidesFound:
 
 
 def _cell_files(
-  data: Data, ids: Sequence[str], workdir: pathlib.Path
+  settings: Settings, ids: Sequence[str], workdir: pathlib.Path
 ) -> dict[str, pathlib.Path]:
   """Files of cells by slide; a table of many slides is split first."""
+  data = settings.data
   if not data.cells:
     return {}
   place = pathlib.Path(data.cells).expanduser()
   if earlier := points.files(place):  # the workdir of this job
     found = names.match(ids, earlier) if data.slides else earlier
   elif place.is_file():
-    files = _split(place, workdir / "cells", ids)
+    files = _split(place, workdir / "cells", ids, settings.cells.score)
     found = names.match(ids, files) if data.slides else files
   elif data.slides:
     found = annotations.find(data.cells, ids, "data.cells", _CELL_ENDS)
@@ -247,16 +248,16 @@ def _cell_files(
 
 
 def _split(
-  place: pathlib.Path, folder: pathlib.Path, ids: Sequence[str]
+  place: pathlib.Path, folder: pathlib.Path, ids: Sequence[str], score: str
 ) -> dict[str, pathlib.Path]:
   """One file a slide of a table of cells, made once."""
   stat = place.stat()
   stage = Done(
-    folder / "done.json", [str(place), stat.st_size, stat.st_mtime_ns]
+    folder / "done.json", [str(place), stat.st_size, stat.st_mtime_ns, score]
   )
   info = stage.read()
   if info is None:
-    files = cell_tables.split(place, folder)
+    files = cell_tables.split(place, folder, score)
     if not files and len(ids) == 1:
       return {ids[0]: place}
     if not files:
@@ -363,12 +364,12 @@ def _cohort(
     table = workdir / runs.table_name(name, part)
     return table.with_suffix(end)
 
-  tables.write(path("scores", ".csv"), measures.SCORES, scores)
-  frame = pd.DataFrame(scores, columns=list(measures.SCORES))
+  tables.write(path("scores", ".csv"), slide_numbers.SCORES, scores)
+  frame = pd.DataFrame(scores, columns=list(slide_numbers.SCORES))
   for name in ("at_um", "value", "expected", "p", "n_from", "n_to"):
     frame[name] = pd.to_numeric(frame[name])
   slide_files.write_frame(path("scores", ".parquet"), frame)
-  every = pd.DataFrame(columns=list(measures.CURVES))
+  every = pd.DataFrame(columns=list(slide_numbers.CURVES))
   if curves:
     every = pd.concat(curves, ignore_index=True)
   slide_files.write_frame(path("curves", ".parquet"), every)

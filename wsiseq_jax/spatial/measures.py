@@ -5,7 +5,6 @@ would give, and p. Curves keep numerator and denominator, from which those of a
 patient are pooled.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,81 +14,16 @@ from data_prep.files.errors import SlideError
 from wsiseq_jax.spatial import (
   border,
   contacts,
-  envelopes,
   level_sets,
-  nearest,
-  ripley,
-  shifts,
+  pair_measures,
   windows,
 )
 from wsiseq_jax.spatial.points import Points
 from wsiseq_jax.spatial.settings import Settings
+from wsiseq_jax.spatial.slide_numbers import SlideNumbers
 from wsiseq_jax.spatial.windows import Window
 
 REGION = "regions"
-SCORES = (
-  *("slide_id", "patient_id", "statistic", "from", "to", "at_um", "value"),
-  *("expected", "p", "null", "n_from", "n_to", "note"),
-)
-CURVES = (
-  *("slide_id", "patient_id", "statistic", "from", "to", "at_um", "to_um"),
-  *("numerator", "denominator", "theory", "value"),
-  # Of the test: the curve that was tested, of the cells that it could use, what
-  # chance gives on average, and the band.
-  *("tested", "expected", "low", "high"),
-)
-Row = dict[str, Any]
-
-
-@dataclasses.dataclass
-class SlideNumbers:
-  """What was computed of a slide; rows of the two tables."""
-
-  slide_id: str
-  patient_id: str
-  scores: list[Row] = dataclasses.field(default_factory=list)
-  curves: list[Row] = dataclasses.field(default_factory=list)
-  notes: list[SlideError] = dataclasses.field(default_factory=list)
-
-  def score(self, statistic: str, pair: tuple[str, str], **values: Any) -> None:
-    """Adds a row of scores."""
-    row = dict.fromkeys(SCORES, "")
-    ids = {"slide_id": self.slide_id, "patient_id": self.patient_id}
-    named = {"statistic": statistic, "from": pair[0], "to": pair[1]}
-    self.scores.append(row | ids | named | values)
-
-  def curve(
-    self,
-    statistic: str,
-    pair: tuple[str, str],
-    at: np.ndarray,
-    numerator: np.ndarray,
-    denominator: np.ndarray,
-    theory: np.ndarray,
-    band: envelopes.Envelope | None = None,
-    to_um: np.ndarray | None = None,
-  ) -> None:
-    """Adds a row for each distance."""
-    nothing = np.full(len(at), np.nan)
-    value = np.divide(
-      numerator, denominator, where=denominator > 0, out=nothing.copy()
-    )
-    columns = {
-      "at_um": at,
-      "to_um": nothing if to_um is None else to_um,
-      "numerator": numerator,
-      "denominator": denominator,
-      "theory": theory,
-      "value": value,
-      "tested": band.observed if band else nothing,
-      "expected": band.central if band else nothing,
-      "low": band.low if band else nothing,
-      "high": band.high if band else nothing,
-    }
-    ids = {"slide_id": self.slide_id, "patient_id": self.patient_id}
-    named = {"statistic": statistic, "from": pair[0], "to": pair[1]}
-    for values in zip(*(v.tolist() for v in columns.values()), strict=True):
-      self.curves.append(ids | named | dict(zip(columns, values, strict=True)))
 
 
 def measure(
@@ -127,7 +61,11 @@ def measure(
       )
   kinds = chosen_types(points, settings)
   for pair in pairs_of(kinds, settings):
-    _tried(found, pair, _cells, points, window, pair, settings, rng)
+    _tried(found, pair, pair_measures.even, points, window, pair, settings, rng)
+    if settings.statistics.intensity_um:
+      _tried(
+        found, pair, pair_measures.uneven, points, window, pair, settings, rng
+      )
   _tried(found, ("cells", "cells"), _contacts, points, kinds, settings, rng)
   for kind in kinds if region is not None else ():
     pair = (kind, REGION)
@@ -160,13 +98,6 @@ def pairs_of(
     ]
   ordered = sorted(kinds)
   return [(a, b) for i, a in enumerate(ordered) for b in ordered[i:]]
-
-
-def radii_of(settings: Settings) -> np.ndarray:
-  """Distances of pairs, from one step on."""
-  wanted = settings.statistics
-  count = int(wanted.reach_um / wanted.step_um + 1e-9)
-  return wanted.step_um * np.arange(1, count + 1)
 
 
 def edges_of(settings: Settings) -> np.ndarray:
@@ -210,71 +141,6 @@ def _counts(found, points: Points, window, region) -> None:
       )
       density = inside / (area.area / 1e6) if area.area else np.nan
       found.score(name, (kind, ""), value=density, n_from=inside)
-
-
-def _cells(found, points: Points, window, pair, settings, rng) -> None:
-  """K, g and G of a pair of types, and the test of K."""
-  wanted, radii = settings.statistics, radii_of(settings)
-  from_xy, to_xy = (points.xy_of(name) for name in pair)
-  is_same = pair[0] == pair[1]
-  others = None if is_same else to_xy
-  k = ripley.k(from_xy, window, radii, others=others)
-  numbers = {"n_from": len(from_xy), "n_to": len(to_xy)}
-  band, null = _k_test(points, window, pair, radii, settings, rng)
-  found.curve("K", pair, radii, k.numerator, k.denominator, k.theory, band)
-  at = int(np.argmin(np.abs(radii - wanted.contact_um)))
-  value, expected = (
-    (band.observed, band.central) if band else (k.value, k.theory)
-  )
-  found.score(
-    "K",
-    pair,
-    at_um=float(radii[at]),
-    value=float(value[at]),
-    expected=float(expected[at]),
-    p=band.p if band else "",
-    null=null,
-    **numbers,
-  )
-  g = ripley.pair_correlation(from_xy, window, radii, others=others)
-  found.curve("g", pair, radii, g.numerator, g.denominator, g.theory)
-  near = nearest.g(from_xy, window, radii, others=others)
-  found.curve("G", pair, radii, near.numerator, near.denominator, near.theory)
-  found.score(
-    "G",
-    pair,
-    at_um=float(radii[at]),
-    value=float(near.value[at]),
-    expected=float(near.theory[at]),
-    **numbers,
-  )
-
-
-def _k_test(points: Points, window, pair, radii, settings, rng):
-  """The test of K against the null, and its name; none for a single type."""
-  wanted = settings.statistics
-  common = {"simulations": wanted.simulations, "rng": rng}
-  common["alpha"] = wanted.level
-  present = [name for name, count in points.counts().items() if count]
-  if wanted.null == "labels" or pair[0] == pair[1]:
-    # Without other cells there is nothing to swap, and that cells are not
-    # strewn at random says nothing.
-    if len(present) < 2:
-      return None, ""
-    numbers = tuple(points.names.index(name) for name in pair)
-    band = envelopes.random_labels(
-      points.xy_um, points.type, numbers, window, radii, **common
-    )
-    return band, "labels"
-  band = shifts.cross_k(
-    points.xy_of(pair[0]),
-    points.xy_of(pair[1]),
-    window,
-    radii,
-    reach=wanted.shift_um,
-    **common,
-  )
-  return band, "shift"
 
 
 def _contacts(found, points: Points, kinds, settings, rng) -> None:

@@ -30,7 +30,7 @@ from wsiseq_jax.spatial import (
   windows,
 )
 from wsiseq_jax.spatial.placing import Place
-from wsiseq_jax.spatial.points import Points
+from wsiseq_jax.spatial.points import UNKNOWN, Points
 from wsiseq_jax.spatial.settings import Settings
 from wsiseq_jax.spatial.windows import Window
 
@@ -285,7 +285,7 @@ def _cells(task: SlideTask, slide, seen: _Seen, notes) -> Points:
     notes += bad
     unit, mpp = placing.FILE, 0.0
   else:
-    raw = cell_files.read(task.cells)
+    raw = cell_files.read(task.cells, settings.cells.score)
     unit, mpp = settings.cells.unit, settings.cells.mpp
   found, lost = placing.place(raw, seen.place, unit, mpp)
   notes += lost
@@ -295,6 +295,7 @@ def _cells(task: SlideTask, slide, seen: _Seen, notes) -> Points:
 def _renamed(found: Points, settings: Settings) -> Points:
   """Types under the names of the config, without doubtful cells."""
   keep = ~(found.score < settings.cells.min_score)  # NaN stays
+  found = _by_score(found, settings.cells.positive)
   new = {old: name for name, olds in settings.cells.types for old in olds}
   names = np.array([new.get(name, name) for name in found.names], str)
   kept = found.kept(keep)
@@ -304,6 +305,33 @@ def _renamed(found: Points, settings: Settings) -> Points:
     kept.xy_um,
     names[kept.type] if len(names) else np.zeros(0, str),
     kept.score,
+  )
+
+
+def _by_score(found: Points, limits: tuple[float, ...]) -> Points:
+  """Types by score; a cell without one keeps its own."""
+  if not limits:
+    return found
+  known = np.isfinite(found.score)
+  if not known.any():
+    raise SlideError(
+      f"config.cells.positive = {limits}, and no cell has a score: "
+      "config.cells.score names the column, config.detector.score = 'dab' "
+      "measures nuclei",
+      "cells",
+      "no_score",
+    )
+  names = ("positive",) if len(limits) == 1 else ("1+", "2+", "3+")
+  level = np.searchsorted(np.float32(limits), found.score, side="right")
+  level = np.array(["negative", *names], object)[np.where(known, level, 0)]
+  own = np.array(found.names, object)[found.type]
+  typed = np.where(own == UNKNOWN, level, own + ": " + level)
+  return Points.of(
+    found.slide_id,
+    found.patient_id,
+    found.xy_um,
+    np.where(known, typed, own).astype(str),
+    found.score,
   )
 
 

@@ -60,7 +60,7 @@ def k(
     others: points of another type, [m, 2] in µm: the cross-K from `points` to
       them. None counts pairs of `points`.
     intensity: points per µm² at each of `points` and at each of `others` (or of
-      `points` again): the inhomogeneous K, as of `kernel_intensity`.
+      `points` again): the inhomogeneous K, as of `intensity.Kernel`.
     exact: the translation correction by overlaps of polygons, one a pair: for
       some hundred points. Otherwise by a raster, within about 1e-3.
 
@@ -110,9 +110,9 @@ def k(
   return Curve(radii, found[:-1].cumsum(), denominator, np.pi * squares)
 
 
-def l_of(curve: Curve) -> Float[np.ndarray, " r"]:
+def l_of(k: Float[np.ndarray, "*r"]) -> Float[np.ndarray, "*r"]:
   """L, √(K/π) in µm: r without interaction, with a variance nearly constant."""
-  return np.sqrt(curve.value / np.pi)
+  return np.sqrt(k / np.pi)
 
 
 def pair_correlation(

@@ -61,8 +61,22 @@ class Cells:
   mpp: NotNegative = 0.0  # µm per pixel of the file; 0 = level-0 pixels
   # (new name, names that become it), such as (('immune', ('CD4', 'CD8')),).
   types: tuple[tuple[str, tuple[str, ...]], ...] = ()
+  # Column of a table, or measurement of QuPath's GeoJSON, that is the score;
+  # '' = a probability, if there is one.
+  score: str = ""
   min_score: float = 0.0  # cells of a lower score are left out
+  # Limits of the score that make types: one parts 'negative' and 'positive',
+  # two or three part 'negative', '1+', '2+', '3+'; () = types as they are.
+  positive: tuple[float, ...] = ()
   min_cells: Annotated[int, Range(2)] = 20  # of a type, to say anything of it
+
+  def __post_init__(self):
+    limits = self.positive
+    if len(limits) > 3 or list(limits) != sorted(set(limits)):
+      raise ValueError(
+        f"config.cells.positive = {limits}: want up to three limits of the "
+        "score, each above the one before"
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,9 +115,13 @@ class Statistics:
   # Ordered pairs of types to compare; () = all types with each other.
   pairs: tuple[tuple[str, str], ...] = ()
   max_types: AtLeast1 = 5  # the most frequent; others are in the counts only
-  # What 'no relation' is: cells keep their places and swap their types, or one
-  # type is shifted as a whole.
-  null: Literal["labels", "shift"] = "labels"
+  # What 'no relation' is: cells keep their places and swap their types; the
+  # first type is shifted as a whole; or its cells are strewn uniformly, each by
+  # itself, which takes clusters for relations.
+  null: Literal["labels", "shift", "uniform"] = "labels"
+  # Above 0: also K for a density that differs from place to place, by a kernel
+  # of this standard deviation, well above reach_um; cells are strewn by it.
+  intensity_um: NotNegative = 0.0
   # Longest shift; cells nearer than half of it to the window's border do not
   # count in tests by shifts.
   shift_um: Annotated[float, Range(above=0)] = 300.0

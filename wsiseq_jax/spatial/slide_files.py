@@ -14,7 +14,13 @@ from jaxtyping import Float, UInt8
 from data_prep.files import atomic, tables
 from data_prep.wsi import qc
 from wsiseq_jax.maps import geojson
-from wsiseq_jax.spatial import local, measures, points, windows
+from wsiseq_jax.spatial import (
+  local,
+  measures,
+  points,
+  slide_numbers,
+  windows,
+)
 from wsiseq_jax.spatial.placing import Place
 from wsiseq_jax.spatial.points import Points
 from wsiseq_jax.spatial.settings import Settings
@@ -38,7 +44,7 @@ def write(
   cells: Points,
   window: Window,
   region: Window | None,
-  measured: measures.SlideNumbers,
+  measured: slide_numbers.SlideNumbers,
   thumbnail: UInt8[np.ndarray, "h w 3"] | None,
   settings: Settings,
 ) -> list[pathlib.Path]:
@@ -95,10 +101,10 @@ def write(
     paths["cells.geojson"],
     _features(cells, near, distance, place, settings),
   )
-  tables.write(paths["scores.csv"], measures.SCORES, measured.scores)
+  tables.write(paths["scores.csv"], slide_numbers.SCORES, measured.scores)
   write_frame(
     paths["curves.parquet"],
-    pd.DataFrame(measured.curves, columns=list(measures.CURVES)),
+    pd.DataFrame(measured.curves, columns=list(slide_numbers.CURVES)),
   )
   if thumbnail is not None:
     paths[PICTURE] = folder / PICTURE

@@ -27,6 +27,8 @@ SAID = {
   "density": "cells per mm²",
   "density_in_regions": "cells per mm² inside regions",
   "K": "neighbours within a distance (K)",
+  "L": "the same in µm (L)",
+  "K_inhom": "the same, for uneven density (K inhom)",
   "g": "neighbours at a distance (g)",
   "G": "share with a neighbour within a distance (G)",
   "contacts": "contacts",
@@ -42,9 +44,7 @@ def write_page(
   """Writes the page of a slide; returns what the cohort's page shows of it."""
   picture, card = draw.write(data, settings)
   slide_id = data.cells.slide_id
-  pairs = data.curves[data.curves["statistic"] == "K"]
-  tested = pairs[pairs["from"] != pairs["to"]]
-  tested = tested if len(tested) else pairs
+  tested = _crossed(data.curves, "K")
   profiles = data.curves[data.curves["statistic"] == "profile"]
   page.write(
     data.folder / "index.html",
@@ -60,10 +60,11 @@ def write_page(
     has_regions=data.region is not None,
     has_picture=(data.folder / PICTURE).is_file(),
     k_chart=_chart(draw.k_chart, tested),
+    uneven_chart=_chart(draw.k_chart, _crossed(data.curves, "K_inhom")),
     profile_chart=_chart(draw.profile_chart, profiles),
     region_rows=score_rows(data.scores, ("profile", "overlap", "level_sets")),
-    cell_rows=score_rows(data.scores, ("K", "contacts")),
-    nearest_rows=score_rows(data.scores, ("G",)),
+    cell_rows=score_rows(data.scores, ("K", "K_inhom", "contacts")),
+    nearest_rows=score_rows(data.scores, ("G", "L")),
     density_rows=_densities(data),
     near=_near(data),
     settings=settings,
@@ -88,6 +89,13 @@ def _facts(data: SlideData, group: str) -> list[tuple[str, Any]]:
   if info["outside"]:
     items.append(("cells outside", f"{info['outside']:,}"))
   return items
+
+
+def _crossed(curves: pd.DataFrame, statistic: str) -> pd.DataFrame:
+  """Curves of two types; of one where there are no others."""
+  pairs = curves[curves["statistic"] == statistic]
+  crossed = pairs[pairs["from"] != pairs["to"]]
+  return crossed if len(crossed) else pairs
 
 
 def _chart(function, curves: pd.DataFrame):
