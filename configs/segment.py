@@ -32,6 +32,12 @@ its batch-norm fixed (`norm='fixed'`) or replaced by a group-norm that is
 trained; `encoder`, any tile encoder of configs/embed_tiles.py, by
 --config.backbone.encoder.name=vit_small_16 --config.backbone.encoder.weights=.
 
+Labels of slides alone: cut tiles by configs/prep_pictures.py:tiles with
+--config.tiles.labels=slide, then `patches` with
+--config.stages.lattice.bag=slide --config.stages.lattice.rules="('quantile',)".
+Where features of tiles are there already, configs/mil.py:selection learns from
+them, and its maps are tiles.
+
 How it is kept honest. Patients are split in preparation. Labels of training
 pictures teach; validation chooses epochs and thresholds; the test split is only
 scored. Every threshold says where it comes from: fixed, from certain negatives

@@ -1,0 +1,374 @@
+r"""Which method finds tumour from labels of pictures? A table over seeds.
+
+    python benchmarks/segment_table.py
+    python benchmarks/segment_table.py --table
+
+Every seed draws a cohort of its own (`data_prep/synthetic/pictures.py`: 17
+patients with tumour, 32 without, a stain for each, truth known), prepares it,
+and trains every variant on it through main.py, one process at a time. A line of
+`<work>/runs.jsonl` is one finished run; it is not repeated, and a run that was
+killed goes on where it stood. `--config...` is handed on to every run; runs
+that differ in any setting lie side by side.
+
+Methods (all in `METHODS` of `wsiseq_jax/segment/methods.py` can be asked for):
+every stage of a chain has its own rows. Beside them stand, in every run, all
+tissue and a stain threshold; `full` is the same student taught by masks.
+
+Why a plain recipe fails: six hypotheses, each one setting against another.
+
+    1 the loss has little to learn     mean of a class map against cells that
+      from a picture's label           are selected: `cam` and `quantile`
+    2 maximum of each picture          readings `per image` and `absolute` of
+                                       the very same maps of `cam`
+    3 normal pictures have no class    their labels withheld in training, and
+                                       given: `unlabelled`, `cam`
+    4 the optimiser                    momentum 0.9 at a rate of 0.1, as the
+                                       flags say; none, as it was: `momentum`,
+                                       `plain`; and AdamW: `adamw`
+    5 fixed batch-norm                 ResNet-50 with fixed statistics and with
+                                       a group-norm that learns: `fixed`,
+                                       `group`; asks for --weights
+    6 pairs need both in sight         relations learned from crops of a quarter
+                                       of a side, and from whole pictures:
+                                       `crops`, `irn`
+
+`plain` is the recipe of the group whose classifier did not train, as near as
+the small backbone allows: the deepest map, SGD at 0.1, ten times that in the
+head.
+
+`--table` prints mean, std and 95 % intervals (Student's t) over seeds; paired
+differences at the same seed, of all rows from all tissue and from plain class
+maps (`cam`, per image), and those of the hypotheses; and writes
+`benchmarks/results/<name>.json`. Seeds differ in patients, pictures and first
+parameters, so that intervals hold for another cohort of this kind.
+"""
+
+import argparse
+import csv
+import dataclasses
+import hashlib
+import json
+import pathlib
+import time
+
+import harness
+import pretrain_table
+
+from data_prep.files import tables
+from wsiseq_jax import writers
+from wsiseq_jax.segment.methods import METHODS
+
+ALL_TISSUE, STAIN = "all tissue/", "stain/chosen"
+PLAIN_MAPS = "student/cam/per image"
+SCORES = ("miou", "dice", "precision", "recall", "boundary_f1", "ap50")
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+  """A method with settings."""
+
+  method: str
+  settings: dict = dataclasses.field(default_factory=dict)
+  is_labelled: bool = True  # whether training knows that normals are normal
+  needs_weights: bool = False  # of a ResNet-50
+
+
+def _sgd(name):
+  """IRN's flags, with an optimiser."""
+  values = {
+    "optimizer": name,
+    "lr": 0.1,
+    "head_lr_factor": 10.0,
+    "clip_norm": 0.0,
+    "warmup_epochs": 0,
+  }
+  return {f"stages.cam.optim.{k}": v for k, v in values.items()}
+
+
+_DEEP = {"stages.cam.level": 5}
+_RESNET = {"backbone.name": "resnet50", **_DEEP}
+# `student` has `cam` as its first stage: plain class maps are its rows.
+VARIANTS = {
+  "student": Variant("student"),
+  "rpnet": Variant("rpnet"),
+  "published": Variant("rpnet", {"stages.rpnet.mask": "published"}),
+  "negatives": Variant("rpnet", {"stages.rpnet.negatives": "prototypes"}),
+  "patches": Variant("patches"),
+  "quantile": Variant(
+    "patches",
+    {"stages.lattice.rules": "('quantile',)", "stages.lattice.rounds": 0},
+  ),
+  "relabelled": Variant(
+    "patches",
+    {"stages.lattice.rules": "('quantile',)", "stages.lattice.rounds": 2},
+  ),
+  "irn": Variant("irn"),
+  "points": Variant("points"),
+  "full": Variant("full"),
+  "plain": Variant("cam", _DEEP | _sgd("irn_sgd")),
+  "momentum": Variant("cam", _DEEP | _sgd("sgd")),
+  "adamw": Variant("cam", _DEEP),
+  "unlabelled": Variant("cam", is_labelled=False),
+  "fixed": Variant("cam", _RESNET | {"backbone.norm": "fixed"}, True, True),
+  "group": Variant("cam", _RESNET | {"backbone.norm": "group"}, True, True),
+  "crops": Variant("irn", {"data.crops.crop_px": "quarter"}),
+}
+
+# What is subtracted from what, by hypothesis; rows as `key_of` names them.
+_CHOSEN = "absolute, chosen"
+HYPOTHESES = {
+  "1 selected cells - mean of the map": (
+    f"quantile/lattice/{_CHOSEN}",
+    f"student/cam/{_CHOSEN}",
+  ),
+  "2 absolute - per image": (f"student/cam/{_CHOSEN}", PLAIN_MAPS),
+  "3 normals labelled - withheld": (
+    f"student/cam/{_CHOSEN}",
+    f"unlabelled/cam/{_CHOSEN}",
+  ),
+  "4 no momentum - momentum": (
+    f"plain/cam/{_CHOSEN}",
+    f"momentum/cam/{_CHOSEN}",
+  ),
+  "4 AdamW - no momentum": (f"adamw/cam/{_CHOSEN}", f"plain/cam/{_CHOSEN}"),
+  "5 group-norm - fixed batch-norm": (
+    f"group/cam/{_CHOSEN}",
+    f"fixed/cam/{_CHOSEN}",
+  ),
+  "6 whole pictures - crops of one class": (
+    "irn/walk/chosen",
+    "crops/walk/chosen",
+  ),
+}
+
+
+def key_of(variant, row):
+  """How a row of a run is called; baselines are the same in all variants."""
+  name = f"{row['stage']}/{row['reading']}"
+  return name if name in (ALL_TISSUE, STAIN) else f"{variant}/{name}"
+
+
+def cohort(args, seed, is_labelled):
+  """Prepared pictures of a seed, drawn where they are not there."""
+  text = f"{args.pictures}_{args.px}_{seed}"
+  drawn = args.work / "data" / f"{text}_drawn"
+  harness.call(
+    "-m", "data_prep.synthetic.pictures", f"--out={drawn}",
+    f"--pictures={args.pictures}", f"--px={args.px}", f"--seed={seed}",
+    log=args.work / "data.txt",
+  )  # fmt: skip
+  table, kind = drawn / "pictures.csv", "labelled"
+  if not is_labelled:
+    table, kind = withheld(table), "unlabelled"
+  out = args.work / "data" / f"{text}_{kind}"
+  harness.call(
+    "-m", "data_prep", "--config=configs/prep_pictures.py:demo",
+    f"--config.csv={table}", f"--config.out={out}",
+    log=args.work / "data.txt", good=harness.SOME_REFUSED,
+  )  # fmt: skip
+  return out
+
+
+def withheld(table):
+  """The same table without the labels of normal training pictures."""
+  with table.open(newline="") as file:
+    rows = list(csv.DictReader(file))
+  for row in rows:
+    if row["split"] == "train" and row["tumour"] == "0":
+      row["tumour"] = ""
+  path = table.with_name("pictures_withheld.csv")
+  tables.write(path, list(rows[0]), rows)
+  return path
+
+
+def settings_of(args, name, seed):
+  """All settings of a run beside its preset and its data."""
+  variant = VARIANTS[name]
+  values = {"seed": seed, **variant.settings}
+  if variant.needs_weights:
+    values["backbone.weights"] = str(args.weights)
+  if values.get("data.crops.crop_px") == "quarter":
+    values["data.crops.crop_px"] = args.px // 4
+  return values
+
+
+def identity(args, name, seed):
+  """Folder of a run; tells it from runs of other settings."""
+  about = [
+    settings_of(args, name, seed),
+    dataclasses.asdict(VARIANTS[name]),
+    [args.pictures, args.px, args.size, args.more],
+  ]
+  text = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+  return f"{name}_{seed}_{text[:8]}"
+
+
+def auroc(folder):
+  """AUROC of validation pictures at the best epoch, by classifier."""
+  found = {}
+  for path in sorted(folder.rglob("metrics.jsonl")):
+    log = [x for x in writers.read_metrics(path) if "val/auroc" in x]
+    if log:
+      best = min(log, key=lambda x: x["val/loss"])
+      found[str(path.parent.relative_to(folder))] = best["val/auroc"]
+  return found
+
+
+def carry_out(args, name, seed, folder):
+  """Trains and scores one run; returns its row."""
+  variant = VARIANTS[name]
+  data = cohort(args, seed, variant.is_labelled)
+  values = settings_of(args, name, seed)
+  start = time.monotonic()
+  harness.call(
+    "main.py",
+    f"--config=configs/segment.py:{variant.method},{args.size}",
+    f"--config.workdir={folder}",
+    f"--config.data.path={data}",
+    *(f"--config.{k}={v}" for k, v in values.items()),
+    *args.more,
+    log=folder / "log.txt",
+  )
+  scores = {}
+  for row in tables.read(folder / "segmentation.csv").rows:
+    value = row.cells["value"]
+    one = scores.setdefault(key_of(name, row.cells), {})
+    one[row.cells["metric"]] = float(value) if value else float("nan")
+  return {
+    "seconds": round(time.monotonic() - start),
+    "auroc": auroc(folder),
+    "scores": scores,
+  }
+
+
+def study(args):
+  """Carries out what is missing, seed by seed."""
+  for seed in args.seeds:
+    for name in args.variants:
+      if VARIANTS[name].needs_weights and not args.weights:
+        continue
+      run = identity(args, name, seed)
+      # Read again each time: another process may share the folder.
+      if any(row["name"] == run for row in read_rows(args.work)):
+        continue
+      print(run, flush=True)
+      found = carry_out(args, name, seed, args.work / run)
+      row = {"name": run, "variant": name, "seed": seed, "size": args.size}
+      row |= {"pictures": args.pictures, "px": args.px, "more": args.more}
+      with (args.work / "runs.jsonl").open("a") as file:
+        file.write(json.dumps(row | found) + "\n")
+      for key, one in found["scores"].items():
+        print(f"  {key:<34}mIoU {one['miou']:.3f}  Dice {one['dice']:.3f}")
+
+
+def read_rows(work):
+  """Finished runs."""
+  return writers.read_metrics(work / "runs.jsonl")
+
+
+def summary(rows):
+  """Means, intervals and paired differences of runs of the same settings.
+
+  Args:
+    rows: lines of `runs.jsonl`.
+
+  Returns:
+    `results`, `differences` (by what is subtracted) and `hypotheses`, each by
+    row: scores by name, see `pretrain_table.over_seeds`.
+  """
+  of_seed = {}
+  for row in rows:
+    for key, one in row["scores"].items():
+      of_seed.setdefault(key, {})[row["seed"]] = one
+
+  def scores(pick, seeds):
+    found = {}
+    for name in SCORES:
+      values = [pick(seed).get(name, float("nan")) for seed in seeds]
+      values = [v for v in values if v == v]
+      if values:
+        found[name] = pretrain_table.over_seeds(values)
+    return found
+
+  def paired(a, b):
+    seeds = sorted(of_seed.get(a, {}).keys() & of_seed.get(b, {}).keys())
+
+    def gap(seed):
+      one, other = of_seed[a][seed], of_seed[b][seed]
+      return {k: one[k] - other[k] for k in one.keys() & other.keys()}
+
+    return scores(gap, seeds)
+
+  found = {
+    "results": {
+      key: scores(mine.__getitem__, sorted(mine))
+      for key, mine in of_seed.items()
+    },
+    "differences": {
+      other: {key: paired(key, other) for key in of_seed if key != other}
+      for other in (ALL_TISSUE, PLAIN_MAPS)
+      if other in of_seed
+    },
+    "hypotheses": {name: paired(*keys) for name, keys in HYPOTHESES.items()},
+  }
+  return found
+
+
+def auroc_over_seeds(rows):
+  """AUROC of each classifier: hypothesis 1 is of those near 1."""
+  found = {}
+  for row in rows:
+    for stage, value in row["auroc"].items():
+      found.setdefault(f"{row['variant']}/{stage}", []).append(value)
+  return {k: pretrain_table.over_seeds(v) for k, v in found.items()}
+
+
+def arguments():
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  known = [n for n, v in VARIANTS.items() if v.method in METHODS]
+  parser.add_argument("--work", type=pathlib.Path, default="out/segment_table")
+  parser.add_argument("--table", action="store_true")
+  parser.add_argument("--name", default="segment_table")
+  parser.add_argument("--variants", nargs="+", choices=known, default=known)
+  parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+  parser.add_argument("--pictures", type=int, default=600, help="of a cohort")
+  parser.add_argument("--px", type=int, default=128, help="side of a picture")
+  parser.add_argument("--size", choices=("demo", "smoke"), default="demo")
+  parser.add_argument("--weights", help="ResNet-50, for hypothesis 5")
+  args, args.more = parser.parse_known_args()
+  if wrong := [m for m in args.more if not m.startswith("--config.")]:
+    parser.error(f"unknown: {' '.join(wrong)}")
+  args.work = args.work.resolve()
+  return args
+
+
+def main():
+  args = arguments()
+  args.work.mkdir(parents=True, exist_ok=True)
+  if not args.table:
+    study(args)
+    return
+  wanted = {
+    identity(args, name, seed) for name in args.variants for seed in args.seeds
+  }
+  rows = [row for row in read_rows(args.work) if row["name"] in wanted]
+  if not rows:
+    raise SystemExit(f"no finished run of these settings in {args.work}")
+  found = {**summary(rows), "auroc": auroc_over_seeds(rows), "runs": rows}
+  for key, scores in found["results"].items():
+    pretrain_table.show([key], scores)
+  for other, of in found["differences"].items():
+    for key, scores in of.items():
+      pretrain_table.show([key, "-", other], scores, sign="+")
+  for name, scores in found["hypotheses"].items():
+    note = "" if scores else "(not run)"
+    pretrain_table.show(["hypothesis", name, note], scores, sign="+")
+  for key, one in found["auroc"].items():
+    pretrain_table.show([key], {"AUROC": one})
+  harness.write_result(harness.RESULTS / f"{args.name}.json", found)
+
+
+if __name__ == "__main__":
+  main()
