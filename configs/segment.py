@@ -13,13 +13,13 @@ first is the default:
 
   cam        a classifier of pictures; its class activation maps
   student    cam, then a segmentation network taught by its labels
-  rpnet      a classifier whose maps agree with what a second picture of the
-             class re-activates (region prototypes), then the student
   patches    a classifier of small cells, taught by those that stand for their
              picture or slide, then the student
   irn        cam, its scores cleaned by a CRF (`crf`), boundaries and instance
              centres learned from pairs of pixels (`irn`), a random walk that
              boundaries stop (`walk`), then the student; also instances
+  rpnet      irn, but for the classifier: its maps agree with what a second
+             picture of the class re-activates (region prototypes)
   full       the same network taught by masks: the upper bound
 
   <method>,demo   settings for small pictures on a CPU, minutes

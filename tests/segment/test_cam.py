@@ -105,7 +105,8 @@ def test_one_step_is_the_same_on_one_device_and_on_eight(model, params):
 
 def test_maps_of_a_mirrored_picture_are_mirrored(params):
   one = batch(2)
-  maps = jax.jit(functools.partial(cam.multi_scale, BACKBONE, 3, (1.0, 0.5)))
+  classify = functools.partial(cam.classify, BACKBONE, 3)
+  maps = jax.jit(functools.partial(cam.multi_scale, classify, (1.0, 0.5)))
   plain = maps(*params, one)
   mirrored = maps(*params, {**one, "pixels": one["pixels"][:, :, ::-1]})
   assert plain["cam"].shape == (2, 8, 8, 2)

@@ -33,7 +33,7 @@ METHODS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
   "cam": {"cam": {}},
   "student": {"cam": {}, "student": {}},
   "points": {"clicks": {}},
-  "rpnet": {"rpnet": {}, "student": {}},
+  "rpnet": {"rpnet": {}, "crf": {}, "irn": {}, "walk": {}, "student": {}},
   "patches": {"lattice": {}, "student": {}},
   "irn": {"cam": {}, "crf": {}, "irn": {}, "walk": {}, "student": {}},
   "full": {"student": {"targets": "truth", "confidence": False}},
