@@ -28,9 +28,10 @@ Why a plain recipe fails: six hypotheses, each one setting against another.
     5 fixed batch-norm                 ResNet-50 with fixed statistics and with
                                        a group-norm that learns: `fixed`,
                                        `group`; asks for --weights
-    6 pairs need both in sight         relations learned from crops of a quarter
-                                       of a side, and from whole pictures:
-                                       `crops`, `irn`
+    6 pairs need both in sight         what `irn` adds to class maps, learned
+                                       from whole pictures and from crops of
+                                       half a side: `near`, `crops`, both with
+                                       pairs of a radius of 4
 
 `plain` is the recipe of the group whose classifier did not train, as near as
 the small backbone allows: the deepest map, SGD at 0.1, ten times that in the
@@ -87,6 +88,7 @@ def _sgd(name):
 
 _DEEP = {"stages.cam.level": 5}
 _RESNET = {"backbone.name": "resnet50", **_DEEP}
+_NEAR = {"stages.irn.radius": 4}
 # `student` has `cam` as its first stage: plain class maps are its rows.
 VARIANTS = {
   "student": Variant("student"),
@@ -111,33 +113,38 @@ VARIANTS = {
   "unlabelled": Variant("cam", is_labelled=False),
   "fixed": Variant("cam", _RESNET | {"backbone.norm": "fixed"}, True, True),
   "group": Variant("cam", _RESNET | {"backbone.norm": "group"}, True, True),
-  "crops": Variant("irn", {"data.crops.crop_px": "quarter"}),
+  "near": Variant("irn", _NEAR),
+  "crops": Variant("irn", _NEAR | {"data.crops.crop_px": "half"}),
 }
 
-# What is subtracted from what, by hypothesis; rows as `key_of` names them.
+# What is added and what is subtracted, by hypothesis; rows as `key_of` names
+# them.
 _CHOSEN = "absolute, chosen"
 HYPOTHESES = {
   "1 selected cells - mean of the map": (
-    f"quantile/lattice/{_CHOSEN}",
-    f"student/cam/{_CHOSEN}",
+    (f"quantile/lattice/{_CHOSEN}",),
+    (f"student/cam/{_CHOSEN}",),
   ),
-  "2 absolute - per image": (f"student/cam/{_CHOSEN}", PLAIN_MAPS),
+  "2 absolute - per image": ((f"student/cam/{_CHOSEN}",), (PLAIN_MAPS,)),
   "3 normals labelled - withheld": (
-    f"student/cam/{_CHOSEN}",
-    f"unlabelled/cam/{_CHOSEN}",
+    (f"student/cam/{_CHOSEN}",),
+    (f"unlabelled/cam/{_CHOSEN}",),
   ),
   "4 no momentum - momentum": (
-    f"plain/cam/{_CHOSEN}",
-    f"momentum/cam/{_CHOSEN}",
+    (f"plain/cam/{_CHOSEN}",),
+    (f"momentum/cam/{_CHOSEN}",),
   ),
-  "4 AdamW - no momentum": (f"adamw/cam/{_CHOSEN}", f"plain/cam/{_CHOSEN}"),
+  "4 AdamW - no momentum": (
+    (f"adamw/cam/{_CHOSEN}",),
+    (f"plain/cam/{_CHOSEN}",),
+  ),
   "5 group-norm - fixed batch-norm": (
-    f"group/cam/{_CHOSEN}",
-    f"fixed/cam/{_CHOSEN}",
+    (f"group/cam/{_CHOSEN}",),
+    (f"fixed/cam/{_CHOSEN}",),
   ),
-  "6 whole pictures - crops of one class": (
-    "irn/walk/chosen",
-    "crops/walk/chosen",
+  "6 gain of the walk: whole pictures - crops": (
+    (f"near/walk/{_CHOSEN}", f"crops/cam/{_CHOSEN}"),
+    (f"near/cam/{_CHOSEN}", f"crops/walk/{_CHOSEN}"),
   ),
 }
 
@@ -187,8 +194,8 @@ def settings_of(args, name, seed):
   values = {"seed": seed, **variant.settings}
   if variant.needs_weights:
     values["backbone.weights"] = str(args.weights)
-  if values.get("data.crops.crop_px") == "quarter":
-    values["data.crops.crop_px"] = args.px // 4
+  if values.get("data.crops.crop_px") == "half":
+    values["data.crops.crop_px"] = args.px // 2
   return values
 
 
@@ -290,14 +297,18 @@ def summary(rows):
         found[name] = pretrain_table.over_seeds(values)
     return found
 
-  def paired(a, b):
-    seeds = sorted(of_seed.get(a, {}).keys() & of_seed.get(b, {}).keys())
+  def paired(added, taken):
+    every = [of_seed.get(key, {}) for key in (*added, *taken)]
+    signs = [1.0] * len(added) + [-1.0] * len(taken)
 
     def gap(seed):
-      one, other = of_seed[a][seed], of_seed[b][seed]
-      return {k: one[k] - other[k] for k in one.keys() & other.keys()}
+      names = set.intersection(*(set(of[seed]) for of in every))
+      return {
+        k: sum(s * of[seed][k] for s, of in zip(signs, every, strict=True))
+        for k in names
+      }
 
-    return scores(gap, seeds)
+    return scores(gap, sorted(set.intersection(*map(set, every))))
 
   found = {
     "results": {
@@ -305,7 +316,7 @@ def summary(rows):
       for key, mine in of_seed.items()
     },
     "differences": {
-      other: {key: paired(key, other) for key in of_seed if key != other}
+      other: {key: paired((key,), (other,)) for key in of_seed if key != other}
       for other in (ALL_TISSUE, PLAIN_MAPS)
       if other in of_seed
     },
