@@ -14,6 +14,7 @@ A part (`config.part`) ends after step 3.
 
 import dataclasses
 import math
+import os
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -222,7 +223,7 @@ class _Table(_Run):
 def _content(one: picture_table.Labelled) -> dict[str, Any]:
   """What shapes a picture's record: not where its files lie."""
   files = {
-    key: done.file_digest(path) if pathlib.Path(path).is_file() else path
+    key: done.file_digest(path) if os.path.isfile(path) else path
     for key, path in (
       ("image", one.image),
       ("mask", one.mask),

@@ -215,7 +215,7 @@ def _cut(
   scale: float,
   downsample: float,
   px: int,
-) -> Bool[np.ndarray, "h w"]:
+) -> Bool[np.ndarray, "px px"]:
   """The tissue of a tile, from that of the whole slide."""
   rows, columns = (
     ((start + (np.arange(px) + 0.5) * scale) / downsample).astype(int)
