@@ -20,6 +20,10 @@ first is the default:
              boundaries stop (`walk`), then the student; also instances
   rpnet      irn, but for the classifier: its maps agree with what a second
              picture of the class re-activates (region prototypes)
+  points     the same network taught by sparse clicks (column `points` of the
+             table of pictures), by colours that look alike, by labels
+  nuclei     from points of some nuclei: a detector that teaches itself, masks
+             of nuclei; nuclei/ and detect/detection.csv
   full       the same network taught by masks: the upper bound
 
   <method>,demo   settings for small pictures on a CPU, minutes
@@ -79,6 +83,8 @@ _SMOKE = {
   "width": 8,
   "radius": 4,
   "steps": 16,
+  "most": 3,
+  "rounds": 2,
 }
 
 

@@ -11,6 +11,8 @@ from wsiseq_jax.segment.clicks import Clicks
 from wsiseq_jax.segment.crf import Crf
 from wsiseq_jax.segment.irn import Irn
 from wsiseq_jax.segment.lattice import Lattice
+from wsiseq_jax.segment.nuclei import Detect
+from wsiseq_jax.segment.nucleus_masks import Nuclei
 from wsiseq_jax.segment.rpnet import Rpnet
 from wsiseq_jax.segment.stage import Stage
 from wsiseq_jax.segment.student import Student
@@ -26,6 +28,8 @@ STAGES: Mapping[str, type[Stage]] = {
   RandomWalk.name: RandomWalk,
   Student.name: Student,
   Clicks.name: Clicks,
+  Detect.name: Detect,
+  Nuclei.name: Nuclei,
 }
 
 # Stages in order, and values that differ from the stage's defaults.
@@ -36,5 +40,6 @@ METHODS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
   "rpnet": {"rpnet": {}, "crf": {}, "irn": {}, "walk": {}, "student": {}},
   "patches": {"lattice": {}, "student": {}},
   "irn": {"cam": {}, "crf": {}, "irn": {}, "walk": {}, "student": {}},
+  "nuclei": {"detect": {}, "nuclei": {}},
   "full": {"student": {"targets": "truth", "confidence": False}},
 }

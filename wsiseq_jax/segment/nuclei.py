@@ -1,17 +1,15 @@
-"""Nuclei from a few points: what each pixel is said to be, and the losses.
+"""Nuclei from a few points: a detector that teaches itself.
 
-A network first learns to see nuclei: an extended Gaussian round each annotated
-point, certain background on a ring round it, nothing beyond. It then teaches
-itself: what it sees clearly becomes points, what it clearly does not see
-becomes background. From points, annotated and found, two coarse masks are made
-without anybody's outline: cells of a Voronoi diagram, which part neighbours,
-and clusters of colour, which have the shape of nuclei. A second network learns
-from both.
+A network learns to see nuclei: an extended Gaussian round each annotated point,
+certain background on a ring round it, nothing beyond. It then teaches itself:
+what it sees clearly becomes points, what it clearly does not see becomes
+background, and it is trained again. Its peaks are nuclei, those that nobody
+annotated too; `nucleus_masks.py` makes masks of them.
 
-Rules are of NumPy, SciPy and scikit-learn, a picture at a time; their results
-are uint8 maps that survive rotation and nearest-neighbour scaling, so that
-batches cut them as they cut masks. x, y are in pixels; whole numbers are
-middles of pixels.
+Rules are of NumPy, a picture at a time; their results are uint8 maps that
+survive rotation and nearest-neighbour scaling, so that batches cut them as they
+cut masks. x, y are in pixels; whole numbers are middles of pixels. Whatever
+class a point has, it is a nucleus.
 
 References:
   Qu et al. 2019, "Weakly Supervised Deep Nuclei Segmentation using Points
@@ -20,25 +18,30 @@ References:
 """
 
 import dataclasses
-from typing import Annotated
+import functools
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Integer, UInt8
-from scipy import ndimage, spatial
+from jaxtyping import Array, Bool, Float, Integer, UInt8
+from scipy import spatial
 from skimage import feature
-from sklearn import cluster
 
-from data_prep.files.schema import AtLeast0, AtLeast1, Range, Share
-from wsiseq_jax.segment import clicks
+from data_prep.files import tables
+from data_prep.files.schema import AtLeast1, Range, Share
+from wsiseq_jax import fit, launch, parallel
+from wsiseq_jax.metrics import detection
+from wsiseq_jax.segment import clicks, decide, student, training
+from wsiseq_jax.segment import pictures as pictures_of
+from wsiseq_jax.segment.backbone import Backbone
 from wsiseq_jax.segment.clicks import IGNORE
+from wsiseq_jax.segment.stage import Reading, StageContext
+from wsiseq_jax.segment.training import StageFit
 
-# Colours that k-means looks at; more change nothing.
-_SAMPLE = 20_000
 _LEVELS = 253  # of a Gaussian, as a map keeps it
-# Of the mask that is made of a Voronoi label v and a cluster label c:
-# 3 v + c, each 0 background, 1 nucleus, 2 not known.
-_UNKNOWN = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,6 @@ class Detection:
   inner_px: Annotated[float, Range(1)] = 11.0
   outer_px: Annotated[float, Range(1)] = 22.0
   weight: Annotated[float, Range(above=0)] = 10.0  # of nuclei; background: 1
-  rounds: AtLeast1 = 3  # of training; after each but the last it teaches itself
   threshold: Share = 0.35  # least height of a peak that is a nucleus
   # Peaks that become points, and what becomes background, between rounds.
   sure: Share = 0.6
@@ -59,29 +61,210 @@ class Detection:
   def __post_init__(self):
     if self.outer_px < self.inner_px:
       raise ValueError(
-        f"config.nuclei.outer_px = {self.outer_px:g}: must be at least "
-        f"inner_px, {self.inner_px:g}"
+        f"config.stages.detect.rule.outer_px = {self.outer_px:g}: must be at "
+        f"least inner_px, {self.inner_px:g}"
       )
     if self.sure < self.threshold:
       raise ValueError(
-        f"config.nuclei.sure = {self.sure:g}: must be at least threshold, "
-        f"{self.threshold:g}"
+        f"config.stages.detect.rule.sure = {self.sure:g}: must be at least "
+        f"threshold, {self.threshold:g}"
       )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Outlines:
-  """How masks are made of points."""
+class Detect:
+  """The stage `detect`: where nuclei are."""
 
-  dot_px: AtLeast0 = 2  # points in Voronoi cells, dilated
-  colour_scale: Annotated[float, Range(above=0)] = 10.0  # divides 0 to 255
-  far_px: Annotated[float, Range(above=0)] = 20.0  # distances stop to count
-  near_px: AtLeast0 = 5  # points, dilated, that background has least of
-  away_px: AtLeast0 = 10  # background is further from points
-  min_px: AtLeast0 = 30  # smaller objects are none
-  dilate_px: AtLeast0 = 5  # of objects in each cell, then holes are filled
-  erode_px: AtLeast0 = 7  # after that
-  seed: int = 0  # of k-means
+  name: ClassVar[str] = "detect"
+  readings: ClassVar[tuple[Reading, ...]] = ()
+
+  rule: Detection = Detection()
+  rounds: AtLeast1 = 3  # of training; after each but the last it teaches itself
+  # Points of a picture that are used, drawn for good; 1 = all.
+  share: Annotated[float, Range(0.001, 1)] = 1.0
+  width: AtLeast1 = 64  # channels of the decoder
+  optim: StageFit = StageFit()
+
+  def run(self, context: StageContext) -> Mapping[str, Any]:
+    """Trains, teaches itself, writes maps and nuclei of all splits."""
+    frozen = context.backbone.start(context.seed)
+    frozen = jax.device_put(frozen, parallel.replicated(context.mesh))
+    model = network(context.backbone, self.width, self.rule.weight)
+    program = training.compiled(
+      functools.partial(slide_scores, context.backbone), context.mesh
+    )
+    known = self._known(context, "train")
+    count = sum(len(points) for points in known.values())
+    if not count:
+      raise ValueError(
+        f"config.data.path: none of the {len(known)} training pictures has a "
+        "point; the stage 'detect' learns from points (column `points` of the "
+        "table of pictures)"
+      )
+    launch.log(f"{self.name}: {count} points on {len(known)} pictures")
+    for number in range(1, self.rounds + 1):
+      stage = self.round(number)
+      self._teach(context, number, known)
+      data = context.train_data(
+        context.maps(f"{stage}/labels", "train").folder,
+        self.optim.steps_per_epoch,
+      )
+      labels = context.maps(f"{stage}/labels", "val").folder
+      data = dataclasses.replace(
+        data,
+        val=lambda labels=labels: pictures_of.whole_batches(
+          context.pictures("val"),
+          context.batch_size,
+          context.mesh,
+          targets=labels,
+        ),
+      )
+      settings = self.optim.settings(keep="last")
+      params = training.learned(
+        context, stage, model, settings, data, validate, frozen
+      )
+      if number < self.rounds:
+        self._write(context, stage, "train", program, params, frozen)
+    for split in context.splits:
+      self._write(context, self.name, split, program, params, frozen, known)
+    rows = self._score(context)
+    tables.write(
+      context.folder(self.name) / "detection.csv", detection.COLUMNS, rows
+    )
+    return {"points": count, **student.about(context)}
+
+  def round(self, number: int) -> str:
+    """The folder of a round, counted from 1."""
+    return f"{self.name}/round{number}"
+
+  def _known(self, context: StageContext, split: str) -> dict[str, np.ndarray]:
+    """What people said of each picture."""
+    pictures, found = context.pictures(split), {}
+    for number, picture_id in enumerate(pictures.ids):
+      points = pictures.picture(number).points
+      if self.share < 1:
+        most = math.ceil(self.share * len(points))
+        whole = np.concatenate([points[:, :2], 0 * points[:, 2:]], axis=1)
+        points = clicks.chosen(whole, most, picture_id, context.seed)
+      found[picture_id] = points[:, :2].astype(np.float64)
+    return found
+
+  def _teach(
+    self, context: StageContext, number: int, known: Mapping[str, np.ndarray]
+  ) -> None:
+    """Writes what a round learns from, where it is not there yet."""
+    stage = self.round(number)
+    for split in ("train", "val"):
+      pictures = context.pictures(split)
+      labels = context.maps(f"{stage}/labels", split)
+      told = known if split == "train" else self._known(context, split)
+      for index, picture_id in enumerate(pictures.ids):
+        if labels.has(picture_id):
+          continue
+        one, points = pictures.picture(index), told[picture_id]
+        background = one.tissue == 0
+        if not len(one.points) and (one.labels == 0).all():
+          background[:] = True  # a certain negative
+        if number > 1 and split == "train":
+          seen = context.maps(self.round(number - 1), split).read(picture_id)
+          share = decide.enlarge(seen["scores"], one.size)[0]
+          points, empty = taught(points, share, self.rule)
+          background |= empty
+        labels.write(
+          picture_id,
+          classes=gaussian_map(points, one.size, self.rule, background),
+        )
+
+  def _write(
+    self, context, stage, split, program, params, frozen, known=None
+  ) -> None:
+    """Writes what is seen in the pictures of a split."""
+    pictures = context.pictures(split)
+
+    def finish(number, found):
+      size = tuple(pictures.sizes[number].tolist())
+      scores = decide.cut(found["scores"], size, student.STRIDE)
+      scores = scores.transpose(2, 0, 1).astype(np.float16)
+      maps = {"scores": scores}
+      if known is not None:
+        share = decide.enlarge(scores, size)[0]
+        points, height = peaks(share, self.rule.threshold, self.rule.apart_px)
+        maps["points"] = np.concatenate([points, height[:, None]], axis=1)
+        if split == "train":  # people's, and what was added to them
+          maps["taught"], _ = taught(
+            known[pictures.ids[number]], share, self.rule
+          )
+      return maps
+
+    context.write_maps(
+      stage,
+      split,
+      lambda batch: program(params, frozen, batch["pixels"]),
+      finish,
+    )
+
+  def _score(self, context: StageContext) -> list[dict[str, Any]]:
+    """Rows of detection.csv: found nuclei of the test split against points."""
+    pictures = context.pictures("test")
+    maps = context.maps(self.name, "test")
+    counts = np.array(
+      [
+        detection.counts(
+          maps.read(picture_id)["points"],
+          pictures.picture(number).points[:, :2],
+          self.rule.inner_px,
+        )
+        for number, picture_id in enumerate(pictures.ids)
+      ]
+    )
+    return detection.table(counts, np.array(pictures.patient_ids))
+
+
+@functools.lru_cache(maxsize=8)
+def network(backbone: Backbone, width: int, weight: float) -> fit.Model:
+  """The detector as the trainer wants it, the same one whenever asked for.
+
+  Its outputs are the sum of weighted errors and of weights, [b, 2].
+  """
+
+  def init(key, frozen, example):
+    del example
+    return {
+      "backbone": backbone.learned(frozen),
+      "head": student.init_decoder(key, backbone.widths, 0, width),
+    }
+
+  def share_of(params, frozen, batch):
+    logits = student.pixel_logits(backbone, params, frozen, batch["pixels"])
+    target = jnp.where(clicks.real_pixels(batch), batch["target"], IGNORE)
+    return jax.nn.sigmoid(logits[..., 0]), target
+
+  def loss(params, frozen, batch, key):
+    del key
+    return detection_loss(*share_of(params, frozen, batch), weight)
+
+  def apply(params, frozen, batch):
+    error, weights = weighted_errors(*share_of(params, frozen, batch), weight)
+    return jnp.stack([error.sum(axis=(1, 2)), weights.sum(axis=(1, 2))], axis=1)
+
+  return fit.Model(init, loss, apply)
+
+
+def validate(
+  sums: Float[np.ndarray, "n 2"],
+) -> tuple[tuple[float, ...], dict[str, float]]:
+  """The loss on validation; 0 where nothing is known of it."""
+  error, weight = sums.sum(axis=0).tolist()
+  loss = error / max(weight, 1.0)
+  return (-loss,), {"val/loss": loss}
+
+
+def slide_scores(
+  backbone: Backbone, params: Any, frozen: Any, pixels: Array
+) -> dict[str, Float[Array, "b h w 1"]]:
+  """How much each place is a nucleus, of a stride of 4."""
+  logits = student.grid_logits(backbone, params, frozen, pixels)
+  return {"scores": jax.nn.sigmoid(logits)}
 
 
 def inside(
@@ -98,7 +281,7 @@ def inside(
   return points[on][np.sort(first)]
 
 
-def _pixels_of(points: Float[np.ndarray, "n 2"]) -> tuple[np.ndarray, ...]:
+def pixels_of(points: Float[np.ndarray, "n 2"]) -> tuple[np.ndarray, ...]:
   """Rows and columns of points."""
   return tuple(np.rint(points[:, ::-1]).astype(int).T)
 
@@ -135,22 +318,31 @@ def gaussian_map(
   return found
 
 
-def detection_loss(
+def weighted_errors(
   share: Float[Array, "b h w"],
   target: Integer[Array, "b h w"],
   weight: float,
-) -> Float[Array, ""]:
-  """Weighted mean squared error of a detector; 0 where nothing is known.
+) -> tuple[Float[Array, "b h w"], Float[Array, "b h w"]]:
+  """Weighted squared errors of a detector, and the weights.
 
   Args:
     share: what it says, from 0 to 1.
-    target: `gaussian_map`.
+    target: `gaussian_map`; what is not known weighs 0.
     weight: of pixels of nuclei; those of background weigh 1.
   """
   is_nucleus = (target > 0) & (target != IGNORE)
   heights = jnp.where(is_nucleus, (target - 1) / _LEVELS, 0.0)
   weights = jnp.where(target == IGNORE, 0.0, jnp.where(is_nucleus, weight, 1.0))
-  error = weights * jnp.square(share - heights)
+  return weights * jnp.square(share - heights), weights
+
+
+def detection_loss(
+  share: Float[Array, "b h w"],
+  target: Integer[Array, "b h w"],
+  weight: float,
+) -> Float[Array, ""]:
+  """Weighted mean squared error; 0 where nothing is known."""
+  error, weights = weighted_errors(share, target, weight)
   return error.sum() / jnp.maximum(weights.sum(), 1.0)
 
 
@@ -190,214 +382,3 @@ def taught(
     apart, _ = spatial.cKDTree(points).query(found)
     found = found[apart > settings.inner_px]
   return np.concatenate([points, found]), share < settings.low
-
-
-def _dots(points, shape, radius: float | int) -> np.ndarray:
-  """Pixels not further than `radius` from the pixel of a point."""
-  if not len(points):
-    return np.zeros(shape, bool)
-  empty = np.ones(shape, bool)
-  empty[_pixels_of(points)] = False
-  return ndimage.distance_transform_edt(empty) <= radius
-
-
-def cells(
-  points: Float[np.ndarray, "n 2"], shape: tuple[int, int]
-) -> Int[np.ndarray, "h w"]:
-  """The nearest point of each pixel, counted from 1; 0 without any."""
-  number = np.zeros(shape, np.int32)
-  if not len(points):
-    return number
-  number[_pixels_of(points)] = np.arange(1, len(points) + 1)
-  _, (row, column) = ndimage.distance_transform_edt(
-    number == 0, return_indices=True
-  )
-  return number[row, column]
-
-
-def voronoi_labels(
-  points: Float[np.ndarray, "n 2"],
-  shape: tuple[int, int],
-  settings: Outlines,
-  is_negative: bool = False,
-) -> UInt8[np.ndarray, "h w"]:
-  """Borders of cells are background, dots round points are nuclei.
-
-  Args:
-    points: of all nuclei.
-    shape: height, width.
-    settings: the size of dots.
-    is_negative: whether no point means no nucleus; otherwise it means that
-      nothing is known.
-
-  Returns:
-    0, 1, or `IGNORE`.
-  """
-  points = inside(points, shape)
-  found = np.full(shape, 0 if is_negative else IGNORE, np.uint8)
-  if not len(points):
-    return found
-  found[:] = IGNORE
-  found[_dots(points, shape, settings.dot_px)] = 1
-  number = cells(points, shape)
-  # A line of one pixel: where the cell to the right or below is another.
-  found[:, :-1][number[:, :-1] != number[:, 1:]] = 0
-  found[:-1][number[:-1] != number[1:]] = 0
-  return found
-
-
-def cluster_labels(
-  pixels: UInt8[np.ndarray, "h w 3"],
-  points: Float[np.ndarray, "n 2"],
-  settings: Outlines,
-  is_negative: bool = False,
-) -> UInt8[np.ndarray, "h w"]:
-  """Nuclei and background by three clusters of colour and distance to points.
-
-  Of the clusters, that with most points is nucleus; of the others that with
-  least of what is near points is background. Objects lose specks and holes, a
-  Voronoi cell at a time, so that neighbours stay apart.
-
-  Args:
-    pixels: the picture.
-    points: of all nuclei.
-    settings: scales and sizes.
-    is_negative: as in `voronoi_labels`.
-
-  Returns:
-    0, 1, or `IGNORE`.
-  """
-  shape = pixels.shape[:2]
-  points = inside(points, shape)
-  if not len(points):
-    return np.full(shape, 0 if is_negative else IGNORE, np.uint8)
-  group = _groups(pixels, points, settings)
-
-  def share_of(mask):
-    return np.bincount(group[mask], minlength=3) / max(mask.sum(), 1)
-
-  nucleus = int(np.argmax(share_of(_dots(points, shape, 0))))
-  near = share_of(_dots(points, shape, settings.near_px))
-  near[nucleus] = np.inf
-  background = int(np.argmin(near))
-  objects = _cleaned(group == nucleus, cells(points, shape), settings)
-  found = np.full(shape, IGNORE, np.uint8)
-  is_away = ~_dots(points, shape, settings.away_px)
-  found[(group == background) & is_away] = 0
-  found[objects] = 1
-  return found
-
-
-def _groups(pixels, points, settings: Outlines) -> np.ndarray:
-  """The cluster of each pixel, from 0 to 2."""
-  shape = pixels.shape[:2]
-  empty = np.ones(shape, bool)
-  empty[_pixels_of(points)] = False
-  apart = ndimage.distance_transform_edt(empty)
-  features = np.concatenate(
-    [
-      pixels.reshape(-1, 3) / settings.colour_scale,
-      np.minimum(apart, settings.far_px).reshape(-1, 1),
-    ],
-    axis=1,
-  ).astype(np.float32)
-  draw = np.random.default_rng(settings.seed)
-  chosen = draw.permutation(len(features))[:_SAMPLE]
-  # A picture may have fewer colours than clusters.
-  few = len(np.unique(features[chosen], axis=0))
-  means = cluster.KMeans(
-    n_clusters=min(3, few), n_init=3, random_state=settings.seed
-  ).fit(features[chosen])
-  return means.predict(features).reshape(shape)
-
-
-def _disc(radius: int) -> np.ndarray:
-  side = np.arange(-radius, radius + 1)
-  return side[:, None] ** 2 + side[None, :] ** 2 <= radius**2
-
-
-def _cleaned(mask, number, settings: Outlines) -> np.ndarray:
-  """Objects of a mask in each cell: no specks, no holes, a little smaller."""
-  labels, count = ndimage.label(mask)
-  large = np.bincount(labels.ravel(), minlength=count + 1) >= settings.min_px
-  large[0] = False
-  mask = large[labels]
-  found = np.zeros_like(mask)
-  pad = max(settings.dilate_px, settings.erode_px) + 1
-  for index, box in enumerate(ndimage.find_objects(number), 1):
-    if box is None:
-      continue
-    cell = number[box] == index
-    piece = np.pad(mask[box] & cell, pad)
-    if settings.dilate_px:
-      piece = ndimage.binary_dilation(piece, _disc(settings.dilate_px))
-    piece = ndimage.binary_fill_holes(piece)
-    if settings.erode_px:
-      piece = ndimage.binary_erosion(piece, _disc(settings.erode_px))
-    found[box] |= piece[pad:-pad, pad:-pad] & cell
-  return found
-
-
-def outline_map(
-  voronoi: UInt8[np.ndarray, "h w"], clusters: UInt8[np.ndarray, "h w"]
-) -> UInt8[np.ndarray, "h w"]:
-  """Both labels of each pixel as one number, from 0 to 8."""
-  v, c = (np.where(x == IGNORE, _UNKNOWN, x) for x in (voronoi, clusters))
-  return (3 * v + c).astype(np.uint8)
-
-
-def outline_loss(
-  logits: Float[Array, "b h w 2"], target: Integer[Array, "b h w"]
-) -> Float[Array, ""]:
-  """Mean of the cross-entropies of Voronoi and of cluster labels.
-
-  Args:
-    logits: of background and nucleus.
-    target: `outline_map`, or `IGNORE`.
-  """
-  is_known = target != IGNORE
-
-  def labels(part):
-    return jnp.where(is_known & (part != _UNKNOWN), part, IGNORE)
-
-  v, c = labels(target // 3), labels(target % 3)
-  return (
-    clicks.partial_cross_entropy(logits, v)
-    + clicks.partial_cross_entropy(logits, c)
-  ) / 2
-
-
-def instances(
-  mask: Bool[np.ndarray, "h w"],
-  points: Float[np.ndarray, "n 2"],
-  min_px: int = 30,
-) -> Int[np.ndarray, "h w"]:
-  """Parts a mask into nuclei, numbered from 1.
-
-  A piece that holds several points is cut by their Voronoi diagram; one that
-  holds none is one nucleus.
-
-  Args:
-    mask: pixels of nuclei.
-    points: their centres; those beside the mask part nothing.
-    min_px: smaller nuclei are left out.
-  """
-  labels, _ = ndimage.label(mask)
-  points = inside(points, mask.shape)
-  if len(points):
-    points = points[labels[_pixels_of(points)] > 0]
-  owner = np.zeros_like(labels)
-  if len(points):
-    number = cells(points, mask.shape)
-    # The nearest point may be of another piece.
-    piece = np.concatenate([[0], labels[_pixels_of(points)]])
-    owner = np.where(piece[number] == labels, number, 0)
-  pairs = np.stack([labels, owner], axis=-1)[mask]
-  found = np.zeros(mask.shape, np.int64)
-  if not len(pairs):
-    return found
-  _, inverse = np.unique(pairs, axis=0, return_inverse=True)
-  sizes = np.bincount(inverse.ravel())
-  kept = np.where(sizes >= min_px, np.cumsum(sizes >= min_px), 0)
-  found[mask] = kept[inverse.ravel()]
-  return found

@@ -21,7 +21,7 @@ and the epoch of the highest validation mIoU is kept.
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import jax
@@ -95,11 +95,16 @@ def about(context: StageContext) -> dict[str, Any]:
 
 
 def write_scores(
-  context: StageContext, stage: str, params: Any, frozen: Any
+  context: StageContext,
+  stage: str,
+  params: Any,
+  frozen: Any,
+  more: Callable[[str, int, np.ndarray], dict[str, np.ndarray]] | None = None,
 ) -> None:
   """Writes the probabilities that a network gives, of all splits.
 
-  Those of training pictures come with classes at 0.5, to learn from.
+  Those of training pictures come with classes at 0.5, to learn from. `more` is
+  (split, number, scores) → further maps of a picture.
   """
   program = training.compiled(
     functools.partial(slide_scores, context.backbone), context.mesh
@@ -115,7 +120,7 @@ def write_scores(
         tissue = pictures.picture(number).tissue
         enlarged = decide.enlarge(scores, size)
         maps["classes"] = decide.classes_of(enlarged, tissue, 0.5)
-      return maps
+      return maps | (more(split, number, scores) if more else {})
 
     context.write_maps(
       stage,
