@@ -50,3 +50,27 @@ def test_frames_do_not_change_each_other(clip):
     np.testing.assert_array_equal(
       change(clip, factor)[:2], change(other, factor)[:2]
     )
+
+
+def test_stain_jitter_leaves_glass_white_and_no_strength_changes_nothing():
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(0, 256, (2, 6, 6, 3), np.uint8)
+  pixels[:, 0] = 255
+  pixels = jnp.asarray(pixels)
+  key = jax.random.key(0)
+  same = colour.jitter_stain(pixels, key, 0.0)
+  np.testing.assert_allclose(same, pixels, atol=1)
+  jittered = np.asarray(colour.jitter_stain(pixels, key, 0.1))
+  assert (jittered[:, 0] == 255).all()
+  assert np.abs(jittered[:, 1:].astype(int) - pixels[:, 1:]).mean() > 3
+
+
+def test_stain_jitter_mixes_densities_by_hand():
+  # Density of each channel: ln 2, 0, ln 4.
+  pixels = jnp.array([[[[127, 255, 63]]]], jnp.uint8)
+  key = jax.random.key(3)
+  mix = np.eye(3) + 0.2 * np.asarray(jax.random.normal(key, (1, 3, 3)))[0]
+  density = np.maximum(np.log([2.0, 1.0, 4.0]) @ mix, 0)
+  expected = np.round(256 * np.exp(-density) - 1).clip(0, 255)
+  got = colour.jitter_stain(pixels, key, 0.2)
+  np.testing.assert_allclose(np.asarray(got)[0, 0, 0], expected, atol=1)

@@ -1,12 +1,13 @@
-"""Brightness, contrast and blur of clips, the same for all frames of a clip.
+"""Brightness, contrast, blur and stain of clips and pictures.
 
-Pixels are in [0, 1] and stay there. Every frame is changed by itself with the
+Those of a clip are the same for all its frames. Its pixels are in [0, 1] and
+stay there. Every frame is changed by itself with the
 numbers of its clip, so that frames of padding change no other frame.
 """
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key, UInt8
 
 # Luma of Rec. 601; for grey pictures stored as RGB, the grey.
 _LUMA = (0.299, 0.587, 0.114)
@@ -62,3 +63,25 @@ def _blur_weights(size: int, sigma_px: Float[Array, ""]) -> Float[Array, "i i"]:
     itself, after, axis=0
   )
   return (itself + side * neighbours) / (1.0 + 2.0 * side)
+
+
+def jitter_stain(
+  pixels: UInt8[Array, "b h w 3"], key: Key[Array, ""], strength: float
+) -> UInt8[Array, "b h w 3"]:
+  """Mixes the optical densities of each picture's channels at random.
+
+  A stain is a direction in the space of densities, -log of light: a matrix near
+  the identity turns and scales them all. Glass, of density 0, stays white.
+
+  Args:
+    pixels: pictures.
+    key: of the draw.
+    strength: deviation of the matrix's entries from the identity's.
+  """
+  density = -jnp.log((pixels.astype(jnp.float32) + 1.0) / 256.0)
+  noise = jax.random.normal(key, (len(pixels), 3, 3))
+  mix = jnp.eye(3)[None] + strength * noise
+  density = jnp.maximum(jnp.einsum("bhwi,bij->bhwj", density, mix), 0.0)
+  return (
+    jnp.round(256.0 * jnp.exp(-density) - 1.0).clip(0, 255).astype(jnp.uint8)
+  )

@@ -3,7 +3,7 @@
     x1, x2, x3, x4, x5 of strides 4, 4, 8, 16, 16
 
     resnet50   pretrained; its last stage is not strided, as in IRN
-    small      some 100,000 parameters, learns from scratch
+    small      some 70,000 parameters, learns from scratch
     encoder    any encoder of tiles; its map is x5, and resized all others
 
 Pixels go in as they are, uint8: normalisation cannot be forgotten.

@@ -31,6 +31,7 @@ from ml_collections import ConfigDict
 
 from data_prep.files import atomic, done
 from wsiseq_jax import fit, launch, parallel
+from wsiseq_jax.data import colour
 from wsiseq_jax.segment import pictures
 from wsiseq_jax.segment.backbone import Backbone
 from wsiseq_jax.segment.maps import Maps
@@ -38,6 +39,9 @@ from wsiseq_jax.segment.pictures import Crops, Pictures
 
 # Raised when stages compute something else than before.
 _VERSION = 1
+
+
+_jitter = jax.jit(colour.jitter_stain)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +80,7 @@ class StageContext:
   workdir: pathlib.Path
   splits: Mapping[str, Pictures]  # by role: train, val, test
   crops: Crops  # how training pictures are cut
+  stain_jitter: float  # and stained
   batch_size: int  # of whole pictures
   backbone: Backbone
   mesh: Mesh
@@ -110,16 +115,25 @@ class StageContext:
     count = len(self.pictures("train"))
     return fit.Data(
       steps or math.ceil(count / self.crops.batch_size),
-      lambda start: pictures.train_batches(
-        self.pictures("train"),
-        self.crops,
-        self.seed,
-        self.mesh,
-        start,
-        targets,
-      ),
+      lambda start: self._train_batches(start, targets),
       lambda: self.whole("val"),
     )
+
+  def _train_batches(
+    self, start: int, targets: pathlib.Path | None
+  ) -> Iterator[fit.Batch]:
+    batches = pictures.train_batches(
+      self.pictures("train"), self.crops, self.seed, self.mesh, start, targets
+    )
+    key = jax.random.key(self.seed)
+    with contextlib.closing(batches):
+      for step, batch in enumerate(batches, start=start):
+        if self.stain_jitter:
+          pixels = _jitter(
+            batch["pixels"], jax.random.fold_in(key, step), self.stain_jitter
+          )
+          batch = {**batch, "pixels": pixels}
+        yield batch
 
   def folder(self, stage: str) -> pathlib.Path:
     """Where a stage writes."""
