@@ -97,7 +97,7 @@ class Crf:
         return program(scores, batch)
 
       def finish(number, found, pictures=pictures):
-        size = pictures.sizes[number]
+        size = tuple(pictures.sizes[number].tolist())
         scores = decide.cut(found["scores"], size, STRIDE)
         classes = decide.cut(found["classes"], size, STRIDE)
         classes = classes.repeat(STRIDE, axis=0).repeat(STRIDE, axis=1)

@@ -6,14 +6,14 @@ Scores lie on a grid of stride s; its place (i, j) is the mean of the pixels s·
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 
 UNDECIDED = 255
 
 
 def cut(
-  grid: Float[np.ndarray, "h w ..."], size: tuple[int, int], stride: int
-) -> Float[np.ndarray, "h2 w2 ..."]:
+  grid: Shaped[np.ndarray, "h w ..."], size: tuple[int, int], stride: int
+) -> Shaped[np.ndarray, "h2 w2 ..."]:
   """The part of a padded grid that belongs to a picture of (h, w) pixels."""
   h, w = (-(-int(side) // stride) for side in size)
   return grid[:h, :w]

@@ -81,8 +81,9 @@ class Irn:
     for split, of_split in context.splits.items():
 
       def finish(number, found, sizes=of_split.sizes):
+        size = tuple(sizes[number].tolist())
         boundary, displacement = (
-          decide.cut(found[name], sizes[number], STRIDE).astype(np.float16)
+          decide.cut(found[name], size, STRIDE).astype(np.float16)
           for name in ("boundary", "displacement")
         )
         return {
@@ -208,7 +209,7 @@ def init_heads(
 
 
 def apply_heads(
-  params: Mapping[str, Any], features: tuple[Float[Array, "b h2 w2 c"], ...]
+  params: Mapping[str, Any], features: tuple[Float[Array, "b _ _ _"], ...]
 ) -> tuple[Float[Array, "b h w"], Float[Array, "b h w 2"]]:
   """Logits of the boundary, and displacement, of the size of x2.
 
