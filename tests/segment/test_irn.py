@@ -140,14 +140,8 @@ def test_boundaries_are_learned_from_pairs():
   assert boundary[edges].mean() > 2 * boundary[~edges].mean()
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("irn") / "finished"
-  job.run(small_job.config(folder, "irn,smoke"))
-  return folder
-
-
-def test_maps_of_the_chain(finished):
+def test_maps_of_the_chain(smoke_run):
+  finished = smoke_run("irn")
   for split in ("train", "val", "test"):
     split_of = Pictures("synthetic", split)
     for number, picture in enumerate(split_of.ids):

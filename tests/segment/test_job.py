@@ -18,18 +18,13 @@ CHAIN = "student,smoke"
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("segment") / "finished"
-  small_job.call(folder, CHAIN)
-  return folder
+def finished(smoke_run):
+  return smoke_run("student")
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_runs_at_smoke_size(method, tmp_path, finished):
-  folder = finished
-  if f"{method},smoke" != CHAIN:
-    folder = tmp_path
-    small_job.call(folder, f"{method},smoke")
+def test_every_method_runs_at_smoke_size(method, smoke_run):
+  folder = smoke_run(method)
   found = {(r["stage"], r["reading"]) for r in small_job.rows(folder)}
   chain = settings.read(small_job.config(folder, f"{method},smoke")).chain()
   for stage in chain:
