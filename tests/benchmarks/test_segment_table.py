@@ -34,6 +34,22 @@ def test_differences_are_of_the_same_seed(table):
   assert all(one == {} for one in found["hypotheses"].values())
 
 
+def test_intervals_that_do_not_overlap(table):
+  def of(low, high):
+    return {"dice": {"mean": 0.5, "interval": [low, high]}}
+
+  results = {
+    table.ALL_TISSUE: of(0.1, 0.2),
+    table.PLAIN_MAPS: of(0.1, 0.4),
+    "touches": of(0.4, 0.6),
+    "above": of(0.41, 0.6),
+    "one seed": {"dice": {"mean": 0.9}},
+  }
+  assert table.clearly_better(results, "dice") == ["above"]
+  del results[table.PLAIN_MAPS]
+  assert table.clearly_better(results, "dice") == []
+
+
 def test_a_gain_is_a_difference_of_differences(table):
   name = next(n for n in table.HYPOTHESES if n.startswith("6"))
   added, taken = table.HYPOTHESES[name]
