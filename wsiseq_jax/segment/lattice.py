@@ -29,7 +29,7 @@ Reference: Xu et al., CAMEL, ICCV 2019; Lerousseau et al., MICCAI 2020.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import jax
@@ -49,7 +49,7 @@ from data_prep.files.schema import (
 from wsiseq_jax import fit, parallel
 from wsiseq_jax.models import conv
 from wsiseq_jax.models.mil import selection
-from wsiseq_jax.segment import cam, cuts, pictures
+from wsiseq_jax.segment import cam, cuts
 from wsiseq_jax.segment.backbone import Backbone
 from wsiseq_jax.segment.pictures import Pictures
 from wsiseq_jax.segment.stage import Reading, StageContext
@@ -127,24 +127,16 @@ class Lattice(cam.Cam):
 
   def data(self, context: StageContext) -> fit.Data:
     """Batches of crops; those of a bag stand together."""
-    found = context.train_data(steps=self.optim.steps_per_epoch)
-    if self.bag == "picture":
-      return found
-    train = context.pictures("train")
-    order = functools.partial(
-      slides_of_step,
-      train.slide_ids,
-      context.crops.batch_size // self.bag_pictures,
-      self.bag_pictures,
-      context.seed,
-    )
-
-    def batches(start: int) -> Iterator[fit.Batch]:
-      return pictures.train_batches(
-        train, context.crops, context.seed, context.mesh, start, order=order
+    order = None
+    if self.bag == "slide":
+      order = functools.partial(
+        slides_of_step,
+        context.pictures("train").slide_ids,
+        context.crops.batch_size // self.bag_pictures,
+        self.bag_pictures,
+        context.seed,
       )
-
-    return dataclasses.replace(found, train=batches)
+    return context.train_data(steps=self.optim.steps_per_epoch, order=order)
 
   def validate(
     self, val: Pictures, logits: Float[np.ndarray, "n y"]

@@ -19,7 +19,7 @@ import dataclasses
 import math
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
@@ -104,26 +104,39 @@ class StageContext:
     )
 
   def train_data(
-    self, targets: pathlib.Path | None = None, steps: int = 0
+    self,
+    targets: pathlib.Path | None = None,
+    steps: int = 0,
+    order: Callable[[int], Sequence[int]] | None = None,
   ) -> fit.Data:
     """What a stage trains on: random crops, and whole pictures to validate.
 
     Args:
       targets: folder of maps of an earlier stage.
       steps: of an epoch; 0 is as many as see all pictures once.
+      order: step → numbers of its pictures; shuffled by default.
     """
     count = len(self.pictures("train"))
     return fit.Data(
       steps or math.ceil(count / self.crops.batch_size),
-      lambda start: self._train_batches(start, targets),
+      lambda start: self._train_batches(start, targets, order),
       lambda: self.whole("val"),
     )
 
   def _train_batches(
-    self, start: int, targets: pathlib.Path | None
+    self,
+    start: int,
+    targets: pathlib.Path | None,
+    order: Callable[[int], Sequence[int]] | None,
   ) -> Iterator[fit.Batch]:
     batches = pictures.train_batches(
-      self.pictures("train"), self.crops, self.seed, self.mesh, start, targets
+      self.pictures("train"),
+      self.crops,
+      self.seed,
+      self.mesh,
+      start,
+      targets,
+      order,
     )
     key = jax.random.key(self.seed)
     with contextlib.closing(batches):
