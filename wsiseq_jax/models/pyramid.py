@@ -18,6 +18,9 @@ from wsiseq_jax.models import conv
 
 # Stride of each block, after the stem of stride 4.
 _STRIDES = (1, 2, 2, 1)
+# Of group-norm. A channel normalised alone would have the same mean in every
+# picture: how much there is of what it sees would be lost.
+_GROUPS = 4
 
 
 def init_params(widths: tuple[int, ...], key: Key[Array, ""]) -> dict[str, Any]:
@@ -50,13 +53,17 @@ def apply(
   params: dict[str, Any], pixels: Float[Array, "b h w 3"]
 ) -> tuple[Float[Array, "b h2 w2 c"], ...]:
   """Features x1 .. x5 of normalised pixels."""
-  x = jax.nn.relu(conv.apply(params["stem"]["conv1"], pixels, 2))
-  x = jax.nn.relu(conv.apply(params["stem"]["conv2"], x, 2))
+
+  def convolve(part: dict[str, Array], x: Array, stride: int = 1) -> Array:
+    return conv.apply(part, x, stride, _GROUPS)
+
+  x = jax.nn.relu(convolve(params["stem"]["conv1"], pixels, 2))
+  x = jax.nn.relu(convolve(params["stem"]["conv2"], x, 2))
   found = [x]
   for number, stride in enumerate(_STRIDES, start=2):
     block = params[f"block{number}"]
-    y = jax.nn.relu(conv.apply(block["conv1"], x, stride))
-    y = conv.apply(block["conv2"], y)
-    x = jax.nn.relu(y + conv.apply(block["project"], x, stride))
+    y = jax.nn.relu(convolve(block["conv1"], x, stride))
+    y = convolve(block["conv2"], y)
+    x = jax.nn.relu(y + convolve(block["project"], x, stride))
     found.append(x)
   return tuple(found)

@@ -39,6 +39,7 @@ from wsiseq_jax.segment.stage import Reading, StageContext
 from wsiseq_jax.segment.training import StageFit
 
 STRIDE = 4  # of maps
+_GROUPS = 8  # of group-norm in the decoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -201,10 +202,14 @@ def grid_logits(
   features = backbone.features({**frozen, **params["backbone"]}, pixels)
   head, x = params["head"], None
   for number in range(len(features), 0, -1):
-    y = conv.apply(head[f"lateral{number}"], features[number - 1])
+    y = conv.apply(
+      head[f"lateral{number}"], features[number - 1], groups=_GROUPS
+    )
     if x is not None:
       y = y + conv.resize(x, y.shape[1:3])
-    x = jax.nn.relu(conv.apply(head[f"merge{number}"], jax.nn.relu(y)))
+    y = jax.nn.relu(y)
+    x = conv.apply(head[f"merge{number}"], y, groups=_GROUPS)
+    x = jax.nn.relu(x)
   return conv.apply(head["out"], x)
 
 
