@@ -26,6 +26,9 @@ first is the default:
              of nuclei; nuclei/ and detect/detection.csv
   full       the same network taught by masks: the upper bound
 
+  <method>,plain  as published: ResNet-50 with fixed batch-norm, its last two
+                  stages and the head trained by SGD as IRN's code has it; name
+                  its weights
   <method>,demo   settings for small pictures on a CPU, minutes
   <method>,smoke  tiny, on pictures that are made on the fly, seconds; `smoke`
                   is `cam,smoke`, `demo` is `student,demo`
@@ -63,11 +66,14 @@ All keys with their defaults are in wsiseq_jax/segment/settings.py and, of
 Hardware: a GPU; `small` on a CPU.
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
 from configs import common
 from wsiseq_jax.segment.methods import METHODS, STAGES
 from wsiseq_jax.segment.settings import SegmentSettings
+from wsiseq_jax.segment.training import IRN_FIT
 
 # Values of `demo` and `smoke`, wherever a stage has the key.
 _DEMO = {
@@ -89,8 +95,9 @@ _SMOKE = {
 
 
 def presets() -> tuple[str, ...]:
-  """Every method, in three sizes; the first is the default."""
-  sized = (f"{name},{size}" for name in METHODS for size in ("demo", "smoke"))
+  """Every method, in four kinds; the first is the default."""
+  kinds = ("plain", "demo", "smoke")
+  sized = (f"{name},{kind}" for name in METHODS for kind in kinds)
   return (*METHODS, *sized, "demo", "smoke")
 
 
@@ -104,7 +111,10 @@ def get_config(arg: str = "") -> ConfigDict:
     for name, given in METHODS[method].items()
   }
   config = common.defaults(SegmentSettings, method=method, stages=stages)
-  if size == "demo":
+  if size == "plain":
+    _resize(config, {}, dataclasses.asdict(IRN_FIT))
+    config.backbone.update(name="resnet50", norm="fixed", train="late")
+  elif size == "demo":
     _resize(config, _DEMO, {"epochs": 12, "warmup_epochs": 1, "lr": 3e-3})
     config.data.crops.update({"batch_size": 16, "crop_px": 128})
   elif size == "smoke":

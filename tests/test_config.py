@@ -198,6 +198,7 @@ def test_unknown_task_names_the_nearest():
     ("videomae", "embed_tiles", "own: --config=configs/embed_tiles.py"),
     ("videomae", "mil_report", "own: --config=configs/mil_report.py"),
     ("mil", "embed_tiles", "own: --config=configs/embed_tiles.py"),
+    ("segment", "mil", "own: --config=configs/mil.py"),
     ("mil", "train", "such as --config=configs/videomae.py"),
     ("probe", "evaluate", "such as --config=configs/videomae.py"),
     ("mil", "mill", "did you mean 'mil'"),

@@ -18,6 +18,7 @@ _SMOKE = {
   "configs/probe.py": "configs/probe.py:quick",
   "configs/embed_tiles.py:resnet50_trunc": "configs/embed_tiles.py:smoke",
   "configs/mil.py": "configs/mil.py:smoke",
+  "configs/segment.py:student": "configs/segment.py:student,smoke",
 }
 _RANDOM_ENCODER = (
   "--config.encoder.random_weights=True",
@@ -30,6 +31,7 @@ _SMALL = {
   "--config.encoder.weights=WEIGHTS": _RANDOM_ENCODER,
   "--config.tiles.mpp=0.6": ("--config.tiles.mpp=4.0",),
   "--patients=12": ("--patients=4",),
+  "--config.data.path=PICTURES": ("--config.data.path=synthetic",),
   "--config=configs/spatial.py": (
     *("--config=configs/spatial.py", "--config.statistics.simulations=39"),
     "--config.data.workers=0",
@@ -39,6 +41,7 @@ _SMALL = {
 _PLACES = (
   *("SLIDES", "DATA", "RUN", "SERIES", "VISITS", "TVRL", "PROBE", "SWEEP"),
   *("NODES", "TILES", "MIL", "SCORES", "CELLS", "SPATIAL", "INDEX", "HITS"),
+  "MASKS",
 )
 
 
@@ -68,7 +71,7 @@ def test_every_command_of_the_readme_runs(repo_root, tmp_path):
   readme = (repo_root / "README.md").read_text()
   folders = {name: tmp_path / name.lower() for name in _PLACES}
   commands = job_commands(readme)
-  assert len(commands) == 20
+  assert len(commands) == 21
   for words in commands:
     words = [small for word in words for small in _SMALL.get(word, (word,))]
     for short, smoke in _SMOKE.items():
@@ -87,6 +90,7 @@ def test_every_command_of_the_readme_runs(repo_root, tmp_path):
     assert (folders["MIL"] / "report" / name).is_file()
   assert (folders["SCORES"] / "predictions_slide.csv").is_file()
   assert "cells_00" in (folders["SPATIAL"] / "index.html").read_text()
+  assert (folders["MASKS"] / "segmentation.csv").is_file()
   assert (folders["HITS"] / "hits.csv").read_text().count("\n") > 1
   snippet = re.search(r"```python\n(.*?)```", readme, re.S).group(1)
   snippet = snippet.replace("DATA", str(folders["DATA"]))

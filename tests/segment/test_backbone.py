@@ -178,5 +178,6 @@ def test_bad_settings_are_named(values, words):
 
 def test_a_missing_file_of_weights_is_named(tmp_path):
   backbone = Backbone(name="resnet50", weights=str(tmp_path / "none.pth"))
-  with pytest.raises(ValueError, match="config.backbone.weights"):
-    backbone.start(0)
+  for ask in (lambda: backbone.start(0), lambda: backbone.fingerprint):
+    with pytest.raises(ValueError, match="config.backbone.weights"):
+      ask()

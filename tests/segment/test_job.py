@@ -172,6 +172,17 @@ def test_the_student_needs_a_teacher(tmp_path):
     job.run(config)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_every_preset_is_a_config(method, tmp_path):
+  for kind in ("", ",plain", ",demo", ",smoke"):
+    config = segment_config.get_config(f"{method}{kind}")
+    config.workdir, config.data.path = str(tmp_path), "PICTURES"
+    if kind == ",plain":
+      config.backbone.random_weights = True
+    chain = settings.read(config).chain()
+    assert [stage.name for stage in chain] == list(METHODS[method])
+
+
 def test_presets():
   assert segment_config.get_config().method == "cam"
   with pytest.raises(ValueError, match="did you mean 'student'"):

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from data_prep.files import done
 from data_prep.files.schema import Range
 from wsiseq_jax import encoders
 from wsiseq_jax.data import augment
@@ -122,6 +123,14 @@ class Backbone:
     if self.name == "encoder":
       return _encoder(self.encoder).params
     return jax.jit(self.init)(jax.random.key(seed))
+
+  @property
+  def fingerprint(self) -> str:
+    """Tells the weights it begins with from others in a file of that name."""
+    if self.weights:
+      found = files.find(self.weights, "config.backbone.weights")
+      return done.file_digest(found)
+    return _encoder(self.encoder).fingerprint if self.name == "encoder" else ""
 
   def learned(self, params: dict[str, Any]) -> dict[str, Any]:
     """The parameters that learn; `{**params, **learned}` is all of them."""

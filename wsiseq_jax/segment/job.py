@@ -40,7 +40,7 @@ def run(config: ConfigDict) -> list[dict[str, object]]:
     "data": [one.identity for one in context.splits.values()],
     "crops": context.crops,
     "stain_jitter": context.stain_jitter,
-    "backbone": context.backbone,
+    "backbone": (context.backbone, context.backbone.fingerprint),
     "seed": context.seed,
   }
   stage.run_chain(chain, context, inputs)
