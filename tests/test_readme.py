@@ -13,6 +13,7 @@ import pytest
 _SMOKE = {
   "configs/prep_wsi.py": "configs/prep_wsi.py:smoke",
   "configs/prep_series.py": "configs/prep_series.py:smoke",
+  "configs/prep_pictures.py": "configs/prep_pictures.py:smoke",
   "configs/videomae.py:base": "configs/videomae.py:smoke",
   "configs/contrastive.py:tvrl": "configs/contrastive.py:tvrl,smoke",
   "configs/probe.py": "configs/probe.py:quick",
@@ -32,6 +33,7 @@ _SMALL = {
   "--config.tiles.mpp=0.6": ("--config.tiles.mpp=4.0",),
   "--patients=12": ("--patients=4",),
   "--config.data.path=PICTURES": ("--config.data.path=synthetic",),
+  "--pictures=600": ("--pictures=49", "--px=64", "--mpp=2"),
   "--config=configs/spatial.py": (
     *("--config=configs/spatial.py", "--config.statistics.simulations=39"),
     "--config.data.workers=0",
@@ -41,7 +43,7 @@ _SMALL = {
 _PLACES = (
   *("SLIDES", "DATA", "RUN", "SERIES", "VISITS", "TVRL", "PROBE", "SWEEP"),
   *("NODES", "TILES", "MIL", "SCORES", "CELLS", "SPATIAL", "INDEX", "HITS"),
-  "MASKS",
+  *("COHORT", "PICTURES", "MASKS"),
 )
 
 
@@ -71,7 +73,7 @@ def test_every_command_of_the_readme_runs(repo_root, tmp_path):
   readme = (repo_root / "README.md").read_text()
   folders = {name: tmp_path / name.lower() for name in _PLACES}
   commands = job_commands(readme)
-  assert len(commands) == 21
+  assert len(commands) == 23
   for words in commands:
     words = [small for word in words for small in _SMALL.get(word, (word,))]
     for short, smoke in _SMOKE.items():
