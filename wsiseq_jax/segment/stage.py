@@ -201,8 +201,8 @@ class StageContext:
   def params(self, stage: str) -> dict[str, Any]:
     """Parameters that a stage saved with `save_params`."""
     flat = safetensors.load_file(self.folder(stage) / "params.safetensors")
-    # Names of layers contain '/'.
-    return traverse_util.unflatten_dict(flat, sep=":")
+    # Names of layers contain '/'. A backbone that does not learn saves nothing.
+    return {"backbone": {}, **traverse_util.unflatten_dict(flat, sep=":")}
 
   def save_params(self, stage: str, params: Any) -> None:
     """Saves what a stage learned."""
