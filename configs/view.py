@@ -17,7 +17,8 @@ looks at them. Everything else is optional:
   search.index        what a job `index` wrote (`configs/search.py`)
   layers.mil          workdir of a job `mil` or `mil_predict`: maps, regions
   layers.sequences    workdir of a job `embed`: clusters of sequences
-  layers.cells        folder of <slide_id>.parquet, as the job `spatial` writes
+  layers.cells        workdir of a job `spatial`, or a folder of its tables,
+                      <slide_id>.parquet
   layers.segmentation folder of <slide_id>.png or .tif, a class number a pixel
   data.annotations    folder of <slide_id>.geojson (QuPath), .xml (ASAP), masks
 

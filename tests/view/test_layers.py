@@ -70,11 +70,14 @@ def test_maps_cover_their_tiles_alone(slide, tmp_path):
   assert ring.max(axis=0) == pytest.approx([128, 64], abs=8)
 
 
-def test_cells_are_in_pixels(slide, tmp_path):
+@pytest.mark.parametrize("path", ["s.parquet", "slides/s/cells.parquet"])
+def test_cells_are_in_pixels(slide, tmp_path, path):
+  """A folder of tables, or the workdir of a job `spatial`."""
   cells = points.Points.of(
     "s", "p", np.array([[10.0, 20.0], [30.0, 40.0]]), ["b", "a"]
   )
-  points.write(tmp_path / "s.parquet", cells)
+  (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+  points.write(tmp_path / path, cells)
   data, _ = made(slide, "cells", cells=str(tmp_path))
   (length,) = struct.unpack_from("<I", data)
   head = json.loads(data[4 : 4 + length])

@@ -129,7 +129,7 @@ def files(workdir: str | os.PathLike) -> dict[str, pathlib.Path]:
 
   Empty for any other folder.
   """
-  found = pathlib.Path(workdir).glob("slides/*/cells.parquet")
+  found = pathlib.Path(workdir).expanduser().glob("slides/*/cells.parquet")
   return {path.parent.name: path for path in sorted(found)}
 
 

@@ -16,6 +16,7 @@ spatial statistics", Spatial Statistics 2021, discusses corrections for windows.
 """
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -70,7 +71,7 @@ def draw(
   if reach is None or not reach > 0:
     raise ValueError(f"reach is {reach}, a shift needs one above 0 µm")
   half = reach / 2
-  inner = window.buffer(-half, quad_segs=_ARC)
+  inner = _inner(window, half)
   share = inner.area / window.area
   if share < _LEAST:
     raise ValueError(
@@ -90,6 +91,13 @@ def draw(
       "of it from the window's border"
     )
   return Shifts(moved, places, inner)
+
+
+# Every pair of types asks for the same, and outlines of slides are long.
+@functools.lru_cache(maxsize=4)
+def _inner(window: windows.Window, margin: float) -> windows.Window:
+  """What of a window is farther than this from its border."""
+  return window.buffer(-margin, quad_segs=_ARC)
 
 
 def cross_k(

@@ -149,7 +149,7 @@ class LayerFinder:
   def __init__(self, config: settings.Layers, folder: str, ids: Sequence[str]):
     self._config = config
     self._maps = _files("layers.mil", config.mil, ids, (".npz",), "maps")
-    self._cells = _files("layers.cells", config.cells, ids, (".parquet",))
+    self._cells = _cell_files(config.cells, ids)
     self._masks = _files(
       "layers.segmentation", config.segmentation, ids, (".png", ".tif", ".tiff")
     )
@@ -288,6 +288,12 @@ def _files(
       f"there, such as {ids[0]}{ends[0]}"
     )
   return found
+
+
+def _cell_files(folder: str, ids: Sequence[str]) -> Mapping[str, pathlib.Path]:
+  """Tables of cells: of a job `spatial`, or one a slide in a folder."""
+  found = names.match(ids, cells.files(folder)) if folder else {}
+  return found or _files("layers.cells", folder, ids, (".parquet",))
 
 
 class _Sequences:

@@ -35,7 +35,7 @@ class Layers:
   mil: str = ""  # workdir of a job `mil` or `mil_predict`: its maps
   sequences: str = ""  # workdir of a job `embed`: clusters of its features
   clusters: Annotated[int, Range(2)] = 16
-  cells: str = ""  # folder of <slide_id>.parquet (wsiseq_jax/spatial)
+  cells: str = ""  # workdir of a job `spatial`, or a folder of such tables
   # Folder of <slide_id>.png or .tif: a class number a pixel, 0 = nothing.
   segmentation: str = ""
 
