@@ -66,7 +66,9 @@ def _blur_weights(size: int, sigma_px: Float[Array, ""]) -> Float[Array, "i i"]:
 
 
 def jitter_stain(
-  pixels: UInt8[Array, "b h w 3"], key: Key[Array, ""], strength: float
+  pixels: UInt8[Array, "b h w 3"],
+  key: Key[Array, ""],
+  strength: float | Float[Array, ""],
 ) -> UInt8[Array, "b h w 3"]:
   """Mixes the optical densities of each picture's channels at random.
 
