@@ -11,12 +11,17 @@ Arrays of a file, each where a stage has it, for a picture of `h` × `w`:
 
 import os
 import pathlib
+import threading
 import zipfile
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from data_prep.files import atomic
+
+# NumPy parses headers by `ast`, and threads that parse at once can raise a
+# SystemError in Python 3.11 (CPython issue 106905).
+_READING = threading.Lock()
 
 
 class Maps:
@@ -52,7 +57,7 @@ class Maps:
     """
     path = self.path(picture_id)
     try:
-      with np.load(path) as file:
+      with _READING, np.load(path) as file:
         return {name: file[name] for name in file.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
       raise ValueError(

@@ -4,14 +4,17 @@
     next finer one, 3x3 convolution --> logits [b, h/4, w/4, 1 + y] --> enlarged
 
 A U-Net on the backbone's five maps. The loss is the cross-entropy of labelled
-pixels (255 is left out). With `confidence` a pixel's loss is multiplied by how
-sure the network is of its label, relative to the other pixels of the batch:
+pixels (255 is left out), the mean over the classes of a batch of the mean over
+their pixels: which share of a class was labelled says nothing of how much of it
+there is. With `confidence` a pixel's loss is multiplied by how sure the network
+is of its label, relative to the other pixels of the batch with that label:
 
-    w_p = p_p(label) / mean of p(label) over labelled pixels,   no gradient
+    w_p = p_p(label) / mean of p(label) over pixels of that label,   no gradient
 
 so that labels which contradict what the network learned from all others, most
 of them wrong, count little. That is the idea of OEEM (Li et al., Online easy
-example mining, MICCAI 2022).
+example mining, MICCAI 2022); relative to all pixels, of any label, a class of
+few would be given up.
 
 Trained on labels that are guesses, the last epoch is kept: no mask decides
 anything. With `targets='truth'`, the upper bound, it is trained on the masks
@@ -161,7 +164,7 @@ def network(
     target = batch["truth"] if is_true else batch["target"]
     weight = jnp.ones(target.shape) if is_true else batch["weight"]
     weight = weight * batch["mask"][:, None, None]
-    return pixel_loss(logits, target, weight, confidence)
+    return pixel_loss(logits, target, weight, confidence, not is_true)
 
   def apply(params, frozen, batch):
     logits = pixel_logits(backbone, params, frozen, batch["pixels"])
@@ -226,6 +229,7 @@ def pixel_loss(
   target: Array,
   weight: Float[Array, "b h w"],
   confidence: bool,
+  balanced: bool,
 ) -> Float[Array, ""]:
   """Weighted cross-entropy of labelled pixels, 0 where there is none.
 
@@ -234,17 +238,29 @@ def pixel_loss(
     target: uint8 [b, h, w], 255 not labelled.
     weight: of each pixel.
     confidence: whether sure pixels weigh more; see the module.
+    balanced: whether classes that are there count alike, or by their pixels.
   """
-  k = logits.shape[-1]
-  weight = weight * (target < k)
   logp = jax.nn.log_softmax(logits)
-  each = -(logp * jax.nn.one_hot(target, k)).sum(axis=-1)
-  total = jnp.maximum(weight.sum(), 1e-6)
+  of_class = jax.nn.one_hot(target, logits.shape[-1])  # none of 255
+  each = -(logp * of_class).sum(axis=-1)
+
+  def per_class(values):
+    return jnp.einsum("bhw,bhwk->k", values * weight, of_class)
+
+  amount = per_class(jnp.ones_like(each))
+  loss = per_class(each)
   if confidence:
     sure = jax.lax.stop_gradient(jnp.exp(-each))
-    mean = (sure * weight).sum() / total
-    each = each * sure / jnp.maximum(mean, 1e-6)
-  return (each * weight).sum() / total
+    loss = per_class(each * sure) * amount / _above0(per_class(sure))
+  if balanced:
+    is_there = amount > 0
+    return (loss / _above0(amount)).sum() / jnp.maximum(is_there.sum(), 1)
+  return loss.sum() / _above0(amount.sum())
+
+
+def _above0(x: Array) -> Array:
+  """A divisor."""
+  return jnp.maximum(x, 1e-6)
 
 
 def validate(
