@@ -19,7 +19,16 @@ import tifffile
 from jaxtyping import Shaped
 from PIL import Image, UnidentifiedImageError
 
+# A mask of a slide is larger than what Pillow takes for an attack; whoever is
+# sent pictures by strangers looks at `size` first.
+Image.MAX_IMAGE_PIXELS = 2_000_000_000
 _RESIZABLE = ("uint8", "uint16", "int16", "float32", "float64")  # by OpenCV
+_MAX_PX = 4_000_000_000
+_UNKNOWN_COLOURS = (
+  tifffile.PHOTOMETRIC.CIELAB,
+  tifffile.PHOTOMETRIC.ICCLAB,
+  tifffile.PHOTOMETRIC.ITULAB,
+)
 _ORIENTATION = 0x0112  # the tag of EXIF and TIFF
 # EXIF's numbers: quarter turns counter-clockwise, then mirrored left to right.
 _TURNS = {
@@ -115,14 +124,94 @@ def tiff_page(page: tifffile.TiffPage) -> Showing:
 
 
 def read_page(
-  page: tifffile.TiffPage, background: float = 1.0
+  page: tifffile.TiffPage | tifffile.TiffFrame,
+  background: float = 1.0,
+  has_numbers: bool = False,
 ) -> Shaped[np.ndarray, "h w c"]:
-  """Reads a page of a TIFF as it is shown."""
-  pixels = page.asarray()
+  """Reads a page of a TIFF as it is shown; see `numbers` for `has_numbers`.
+
+  Raises:
+    ValueError: its colours are not known here.
+  """
+  page = page.aspage()
+  kind, pixels = page.photometric, page.asarray()
+  if kind in _UNKNOWN_COLOURS:
+    raise ValueError(f"its colours are {kind.name}: save it as RGB")
   if page.axes.find("S") == 0:  # channels first
     pixels = np.moveaxis(pixels, 0, -1)
   showing = dataclasses.replace(tiff_page(page), background=background)
+  if has_numbers and not _is_grey(showing.palette, pixels):
+    showing = dataclasses.replace(showing, palette=None)
+  if kind == tifffile.PHOTOMETRIC.SEPARATED:
+    top = np.iinfo(pixels.dtype).max
+    ink = 1 - pixels[..., :4].astype(np.float64) / top  # CMYK
+    rgb = np.rint(ink[..., :3] * ink[..., 3:] * top).astype(pixels.dtype)
+    pixels = np.concatenate([rgb, pixels[..., 4:]], axis=-1)
   return showing.apply(pixels)
+
+
+def _is_grey(
+  palette: Shaped[np.ndarray, "n c"] | None, pixels: np.ndarray
+) -> bool:
+  """Whether the colours that pixels use of a palette are greys."""
+  if palette is None:
+    return True
+  used = palette[np.unique(pixels)]
+  return bool((used == used[:, :1]).all())
+
+
+def numbers(
+  path: str | os.PathLike, least_width: float | int = np.inf
+) -> Shaped[np.ndarray, "h w c"]:
+  """Reads a picture whose pixels are numbers: a mask, or labels of objects.
+
+  Its pixels lie as a viewer shows them, what is transparent is 0. Colours of a
+  palette stand for their place in it, unless they are greys.
+
+  Args:
+    path: of any kind that `read` knows; of a TIFF its first picture.
+    least_width: px; of a pyramid the smallest level that is as wide is taken.
+
+  Raises:
+    ValueError: no picture, several in one file, or whatever its decoder says.
+  """
+  try:
+    if _is_tiff(path):
+      return _tiff_numbers(path, least_width)
+    with Image.open(path) as picture:
+      if picture.mode == "P":
+        showing, pixels = _still(picture), np.asarray(picture)
+        palette = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        if not _is_grey(palette, pixels):
+          return showing.apply(pixels)
+    return read(path, background=0.0)
+  except Exception as error:  # decoders raise whatever they like
+    raise ValueError(f"{path}: not a picture that is read: {error}") from error
+
+
+def _is_tiff(path: str | os.PathLike) -> bool:
+  """By its content: names are wrong at times."""
+  with open(path, "rb") as file:
+    return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def _tiff_numbers(
+  path: str | os.PathLike, least_width: float | int
+) -> Shaped[np.ndarray, "h w c"]:
+  with tifffile.TiffFile(path) as file:
+    levels = []
+    for level in file.series[0].levels:
+      page = level.keyframe
+      sides = tiff_page(page).size((page.imagelength, page.imagewidth))
+      levels.append((sides, level))
+    # Wide enough, up to the pixel that rounding drops.
+    fine = [v for v in levels if v[0][1] >= least_width - 1] or levels[:1]
+    (height, width), level = min(fine, key=lambda v: v[0][1])
+    if len(level.pages) > 1:
+      raise ValueError(f"it has {len(level.pages)} pictures, and one is wanted")
+    if height * width > _MAX_PX:
+      raise ValueError(f"{width}x{height} px are too many: store a pyramid")
+    return read_page(level.keyframe, 0.0, has_numbers=True)
 
 
 def size(
@@ -148,8 +237,7 @@ def read(
   Raises:
     Exception: whatever its decoder raises for a damaged file.
   """
-  suffix = pathlib.Path(path).suffix.lower()
-  if suffix in (".tif", ".tiff"):
+  if _is_tiff(path):
     with tifffile.TiffFile(path) as file:
       return read_page(file.pages[0], background)
   try:

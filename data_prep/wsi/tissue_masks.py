@@ -37,7 +37,7 @@ def load_mask(
       do not say what is tissue.
   """
   try:
-    picture = pictures.grey(pictures.read(path, background=0.0))
+    picture = pictures.grey(pictures.numbers(path))
   except Exception as error:  # decoders raise whatever they like
     problem = as_slide_error(error, "", "tissue")
     problem.error = "unreadable_mask"

@@ -220,7 +220,7 @@ def test_parquet_is_read_back(tmp_path):
     ("s.parquet", "PAR1", "not a table of cells"),
     ("s.npz", "no", "no details of StarDist"),
     ("s.png", "no", "not a picture"),
-    ("s.tif", "no", "not a TIFF"),
+    ("s.tif", "no", "s.tif: not a picture"),
   ],
 )
 def test_bad_files_say_what_is_wanted(tmp_path, name, text, message):

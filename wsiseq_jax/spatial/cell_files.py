@@ -19,11 +19,9 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import cv2
 import numpy as np
-import tifffile
 
-from data_prep.wsi import annotation_files
+from data_prep.wsi import annotation_files, pictures
 from wsiseq_jax.spatial import cell_tables
 from wsiseq_jax.spatial.raw_cells import (
   LABELS,
@@ -248,20 +246,16 @@ def _asap(path: pathlib.Path) -> RawCells:
 
 def _labels(path: pathlib.Path) -> RawCells:
   """A picture in which every cell has a number of its own."""
-  if path.suffix.lower() == ".png":
-    picture = cv2.imread(os.fspath(path), cv2.IMREAD_UNCHANGED)
-    if picture is None:
-      raise ValueError(f"{path}: not a picture")
-  else:
-    try:
-      picture = tifffile.imread(path)
-    except (tifffile.TiffFileError, IndexError) as error:
-      raise ValueError(f"{path}: not a TIFF: {error}") from error
-  if picture.ndim != 2 or picture.dtype.kind not in "iu":
+  picture = pictures.numbers(path)
+  if picture.dtype.kind == "f" and (picture == np.rint(picture)).all():
+    picture = picture.astype(np.int64)
+  is_one = (picture == picture[..., :1]).all()
+  if not is_one or picture.dtype.kind not in "iu":
     raise ValueError(
       f"{path}: {picture.dtype} of shape {picture.shape}: want whole numbers "
       "[height, width], one for each cell"
     )
+  picture = picture[..., 0]
   top = int(picture.max(initial=0))
   if top in (1, 255) and set(np.unique(picture).tolist()) == {0, top}:
     raise ValueError(

@@ -16,12 +16,11 @@ from typing import Any
 import cv2
 import matplotlib
 import numpy as np
-import tifffile
 from jaxtyping import Int, Shaped, UInt8
 
 from data_prep.files import names
 from data_prep.wsi import annotations as drawn
-from data_prep.wsi import tissue
+from data_prep.wsi import pictures, tissue
 from data_prep.wsi.find import SlideEntry
 from wsiseq_jax.maps import annotations, heatmaps, regions
 from wsiseq_jax.maps.tile_map import TileMap
@@ -348,17 +347,10 @@ def _regions(path: pathlib.Path) -> tuple[bytes, float]:
 
 def _mask(path: pathlib.Path, pyramid: Pyramid) -> tuple[bytes, float]:
   """A picture of class numbers in colours; 0 is not drawn."""
-  if path.suffix.lower() == ".png":
-    picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if picture is None:
-      raise ValueError(f"{path}: not a picture that can be read")
-  else:
-    with tifffile.TiffFile(path) as file:
-      levels = file.series[0].levels
-      small = [v for v in levels if max(v.shape[:2]) <= _LONGEST_PX]
-      picture = (small or levels[-1:])[0].asarray()
-  if picture.ndim != 2:
-    raise ValueError(f"{path}: a mask has one channel, this has several")
+  picture = pictures.numbers(path, _LONGEST_PX)
+  if (picture != picture[..., :1]).any() or picture.dtype.kind not in "bu":
+    raise ValueError(f"{path}: a mask has one channel of whole numbers")
+  picture = picture[..., 0]
   step = -(-max(picture.shape) // _LONGEST_PX)
   width = picture.shape[1]
   picture = picture[step // 2 :: step, step // 2 :: step]

@@ -320,7 +320,7 @@ def test_pyramids_are_read_at_the_level_that_fits(tmp_path):
   assert annotation_masks.read_mask(path, (96, 64), 8).sum() == 4 * 4
   assert annotation_masks.read_mask(path, (96, 64), 16).sum() == 0
   path.write_bytes(b"II*\0 and no more")
-  with pytest.raises(ValueError, match="not a TIFF"):
+  with pytest.raises(ValueError, match="not a picture that is read"):
     annotation_masks.read_mask(path, (96, 64), 4)
 
 

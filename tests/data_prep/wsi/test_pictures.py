@@ -137,3 +137,93 @@ def test_display_matrices():
   assert pictures.orientation_of(None) == 1
   assert pictures.orientation_of(matrix(0, 1, -1, 0)) == 6
   assert pictures.orientation_of(matrix(-1, 0, 0, 1)) == 2
+
+
+# Pictures of numbers: masks, labels.
+
+_TURN = [(274, "H", 1, 4, True)]  # upside down
+_RED = np.zeros((3, 256), np.uint16)
+_RED[0, 1] = _RED[1, 2] = 65535
+
+
+@pytest.mark.parametrize("kind", [
+  *("palette.png", "exif.png", "rgba.png", "bilevel.png", "jpeg.tif.png"),
+  *("plain.tif", "white_is_zero.tif", "palette.tif", "turned.tif", "rgb.tif"),
+  *("planes.tif", "floats.tif", "pyramid.tif"),
+])  # fmt: skip
+def test_numbers_are_those_of_the_picture_as_it_is_shown(tmp_path, kind):
+  """Of every kind of file that can say the same."""
+  want = np.zeros((40, 60), np.uint8)
+  want[5:15, 10:30] = 2
+  path, top = tmp_path / kind, want // 2 * 255
+  if kind == "palette.png":
+    picture = Image.fromarray(want, "P")
+    picture.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    picture.save(path)
+  elif kind == "exif.png":
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(np.rot90(want)).save(path, exif=exif)
+  elif kind == "rgba.png":
+    Image.fromarray(np.dstack([want] * 3 + [top * 0 + 255])).save(path)
+  elif kind == "bilevel.png":
+    Image.fromarray(top > 0).save(path)
+  elif kind == "jpeg.tif.png":  # its content says what it is
+    tifffile.imwrite(path, want)
+  elif kind == "white_is_zero.tif":
+    tifffile.imwrite(path, 255 - want, photometric="miniswhite")
+  elif kind == "palette.tif":
+    tifffile.imwrite(path, want, photometric="palette", colormap=_RED)
+  elif kind == "turned.tif":
+    tifffile.imwrite(path, want[::-1].copy(), extratags=_TURN)
+  elif kind == "rgb.tif":
+    tifffile.imwrite(path, np.dstack([want] * 3), photometric="rgb")
+  elif kind == "planes.tif":
+    planes = np.stack([want] * 3)
+    tifffile.imwrite(path, planes, photometric="rgb", planarconfig="separate")
+  elif kind == "floats.tif":
+    tifffile.imwrite(path, want.astype(np.float32))
+  elif kind == "pyramid.tif":
+    with tifffile.TiffWriter(path) as file:
+      file.write(np.kron(want, np.ones((4, 4), np.uint8)), subifds=1)
+      file.write(want, subfiletype=1)
+  else:
+    tifffile.imwrite(path, want)
+  found = pictures.numbers(path, 60)
+  assert (found == found[..., :1]).all()
+  if kind == "bilevel.png":
+    want = top
+  np.testing.assert_array_equal(found[..., 0], want)
+
+
+def test_pictures_that_are_no_mask_are_refused(tmp_path):
+  path = tmp_path / "m.tif"
+  tifffile.imwrite(
+    path, np.zeros((2, 40, 60), np.uint8), photometric="minisblack"
+  )
+  with pytest.raises(ValueError, match="m.tif: .*it has 2 pictures"):
+    pictures.numbers(path)
+  path.write_bytes(path.read_bytes()[:900])
+  with pytest.raises(ValueError, match="m.tif: not a picture"):
+    pictures.numbers(path)
+
+
+def test_a_mask_may_have_a_billion_pixels(tmp_path):
+  """Pillow takes it for an attack."""
+  Image.new("1", (20_000, 20_000)).save(tmp_path / "m.png")
+  assert pictures.size(tmp_path / "m.png") == (20_000, 20_000)
+
+
+def test_inks_are_colours(tmp_path):
+  """CMYK: cyan is no red, black takes all."""
+  ink = np.array([[[255, 0, 0, 0], [0, 255, 0, 0], [0, 0, 0, 255]]], np.uint8)
+  tifffile.imwrite(tmp_path / "p.tif", ink, photometric="separated")
+  assert pictures.read(tmp_path / "p.tif")[0].tolist() == [
+    [0, 255, 255],
+    [255, 0, 255],
+    [0, 0, 0],
+  ]
+  lab = np.zeros((4, 4, 3), np.uint8)
+  tifffile.imwrite(tmp_path / "p.tif", lab, photometric="cielab")
+  with pytest.raises(ValueError, match="CIELAB: save it as RGB"):
+    pictures.read(tmp_path / "p.tif")
