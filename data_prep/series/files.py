@@ -124,6 +124,7 @@ def _header(path: str, one: bool) -> Header:
     header = _dicom_header(path)
   elif suffix in (".tif", ".tiff"):
     with tifffile.TiffFile(path) as file:
+      _check_axes(path, file)
       page = file.pages[0]
       showing = pictures.tiff_page(page)
       size = showing.size((page.imagelength, page.imagewidth))
@@ -223,6 +224,20 @@ def _tiff_frames(
       yield _checked(path, pictures.read_page(file.pages[index]))
 
 
+def _check_axes(path: str, file: tifffile.TiffFile) -> None:
+  """Refuses pages that run along two axes, such as times and channels."""
+  whole = file.series[0]
+  axes = zip(whole.axes, whole.shape, strict=True)
+  longer = [axis for axis, size in axes if axis not in "YXS" and size > 1]
+  if len(longer) > 1:
+    raise SlideError(
+      f"{path} has the axes {whole.axes} of {whole.shape}: pages have to be "
+      "the frames of one axis; write each channel or plane into a file",
+      "open",
+      "several_axes",
+    )
+
+
 def _video_header(path: str) -> Header:
   with av.open(path) as container:
     stream = _video_stream(path, container)
@@ -257,9 +272,10 @@ def _video_showing(stream: Any, frame: av.VideoFrame) -> pictures.Showing:
 
 
 def _video_stream(path: str, container: Any) -> Any:
-  if not container.streams.video:
+  # Programs put a cover in front; FFmpeg knows which one players show.
+  stream = container.streams.best("video")
+  if stream is None:
     raise SlideError(f"{path} holds no video", "open", "no_video")
-  stream = container.streams.video[0]
   stream.codec_context.options = {"err_detect": "explode"}
   stream.codec_context.thread_count = 1  # parallel over files, not inside one
   return stream

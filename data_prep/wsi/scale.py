@@ -17,7 +17,7 @@ _UNITS_UM = {"centimeter": 10_000.0, "inch": 25_400.0}
 
 def _number(properties: dict[str, str], key: str) -> float | None:
   try:
-    value = float(properties[key])
+    value = float(properties[key].replace(",", "."))
   except (KeyError, ValueError):
     return None
   return value if math.isfinite(value) and value > 0 else None

@@ -273,8 +273,21 @@ def test_mixed_widths_and_two_files_of_a_slide(tmp_path):
   with pytest.raises(ValueError, match=r"4 \(1 files, such as 'a'\), 5"):
     Bags(str(tmp_path / "x"), ["a", "b"])
   put(tmp_path / "y", "a")
+  put(tmp_path / "y", "b")
   with pytest.raises(ValueError, match="data.features = .*two feature files"):
     Bags(str(tmp_path), ["a", "b"])
+
+
+def test_one_slide_of_another_width_or_of_two_files_costs_itself(tmp_path):
+  ids = ["a", "b", "c", "d", "e"]
+  for name in ids:
+    put(tmp_path, name, width=4 if name == "a" else 5)
+  put(tmp_path, "b.svs", width=5)
+  found = Bags(str(tmp_path), ids)
+  assert found.width == 5
+  assert [i for i in ids if found.ok(i)] == ["c", "d", "e"]
+  assert "not of width 5" in found.reason["a"]
+  assert "two feature files of the slide 'b'" in found.reason["b"]
 
 
 def test_cache_is_bounded(tmp_path, monkeypatch):

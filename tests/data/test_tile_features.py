@@ -279,6 +279,9 @@ def test_find(tmp_path):
   (tmp_path / "site" / "a.h5").write_bytes(b"")
   with pytest.raises(ValueError, match="two feature files of the slide 'a'"):
     tile_features.find(tmp_path)
+  doubled = {}
+  assert list(tile_features.find(tmp_path, doubled)) == ["b", "c"]
+  assert list(doubled) == ["a"]
   with pytest.raises(ValueError, match="no feature file"):
     tile_features.find(_empty(tmp_path))
   with pytest.raises(ValueError, match="no such folder"):
@@ -339,3 +342,19 @@ def test_identity_tells_content_and_not_place(tmp_path):
   other = dataclasses.replace(tiles, features=tiles.features + 1e-3)
   moved = dataclasses.replace(tiles, xy=tiles.xy + 1)
   assert len({first, of("c", other), of("d", moved)}) == 3
+
+
+def test_a_filter_that_is_not_here_is_named(tmp_path):
+  """Registered to nobody here; the chunk would be noise."""
+  path = tmp_path / "a.h5"
+  with h5py.File(path, "w") as file:
+    made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    made.set_chunk((4, 3))
+    made.set_filter(32_015, h5py.h5z.FLAG_OPTIONAL, (3,))
+    kind, space = h5py.h5t.IEEE_F32LE, h5py.h5s.create_simple((4, 3))
+    one = h5py.h5d.create(file.id, b"features", kind, space, made)
+    one.write_direct_chunk((0, 0), bytes(20))
+    file["coords"] = np.zeros((4, 2), np.int64)
+  for read in (tile_features.header, tile_features.read):
+    with pytest.raises(ValueError, match="a.h5: compressed by .* filter 32015"):
+      read(path)

@@ -97,8 +97,8 @@ class Bags:
     digest: `tile_features.FeatureHeader.identity` of each wanted slide.
 
   Raises:
-    ValueError: no folder, two files of one slide, files that nobody wants,
-      features of different widths, or no usable file at all.
+    ValueError: no folder, two files of most slides, files that nobody wants,
+      features of no width that most have, or no usable file at all.
   """
 
   def __init__(
@@ -112,12 +112,15 @@ class Bags:
     smallest_bucket: int = 64,
     known: Sequence[str] = (),
   ):
+    doubled: dict[str, str] = {}
     try:
-      self._files = tile_features.find(pathlib.Path(folder).expanduser())
+      place = pathlib.Path(folder).expanduser()
+      self._files = tile_features.find(place, doubled)
     except ValueError as error:
       raise ValueError(f"config.data.features = {folder!r}: {error}") from error
     more = set(self._files)
     self._files = slide_names.match(ids, self._files)
+    self._doubled = slide_names.match(ids, doubled)
     more -= {slide_names.stem(path) for path in self._files.values()}
     more -= set(slide_names.match(more, dict.fromkeys(known)))
     self._check_names(ids, unlisted, sorted(more), folder)
@@ -146,7 +149,9 @@ class Bags:
         self.status[slide_id] = OK
         if not found.tiles:
           self.fail(slide_id, "it has no tile", NO_TISSUE)
-    if len(widths) > 1:
+    self.width = max(widths, key=lambda w: len(widths[w]), default=0)
+    others = [i for w, mine in widths.items() if w != self.width for i in mine]
+    if 2 * len(others) >= sum(map(len, widths.values())) > 0:
       each = ", ".join(
         f"{width} ({len(names)} files, such as {names[0]!r})"
         for width, names in sorted(widths.items())
@@ -155,7 +160,9 @@ class Bags:
         f"config.data.features: features of different widths: {each}; they are "
         "of different encoders: name the folder of one"
       )
-    self.width = next(iter(widths), 0)
+    for slide_id in others:
+      reason = f"its features are not of width {self.width}, as most are"
+      self.fail(slide_id, f"{reason}: of another encoder")
     if OK not in self.status.values():
       raise ValueError(
         f"config.data.features = {folder!r}: no slide can be used; "
@@ -184,7 +191,7 @@ class Bags:
   def _header(self, slide_id: str) -> tile_features.FeatureHeader | str:
     """A file's header, or what is wrong with it."""
     if slide_id not in self._files:
-      return "it has no feature file"
+      return self._doubled.get(slide_id, "it has no feature file")
     try:
       return tile_features.header(self._files[slide_id])
     except Exception as error:  # the one place where a header may fail

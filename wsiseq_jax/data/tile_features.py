@@ -20,12 +20,11 @@ A slide without tissue has a file of 0 rows: it was looked at, and an evaluation
 has to count it.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import h5py
@@ -33,6 +32,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Float64
 
 from data_prep.files import atomic, names
+from wsiseq_jax.data import hdf5
 
 SUFFIXES = (".h5", ".hdf5")
 UNITS = ("level0_px", "um")
@@ -102,39 +102,47 @@ def check(tiles: TileFeatures, name: str) -> None:
     raise ValueError(f"{name}: tile size {tiles.tile_size}, want more than 0")
 
 
-def find(folder: str | os.PathLike) -> dict[str, pathlib.Path]:
+def find(
+  folder: str | os.PathLike, doubled: dict[str, str] | None = None
+) -> dict[str, pathlib.Path]:
   """Finds the feature files of a folder and the folders below it.
 
   Args:
     folder: one encoder's files: `h5_files` of CLAM, `features_<encoder>` of
       TRIDENT, `features` of ours.
+    doubled: takes what is wrong with slides of several files, by slide, which
+      are then left out.
 
   Returns:
     Slide id to file, sorted.
 
   Raises:
-    ValueError: no such folder, no file in it, or two files of one slide.
+    ValueError: no such folder, no file in it, or two files of one slide: of
+      most slides, if `doubled` takes the others.
   """
   folder = pathlib.Path(folder)
   if not folder.is_dir():
     raise ValueError(f"no such folder of feature files: {folder}")
-  found: dict[str, pathlib.Path] = {}
+  files: dict[str, list[pathlib.Path]] = {}
   for path in sorted(folder.rglob("*")):
     hidden = any(p.startswith(".") for p in path.relative_to(folder).parts)
-    if path.suffix.lower() not in SUFFIXES or hidden or not path.is_file():
-      continue
-    slide_id = names.stem(path)
-    if slide_id in found:
-      raise ValueError(
-        f"two feature files of the slide {slide_id!r}: {found[slide_id]} and "
-        f"{path}; name the folder of one encoder"
-      )
-    found[slide_id] = path
-  if not found:
+    if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
+      files.setdefault(names.stem(path), []).append(path)
+  if not files:
     raise ValueError(
       f"no feature file ({', '.join(SUFFIXES)}) in the folder {folder}"
     )
-  return dict(sorted(found.items()))
+  twice = {
+    slide_id: f"two feature files of the slide {slide_id!r}: {paths[0]} and "
+    f"{paths[1]}; name the folder of one encoder"
+    for slide_id, paths in files.items()
+    if len(paths) > 1
+  }
+  if twice and (doubled is None or len(twice) > len(files) / 2):
+    raise ValueError(next(iter(twice.values())))
+  if doubled is not None:
+    doubled |= twice
+  return {k: v[0] for k, v in sorted(files.items()) if k not in twice}
 
 
 class FeatureHeader(NamedTuple):
@@ -153,8 +161,8 @@ class FeatureHeader(NamedTuple):
 
 def header(path: str | os.PathLike) -> FeatureHeader:
   """Reads the header of a feature file; a ValueError if it is none."""
-  with _opened(path) as file:
-    features, coords = _dataset(file, path)
+  with hdf5.opened(path) as file:
+    features, coords = hdf5.datasets(file, path)
     count, width = features.shape[-2:]
     digest = hashlib.blake2b(repr((count, width)).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(coords[:]))
@@ -163,7 +171,7 @@ def header(path: str | os.PathLike) -> FeatureHeader:
         digest.update(np.ascontiguousarray(features[..., row, :]))
     a = {"tile_size_um": 0, "tile_size_px": 1, **coords.attrs, **file.attrs}
     mpp = float(a.get("mpp", a["tile_size_um"] / a["tile_size_px"])) or None
-  made = digest.hexdigest(), _text(a.get("encoder_fingerprint", "")), mpp
+  made = digest.hexdigest(), hdf5.text(a.get("encoder_fingerprint", "")), mpp
   return FeatureHeader(count, width, *made)
 
 
@@ -183,8 +191,8 @@ def read(
   Raises:
     ValueError: naming the file and what is wrong with it.
   """
-  with _opened(path) as file:
-    features, coords = _dataset(file, path)
+  with hdf5.opened(path) as file:
+    features, coords = hdf5.datasets(file, path)
     # Half precision is STAMP's; anything wider overflows to inf, an error.
     with np.errstate(over="ignore"):
       rows = features[:].astype(np.float32)
@@ -267,65 +275,13 @@ def _coords_attributes(tiles: TileFeatures, overlap_px: int) -> dict[str, Any]:
   return found
 
 
-@contextlib.contextmanager
-def _opened(path: str | os.PathLike) -> Iterator[h5py.File]:
-  """An open file; whatever HDF5 cannot read of it is a ValueError."""
-  if not pathlib.Path(path).is_file():
-    raise ValueError(f"no such feature file: {path}")
-  try:
-    with h5py.File(path, "r") as file:
-      yield file
-  except ValueError:
-    raise
-  except Exception as error:  # HDF5 raises whatever it likes
-    raise ValueError(f"cannot read the feature file {path}: {error}") from error
-
-
-def _dataset(
-  file: h5py.File, path: str | os.PathLike
-) -> tuple[h5py.Dataset, h5py.Dataset]:
-  """Features and coordinates, their shapes checked, not read."""
-  data = {k for k, v in file.items() if isinstance(v, h5py.Dataset)}
-  names = sorted(data & {"features", "feats"})
-  if len(names) != 1 or "coords" not in data:
-    raise ValueError(
-      f"{path} holds {sorted(file)}: expected 'features' and 'coords' (CLAM, "
-      "TRIDENT) or 'feats' and 'coords' (STAMP)"
-    )
-  features, coords = file[names[0]], file["coords"]
-  # Slide encoders of TRIDENT want one bag a batch.
-  rows, places = (_without_batch(data.shape) for data in (features, coords))
-  if len(rows) != 2 or features.dtype.kind != "f":
-    raise ValueError(
-      f"{path}: {names[0]} is {features.dtype} {features.shape}, want "
-      "floating-point (tiles, width)"
-    )
-  if len(places) != 2 or places[1] != 2 or coords.dtype.kind not in "iuf":
-    raise ValueError(
-      f"{path}: coords is {coords.dtype} {coords.shape}, want (tiles, 2)"
-    )
-  if rows[0] != places[0]:
-    raise ValueError(
-      f"{path}: {rows[0]} rows of features but {places[0]} coordinates"
-    )
-  return features, coords
-
-
-def _without_batch(shape: tuple[int, ...]) -> tuple[int, ...]:
-  return shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
-
-
-def _text(value: Any) -> str:
-  return value.decode() if isinstance(value, bytes) else str(value)
-
-
 def _stamp(
   path: str | os.PathLike,
   attributes: Mapping[str, Any],
   tile_size: Number | None,
   common: Mapping[str, Any],
 ) -> TileFeatures:
-  unit = _text(attributes.get("unit", ""))
+  unit = hdf5.text(attributes.get("unit", ""))
   if unit != "um":
     raise ValueError(
       f"{path}: coords of 'feats' have the unit {unit!r} (attribute 'unit' of "
@@ -342,7 +298,7 @@ def _stamp(
     tile_size=float(size),
     unit="um",
     mpp=None if pixels is None else float(size) / float(pixels),
-    encoder=_text(attributes.get("extractor", "")),
+    encoder=hdf5.text(attributes.get("extractor", "")),
   )
 
 
@@ -379,7 +335,7 @@ def _level0(
     mpp=number("mpp"),
     level0_mpp=number("level0_mpp"),
     level0_size=None if None in sides else tuple(int(side) for side in sides),
-    encoder=_text(on_features.get("encoder", "")),
+    encoder=hdf5.text(on_features.get("encoder", "")),
   )
 
 

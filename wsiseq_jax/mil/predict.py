@@ -183,7 +183,9 @@ def _cohort(
       data.table, data.label, target_type, classes, is_training=False
     )
   try:
-    files = tile_features.find(pathlib.Path(data.features).expanduser())
+    doubled: dict[str, str] = {}
+    place = pathlib.Path(data.features).expanduser()
+    files = {**tile_features.find(place, doubled), **doubled}
   except ValueError as error:
     raise ValueError(f"config.data.features: {error}") from error
   return cohorts.without_labels(list(files), target_type, classes)

@@ -13,6 +13,7 @@ is read there.
 Deviation from HERE: vectors before the ReLU, which could be zero after it.
 """
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -109,7 +110,7 @@ def find(
 
   Returns:
     Items, by slide id; what made the features; and slides that cannot be used:
-    broken, or made by another encoder than the first.
+    broken, or made by another encoder than most.
 
   Raises:
     ValueError: there is nothing.
@@ -122,27 +123,30 @@ def find(
 def _find_tiles(
   folder: pathlib.Path, how: How
 ) -> tuple[list[Item], Maker, list[SlideError]]:
+  doubled: dict[str, str] = {}
   try:
-    files = tile_features.find(folder)
+    files = tile_features.find(folder, doubled)
   except ValueError as error:
     raise ValueError(f"config.index.features: {error}") from error
-  items, errors, first = [], [], None
+  errors = [SlideError(v, "find", "two_files", k) for k, v in doubled.items()]
+  headers, makers = {}, collections.Counter()
   for slide_id, path in files.items():
     try:
-      header = tile_features.header(path)
-      maker = Maker(header.width, header.encoder, header.mpp)
+      header = headers[slide_id] = tile_features.header(path)
+      makers[Maker(header.width, header.encoder, header.mpp)] += 1
     except ValueError as error:
       errors.append(SlideError(str(error), "read", "unreadable", slide_id))
-      continue
-    first = first or maker
-    if maker != first:
-      errors.append(_other_encoder(slide_id, maker, first))
+  if not makers:
+    raise ValueError(f"config.index.features: {errors[0].message}")
+  items, ((most, _),) = [], makers.most_common(1)
+  for slide_id, header in headers.items():
+    maker = Maker(header.width, header.encoder, header.mpp)
+    if maker != most:
+      errors.append(_other_encoder(slide_id, maker, most))
       continue
     digest = done.digest([header.identity, how.identity])
-    items.append(Item(slide_id, str(path), digest, header.tiles))
-  if first is None:
-    raise ValueError(f"config.index.features: {errors[0].message}")
-  return items, first, errors
+    items.append(Item(slide_id, str(files[slide_id]), digest, header.tiles))
+  return items, most, errors
 
 
 def _other_encoder(slide_id: str, maker: Maker, first: Maker) -> SlideError:

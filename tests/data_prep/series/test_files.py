@@ -2,6 +2,7 @@
 
 import fractions
 
+import av
 import numpy as np
 import pytest
 import tifffile
@@ -235,3 +236,38 @@ def test_the_real_ultrasound_files(real_data):
   # YBR taken for RGB would have green and blue near 128.
   assert frames.mean() < 12
   assert np.abs(frames[..., 0] - frames[..., 2])[:, :200].mean() < 2
+
+
+def test_a_cover_is_no_video(tmp_path):
+  """Programs put a picture in front, as another stream."""
+  pixels = np.zeros((3, 48, 64, 3), np.uint8)
+  tiny_series.video(tmp_path / "v.mp4", pixels)
+  tiny_series.video(tmp_path / "c.avi", pixels[:1, :32, :32], "mjpeg")
+  path = tmp_path / "a.mkv"
+  with (
+    av.open(str(path), "w") as out,
+    av.open(str(tmp_path / "c.avi")) as cover,
+    av.open(str(tmp_path / "v.mp4")) as video,
+  ):
+    streams = [
+      out.add_stream_from_template(one.streams.video[0])
+      for one in (cover, video)
+    ]
+    streams[0].disposition = av.stream.Disposition.attached_pic
+    for source, stream in zip((cover, video), streams, strict=True):
+      for packet in source.demux():
+        if packet.dts is not None:
+          packet.stream = stream
+          out.mux(packet)
+  header, frames = all_of(path)
+  assert (header.frames, header.size) == (3, (48, 64))
+  assert {frame.shape for frame in frames} == {(48, 64, 3)}
+
+
+def test_pages_along_two_axes_are_no_frames(tmp_path):
+  path = tmp_path / "a.tif"
+  pixels = np.zeros((4, 3, 24, 32), np.uint8)
+  tifffile.imwrite(path, pixels, imagej=True, metadata={"axes": "TCYX"})
+  assert code(path) == "several_axes"
+  tifffile.imwrite(path, pixels[:, 0], imagej=True, metadata={"axes": "TYX"})
+  assert all_of(path)[0].frames == 4
