@@ -88,6 +88,10 @@ def _sgd(name):
 
 _DEEP = {"stages.cam.level": 5}
 _RESNET = {"backbone.name": "resnet50", **_DEEP}
+_QUANTILE = {
+  "stages.lattice.rules": "('quantile',)",
+  "stages.lattice.rounds": 0,
+}
 _NEAR = {"stages.irn.radius": 4}
 # `student` has `cam` as its first stage: plain class maps are its rows.
 VARIANTS = {
@@ -96,13 +100,17 @@ VARIANTS = {
   "published": Variant("rpnet", {"stages.rpnet.mask": "published"}),
   "negatives": Variant("rpnet", {"stages.rpnet.negatives": "prototypes"}),
   "patches": Variant("patches"),
-  "quantile": Variant(
+  "camel": Variant(
     "patches",
-    {"stages.lattice.rules": "('quantile',)", "stages.lattice.rounds": 0},
+    {
+      "stages.lattice.rules": "('max_max','max_min')",
+      "stages.lattice.round_rules": "()",
+    },
   ),
-  "relabelled": Variant(
-    "patches",
-    {"stages.lattice.rules": "('quantile',)", "stages.lattice.rounds": 2},
+  "hardest": Variant("patches", {"stages.lattice.rounds": 0}),
+  "quantile": Variant("patches", _QUANTILE),
+  "lerousseau": Variant(
+    "patches", _QUANTILE | {"stages.lattice.bag_weight": 0.0}
   ),
   "irn": Variant("irn"),
   "points": Variant("points"),

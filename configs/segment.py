@@ -41,7 +41,7 @@ trained; `encoder`, any tile encoder of configs/embed_tiles.py, by
 
 Labels of slides alone: cut tiles by configs/prep_pictures.py:tiles with
 --config.tiles.labels=slide, then `patches` with
---config.stages.lattice.bag=slide --config.stages.lattice.rules="('quantile',)".
+--config.stages.lattice.bag=slide.
 Where features of tiles are there already, configs/mil.py:selection learns from
 them, and its maps are tiles.
 

@@ -122,44 +122,64 @@ def slow_loss(cells, scores, labels, real, rules):
   return np.mean(total)
 
 
-@pytest.mark.parametrize("bag", ["picture", "slide"])
-def test_loss_against_loops(bag, params):
-  config = Lattice(cell_px=16, level=3, bag=bag, bag_pictures=2)
-  rng = np.random.default_rng(0)
-  own, _ = params
-  teachers = [
-    jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape), own)
-    for _ in range(3)
-  ]
-  teachers = jax.tree.map(lambda x: jnp.array(x, jnp.float32), teachers)
-  frozen = {"backbone": TINY.start(0), "teachers": teachers}
-  batch = batch_of()
-  model = lattice.network(config, TINY, 2, selection.RULES)
-  found = jax.jit(model.loss)(own, frozen, batch, jax.random.key(0))
-
-  @jax.jit
-  def read(one):
-    cells, real = lattice.cells_of(
+def read_cells(config, params, frozen, batch):
+  """Logits of cells and which are real, a bag in a row."""
+  together = config.bag_pictures if config.bag == "slide" else 1
+  cells, real = jax.jit(
+    lambda one: lattice.cells_of(
       config, TINY, one, frozen["backbone"], batch["pixels"], batch["tissue"]
     )
-    return cells.reshape(-1, 6 * per_bag, 2), real.reshape(-1, 6 * per_bag)
+  )(params)
+  cells = np.asarray(cells).reshape(-1, 6 * together, 2)
+  return cells, np.asarray(real).reshape(-1, 6 * together)
 
-  per_bag = 2 if bag == "slide" else 1
-  cells, real = read(own)
-  labels = np.asarray(batch["labels"])
-  if bag == "slide":
+
+# A fifth of 6 and of 2 cells is one, and one cell is never both ends.
+@pytest.mark.parametrize(
+  "bag, rules", [("picture", selection.RULES), ("slide", selection.RULES[1:])]
+)
+def test_taught_loss_against_loops(bag, rules, params):
+  config = Lattice(cell_px=16, level=3, bag=bag, bag_pictures=2)
+  rng = np.random.default_rng(0)
+  own, frozen = params
+  teachers = [
+    jax.tree.map(
+      lambda x: jnp.array(x + 0.3 * rng.normal(size=x.shape), jnp.float32), own
+    )
+    for _ in rules
+  ]
+  frozen = {**frozen, "teachers": teachers}
+  batch, labels = batch_of(), np.asarray(batch_of()["labels"])
+  if bag == "slide":  # the highest of two pictures; NaN is not known
     labels = np.array([[1, 1], [1, np.nan]])
-  scores = [np.asarray(read(one)[0]) for one in teachers]
-  # A fifth of 6, of 2 and of 12 cells: 1, 1 (never both ends) and 2.
-  if bag == "slide":
-    config_rules = ("max_max", "max_min")
-    scores = scores[1:]
-    model = lattice.network(config, TINY, 2, config_rules)
-    frozen = {**frozen, "teachers": teachers[1:]}
-    found = jax.jit(model.loss)(own, frozen, batch, jax.random.key(0))
-  else:
-    config_rules = selection.RULES
-  want = slow_loss(np.asarray(cells), scores, labels, real, config_rules)
+  model = lattice.network(config, TINY, 2, rules)
+  found = jax.jit(model.loss)(own, frozen, batch, jax.random.key(0))
+  cells, real = read_cells(config, own, frozen, batch)
+  scores = [read_cells(config, one, frozen, batch)[0] for one in teachers]
+  want = slow_loss(cells, scores, labels, real, rules)
+  assert float(found) == pytest.approx(want, rel=1e-4)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+def test_own_loss_against_loops(weight, params):
+  config = Lattice(
+    cell_px=16, level=3, rules=("quantile",), top=0.5, bag_weight=weight
+  )
+  own, frozen = params
+  batch = batch_of()
+  # Labels of which the selection knows one end each: a fifth at the bottom.
+  labels = np.array([[0, np.nan], [np.nan, 0], [0, 0], [np.nan, np.nan]])
+  batch["labels"] = jnp.array(labels, jnp.float32)
+  model = lattice.network(config, TINY, 2, ("quantile",))
+  found = jax.jit(model.loss)(own, frozen, batch, jax.random.key(0))
+  cells, real = read_cells(config, own, frozen, batch)
+  selected = slow_loss(cells, [cells], labels, real, ("quantile",))
+  whole = []
+  for bag, c in np.argwhere(labels == 0):
+    z = np.sort(cells[bag, real[bag] > 0, c])[::-1]
+    z = z[: max(1, len(z) // 2)].mean()
+    whole.append(np.log1p(np.exp(z)))
+  want = weight * np.mean(whole) + (1 - weight) * selected
   assert float(found) == pytest.approx(want, rel=1e-4)
 
 

@@ -7,13 +7,20 @@ selection (`models/mil/selection.py` has the rules):
 
 1. for each of `rules`, a classifier of cells is trained that selects by its own
    scores, anew at every step;
-2. for each of `rounds`, a fresh one is trained on what those before it select:
-   all selections together, each counting alike. Its teachers are the
-   classifiers of 1 in the first round, the last one, by all rules, after that.
+2. for each of `rounds`, a fresh one is trained on what those before it select,
+   and do not change any more: those of 1 in the first round, the last one after
+   that. Each of them selects by each of `round_rules`, or by its own rule where
+   there are none; all selections count alike.
 
-    rules max_max, max_min, rounds 1   in the manner of CAMEL
-    rules quantile, rounds 0           Lerousseau
-    rules quantile, rounds 1 and more  relabelled by a classifier that is done
+    rules max_max, round_rules quantile    the default
+    rules max_max, max_min, none           in the manner of CAMEL
+    rules quantile, rounds 0               Lerousseau
+
+A classifier that starts at random and selects by `quantile` or `max_min` is
+free to call anything tumour: what it took for the highest cells confirms it.
+The hardest negatives of `max_max` contradict it; so does the cross-entropy of
+the bag's logit, which has `bag_weight` of the loss of classifiers that select
+for themselves; 0 is as published (`benchmarks/easy_cue.py`).
 
 A bag is a picture, with its label, or `bag='slide'` (labels of slides alone):
 all cells of `bag_pictures` pictures of one slide, whose label is the highest of
@@ -29,12 +36,14 @@ Reference: Xu et al., CAMEL, ICCV 2019; Lerousseau et al., MICCAI 2020.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import scipy.special
 from jaxtyping import Array, Float, Int
 
@@ -45,6 +54,7 @@ from data_prep.files.schema import (
   AtLeast1,
   Range,
   Rule,
+  Share,
 )
 from wsiseq_jax import fit, parallel
 from wsiseq_jax.models import conv
@@ -80,6 +90,7 @@ class Lattice(cam.Cam):
     "max_min",
   )
   rounds: AtLeast0 = 1
+  bag_weight: Share = 0.5
   top: Annotated[float, Range(0, 1, above=0)] = 0.2  # of rule `quantile`
   bottom: Annotated[float, Range(0, 1)] = 0.2
   bag: Literal["picture", "slide"] = "picture"
@@ -101,29 +112,38 @@ class Lattice(cam.Cam):
         f"config.stages.lattice.bag_pictures = {self.bag_pictures}: must "
         f"divide config.data.crops.batch_size = {size}"
       )
-    names = [f"{self.name}/{rule}" for rule in self.rules]
-    names += [f"{self.name}/round{n + 1}" for n in range(self.rounds)]
-    teachers: list[str] = []
-    for number, name in enumerate(names):
-      if number == len(self.rules):
-        teachers = names[:number]
-      elif number > len(self.rules):
-        teachers = [names[number - 1]] * len(self.rules)
-      if context.has_params(name):
-        continue
-      mine = (self.rules[number],) if not teachers else self.rules
-      known = {
-        "backbone": frozen,
-        "teachers": [context.params(one) for one in teachers],
-      }
-      known = jax.device_put(known, parallel.replicated(context.mesh))
-      model = network(self, context.backbone, len(context.classes), mine)
-      trainer = fit.Trainer(model, self.optim.settings(), context.mesh, known)
-      # Classifiers begin at parameters of their own.
-      seed = context.seed + 1000 * number
-      validate = functools.partial(self.validate, context.pictures("val"))
-      cam.fit_one(name, context, trainer, self.data(context), validate, seed)
-    context.save_params(self.name, context.params(names[-1]))
+    first = [f"{self.name}/{rule}" for rule in self.rules]
+    for number, name in enumerate(first):
+      mine = (self.rules[number],)
+      self._fit_one(context, frozen, name, number, mine, ())
+    last = first
+    for number in range(self.rounds):
+      name = f"{self.name}/round{number + 1}"
+      rules = self.round_rules or self.rules
+      pairs = list(itertools.product(rules, last))
+      if not self.round_rules and number == 0:
+        pairs = list(zip(rules, last, strict=True))
+      mine, teachers = zip(*pairs, strict=True)
+      self._fit_one(context, frozen, name, len(first) + number, mine, teachers)
+      last = [name]
+    context.save_params(self.name, context.params(last[-1]))
+
+  def _fit_one(self, context, frozen, name, number, rules, teachers) -> None:
+    """Fits one classifier of cells, unless that is done."""
+    if context.has_params(name):
+      return
+    known = {
+      "backbone": frozen,
+      "teachers": [context.params(one) for one in teachers],
+    }
+    known = jax.device_put(known, parallel.replicated(context.mesh))
+    model = network(self, context.backbone, len(context.classes), rules)
+    trainer = fit.Trainer(model, self.optim.settings(), context.mesh, known)
+    # Each begins at parameters of its own.
+    seed = context.seed + 1000 * number
+    validate = functools.partial(self.validate, context.pictures("val"))
+    data = self.data(context)
+    cam.fit_one(name, context, trainer, data, validate, seed)
 
   def data(self, context: StageContext) -> fit.Data:
     """Batches of crops; those of a bag stand together."""
@@ -156,8 +176,8 @@ class Lattice(cam.Cam):
 
     def found(params, frozen, pixels, tissue):
       cells, real = cells_of(self, backbone, params, frozen, pixels, tissue)
-      share = self.top if self.rules[-1] == "quantile" else 0.0
-      logits = strongest(cells, real, share)
+      rules = self.round_rules if self.rounds else ()
+      logits = strongest(cells, real, self.share_of(rules or self.rules))
       sides = pixels.shape[1:3]
       whole = [n * self.cell_px // cam.STRIDE for n in cells.shape[1:3]]
       maps = conv.resize(cells, tuple(whole))
@@ -165,6 +185,10 @@ class Lattice(cam.Cam):
       return maps, logits
 
     return found
+
+  def share_of(self, rules: tuple[str, ...]) -> float:
+    """The share of cells whose mean is a bag's logit; 0 is the strongest."""
+    return self.top if "quantile" in rules else 0.0
 
   def own_scores(
     self,
@@ -220,7 +244,14 @@ def network(
       chosen = jax.vmap(select)(score, labels, real)
       each = jax.vmap(selection.selected_loss)(cells, *chosen)
       total += jnp.sum(each * of_bag) / jnp.maximum(jnp.sum(of_bag), 1)
-    return total / len(rules)
+    total = total / len(rules)
+    if frozen["teachers"]:
+      return total
+    logits = strongest(cells[:, None], real[:, None], config.share_of(rules))
+    known = jnp.isfinite(labels)
+    each = optax.sigmoid_binary_cross_entropy(logits, jnp.nan_to_num(labels))
+    whole = jnp.sum(each * known) / jnp.maximum(jnp.sum(known), 1)
+    return config.bag_weight * whole + (1 - config.bag_weight) * total
 
   def apply(params, frozen, batch):
     seen = batch["pixels"], batch["tissue"]
@@ -279,7 +310,7 @@ def as_bags(config: Lattice, cells: Float[Array, "b n m y"]) -> Array:
 
 
 def strongest(
-  cells: Float[Array, "b n m y"], real: Float[Array, "b n m"], share: float
+  cells: Float[Array, "b n m y"], real: Array, share: float
 ) -> Float[Array, "b y"]:
   """Mean of the strongest cells of each class, at least one; 0 of no cell."""
   rows, classes = cells.shape[0], cells.shape[-1]

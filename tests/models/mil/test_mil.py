@@ -256,7 +256,7 @@ def test_loss_weights_are_the_papers():
   weights = {n: config(n).loss_weights for n in mil.MODELS}
   assert weights["clam_sb"] == weights["clam_mb"] == (0.7, 0.3)
   assert weights["dsmil"] == (0.5, 0.5)
-  assert weights.pop("selection") == (0.0, 1.0)
+  assert weights.pop("selection") == (0.5, 0.5)
   assert set(weights.values()) == {(0.7, 0.3), (0.5, 0.5), (1.0, 0.0)}
   assert config("dsmil", auxiliary_weight=0.0).loss_weights == (1.0, 0.0)
 

@@ -17,9 +17,16 @@ strongest instance of a positive bag. What they take of a negative one is our
 reading of their names: the paper's text on it was not at hand. `max_max` then
 learns from the hardest negative, `max_min` from the easiest.
 
-As a bag model, `selection` is a classifier of tiles taught by such a rule alone
-(its loss is all auxiliary). The slide's logit is the mean of the highest share
-`top` of the logits, of the highest one for the other two rules.
+As a bag model, `selection` is a classifier of tiles. The slide's logit is the
+mean of the highest share `top` of the logits, or the highest one for the other
+two rules.
+
+    loss = 0.5 · bag's loss + 0.5 · loss of the selected tiles
+
+Deviation: the papers have no loss of the bag (`auxiliary_weight=1`). Without it
+a classifier that begins at random and selects by `quantile` or `max_min` may
+call anything tumour: what it took for the highest tiles confirms it, and nobody
+looks at the highest tiles of negative bags.
 """
 
 import dataclasses
@@ -142,7 +149,7 @@ class SelectionConfig(PoolingConfig):
   top: Annotated[float, Range(0, 1, above=0)] = 0.2
   bottom: Annotated[float, Range(0, 1)] = 0.2
   # Of the selected tiles; the slide's own loss has the rest of 1.
-  auxiliary_weight: Annotated[float, Range(0, 1)] = 1.0
+  auxiliary_weight: Annotated[float, Range(0, 1)] = 0.5
 
   def __post_init__(self):
     if self.top + self.bottom > 1:
