@@ -87,10 +87,12 @@ class Lattice(cam.Cam):
   ] = 32
   rules: Annotated[tuple[Literal[selection.RULES], ...], FILLED, DIFFERENT] = (
     "max_max",
-    "max_min",
   )
   rounds: AtLeast0 = 1
-  bag_weight: Share = 0.5
+  round_rules: Annotated[tuple[Literal[selection.RULES], ...], DIFFERENT] = (
+    "quantile",
+  )
+  bag_weight: Share = 0.5  # of the bag's own loss
   top: Annotated[float, Range(0, 1, above=0)] = 0.2  # of rule `quantile`
   bottom: Annotated[float, Range(0, 1)] = 0.2
   bag: Literal["picture", "slide"] = "picture"
