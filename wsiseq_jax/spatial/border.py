@@ -271,23 +271,22 @@ def _shifted(points, observed, region, window, reach, simulations, rng):
   zones = len(observed.counts)
   label, pixel = _labels(region, window, tuple(observed.edges.tolist()))
   (x0, y0), size = window.bounds[:2], label.shape
-  mask = windows.draw(drawn.inner, (x0, y0), pixel, size)
 
-  def value_at(raster: np.ndarray, xy: np.ndarray, beyond) -> np.ndarray:
+  def zone_at(xy: np.ndarray) -> np.ndarray:
     at = np.floor((xy - (x0, y0)) / pixel).astype(int)
     good = ((at >= 0) & (at < size[::-1])).all(axis=1)
     at[~good] = 0
-    return np.where(good, raster[at[:, 1], at[:, 0]], beyond)
+    return np.where(good, label[at[:, 1], at[:, 0]], zones + 1)
 
   places, zone = _places(label, zones, rng)
   places = (places + 0.5) * pixel + (x0, y0)
   each = np.bincount(zone, minlength=zones)
   counts, reached = [], []
   for place in drawn.places:
-    there = value_at(label, drawn.points + place, zones + 1)
+    there = zone_at(drawn.points + place)
     counts.append(np.bincount(there, minlength=zones + 2)[:zones])
     # The part of a zone that moved points could be in.
-    seen = zone[value_at(mask, places - place, False)]
+    seen = zone[drawn.inner.has(places - place)]
     reached.append(_ratio(np.bincount(seen, minlength=zones), each))
   areas = np.nan_to_num(np.array(reached)) * observed.areas
   return np.array(counts), areas

@@ -19,9 +19,10 @@ import dataclasses
 import functools
 import math
 
+import cv2
 import numpy as np
 import scipy.fft
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from wsiseq_jax.spatial import envelopes, ripley, windows
 
@@ -29,8 +30,29 @@ from wsiseq_jax.spatial import envelopes, ripley, windows
 _RASTER = 4096
 # Share of the window that must be left away from its border.
 _LEAST = 0.05
-# Segments that a quarter of a circle has in the inner window's outline.
-_ARC = 64
+# Pixels of the inner window in half the longest shift, at most.
+_FINEST = 64
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Inner:
+  """What of a window is farther than some distance from its border."""
+
+  mask: Bool[np.ndarray, "h w"]
+  corner: tuple[float, float]  # x, y, µm
+  pixel: float  # µm
+
+  @property
+  def area(self) -> float:
+    """In µm²."""
+    return float(self.mask.sum()) * self.pixel**2
+
+  def has(self, xy: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
+    """Which places are in it."""
+    at = np.floor((xy - self.corner) / self.pixel).astype(int)
+    good = ((at >= 0) & (at < self.mask.shape[::-1])).all(axis=1)
+    at[~good] = 0
+    return good & self.mask[at[:, 1], at[:, 0]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,7 +61,7 @@ class Shifts:
 
   points: Float[np.ndarray, "n 2"]  # those that count, less the first place
   places: Float[np.ndarray, "s1 2"]  # µm, to be added to `points`
-  inner: windows.Window  # where `points` could be, µm
+  inner: Inner  # where `points` could be
 
 
 def draw(
@@ -84,7 +106,7 @@ def draw(
   if pixel is not None:
     places = np.round(places / pixel) * pixel
   moved = points - places[0]
-  moved = moved[windows.inside(inner, moved)]
+  moved = moved[inner.has(moved)]
   if not len(moved):
     raise ValueError(
       f"reach is {reach} µm: none of {len(points)} points is farther than half "
@@ -95,9 +117,16 @@ def draw(
 
 # Every pair of types asks for the same, and outlines of slides are long.
 @functools.lru_cache(maxsize=4)
-def _inner(window: windows.Window, margin: float) -> windows.Window:
-  """What of a window is farther than this from its border."""
-  return window.buffer(-margin, quad_segs=_ARC)
+def _inner(window: windows.Window, margin: float) -> Inner:
+  """What of a window is farther than this from its border, to a pixel."""
+  x0, y0, x1, y1 = window.bounds
+  pixel = max(max(x1 - x0, y1 - y0) / _RASTER, margin / _FINEST)
+  # Glass on all sides, from which distance is counted.
+  corner = (x0 - pixel, y0 - pixel)
+  size = [math.ceil((hi - lo) / pixel) + 2 for lo, hi in ((y0, y1), (x0, x1))]
+  mask = windows.draw(window, corner, pixel, size).astype(np.uint8)
+  far = cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+  return Inner(far * pixel > margin + pixel, corner, pixel)
 
 
 def cross_k(
