@@ -33,6 +33,9 @@ JOBS: Mapping[str, JobEntry] = {
   "mil_report": JobEntry(
     "wsiseq_jax.reports.slides.job", "configs/mil_report.py", "report"
   ),
+  "segment_slides": JobEntry(
+    "wsiseq_jax.segment.slides", "configs/segment_slides.py", "output"
+  ),
   "spatial": JobEntry(
     "wsiseq_jax.reports.spatial.job", "configs/spatial.py", "statistics"
   ),

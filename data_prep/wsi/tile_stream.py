@@ -20,6 +20,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from jaxtyping import Bool
 
 from data_prep import shards
 from data_prep.files import atomic
@@ -65,6 +66,8 @@ class Begin:
   grid: tiles.TileGrid  # its tiles
   # what is known of it: state, scale, size, tissue; plain values
   info: Mapping[str, Any]
+  tissue: Bool[np.ndarray, "h w"]  # its mask
+  downsample: float  # level-0 pixels per pixel of the mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,8 +161,16 @@ def events(
           _close(future.result())
 
 
-# With what is damaged and cost nothing but a part of the thumbnail.
-Plan = tuple[Slide, tiles.TileGrid, dict[str, Any], list[SlideError]]
+# With what is damaged and cost nothing but a part of the thumbnail, and the
+# tissue mask with its scale.
+Plan = tuple[
+  Slide,
+  tiles.TileGrid,
+  dict[str, Any],
+  list[SlideError],
+  Bool[np.ndarray, "h w"],
+  float,
+]
 
 
 def _close(plan: Plan | SlideError) -> None:
@@ -177,9 +188,9 @@ def _slide_events(
   if isinstance(plan, SlideError):
     yield Failed(entry, plan)
     return
-  slide, grid, info, notes = plan
+  slide, grid, info, notes, mask, downsample = plan
   with slide:
-    yield Begin(entry, grid, info)
+    yield Begin(entry, grid, info, mask, downsample)
     bad: list[SlideError] = []
     try:
       yield from tiles.read_tiles(
@@ -255,6 +266,7 @@ def _plan(
       "target_mpp": grid.mpp,
       "mpp_origin": slide.mpp_origin,
       "level0_px": list(slide.level0_px),
+      "bounds_xy": list(slide.bounds[:2]),
       "reader": slide.reader,
       "tissue_mm2": tissue.tissue_mm2(mask, slide.mpp * downsample),
     }
@@ -262,7 +274,8 @@ def _plan(
     if slide is not None:
       slide.close()
     return as_slide_error(error, entry.slide_id, stage, "config.workdir")
-  return slide, grid, json.loads(json.dumps(info)), notes
+  info = json.loads(json.dumps(info))
+  return slide, grid, info, notes, mask, downsample
 
 
 def _draw(

@@ -90,6 +90,28 @@ def compile_encoder(
   encoder: encoders.Encoder, batch_size: int
 ) -> Callable[[np.ndarray], jax.Array]:
   """The program that takes one padded batch of tiles."""
+  return compile_tiles(
+    encoder.apply, encoder.params, encoder.window_px, batch_size
+  )
+
+
+def compile_tiles(
+  apply: Callable[[Any, jax.Array], Any],
+  params: Any,
+  window_px: int,
+  batch_size: int,
+) -> Callable[[np.ndarray], Any]:
+  """Compiles a function of tiles for the devices of this process.
+
+  Args:
+    apply: (params, uint8 [b, window_px, window_px, 3]) → arrays [b, ...].
+    params: what it is given.
+    window_px: side of its tiles.
+    batch_size: tiles of a call, padded.
+
+  Raises:
+    ValueError: the devices do not divide the batch.
+  """
   devices = jax.local_devices()
   if batch_size % len(devices):
     raise ValueError(
@@ -98,13 +120,11 @@ def compile_encoder(
     )
   mesh = parallel.make_mesh(devices=devices)
   whole, rows = parallel.replicated(mesh), parallel.batch_sharding(mesh)
-  params = jax.device_put(encoder.params, whole)
+  params = jax.device_put(params, whole)
   pixels = jax.ShapeDtypeStruct(
-    (batch_size, encoder.window_px, encoder.window_px, 3),
-    np.uint8,
-    sharding=rows,
+    (batch_size, window_px, window_px, 3), np.uint8, sharding=rows
   )
-  program = jax.jit(parallel.with_mesh(mesh, encoder.apply), out_shardings=rows)
+  program = jax.jit(parallel.with_mesh(mesh, apply), out_shardings=rows)
   program = program.lower(params, pixels).compile()
   return lambda tiles: program(params, jax.device_put(tiles, rows))
 

@@ -137,6 +137,46 @@ def cell_feature(
   }
 
 
+def area_feature(
+  slide_id: str,
+  class_name: str,
+  number: int,
+  rings: Sequence[Float[np.ndarray, "_ 2"]],
+  colour: Sequence[int],
+  measurements: Mapping[str, float],
+  bounds_xy: tuple[Number, Number] = (0, 0),
+  kind: str = "annotation",
+) -> dict[str, Any]:
+  """A segmented area, to be corrected by hand.
+
+  Args:
+    slide_id: the slide.
+    class_name: its class in QuPath.
+    number: of the area among those of the class on the slide, from 1.
+    rings: outline, then holes; closed, level-0 pixels.
+    colour: of the class, RGB.
+    measurements: what QuPath shows of it.
+    bounds_xy: corner that QuPath counts from, level-0 pixels.
+    kind: 'annotation', or 'detection' where there are thousands.
+  """
+  name = f"{slide_id}\n{class_name}\narea {number}"
+  return {
+    "type": "Feature",
+    "id": str(uuid.uuid5(_SPACE, name)),
+    "geometry": {
+      "type": "Polygon",
+      "coordinates": [_ring(ring, bounds_xy) for ring in rings],
+    },
+    "properties": {
+      "objectType": kind,
+      "name": f"{class_name} {number}",
+      "classification": {"name": class_name, "color": list(colour)},
+      "measurements": dict(measurements),
+      "metadata": {"slide_id": slide_id, "made_by": "wsiseq_jax"},
+    },
+  }
+
+
 def _ring(ring, bounds_xy) -> list[list[float]]:
   shifted = np.asarray(ring, np.float64) - np.asarray(bounds_xy, np.float64)
   return np.round(shifted, _DIGITS).tolist()

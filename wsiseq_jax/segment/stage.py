@@ -200,9 +200,7 @@ class StageContext:
 
   def params(self, stage: str) -> dict[str, Any]:
     """Parameters that a stage saved with `save_params`."""
-    flat = safetensors.load_file(self.folder(stage) / "params.safetensors")
-    # Names of layers contain '/'. A backbone that does not learn saves nothing.
-    return {"backbone": {}, **traverse_util.unflatten_dict(flat, sep=":")}
+    return read_params(self.folder(stage))
 
   def save_params(self, stage: str, params: Any) -> None:
     """Saves what a stage learned."""
@@ -263,6 +261,13 @@ class StageContext:
         for row, number in todo:
           one = {name: value[row] for name, value in found.items()}
           maps.write(ids[number], **finish(number, one))
+
+
+def read_params(folder: pathlib.Path) -> dict[str, Any]:
+  """Parameters that a stage left in its folder."""
+  flat = safetensors.load_file(folder / "params.safetensors")
+  # Names of layers contain '/'. A backbone that does not learn saves nothing.
+  return {"backbone": {}, **traverse_util.unflatten_dict(flat, sep=":")}
 
 
 def run_chain(

@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from scipy import spatial
 from skimage import color, feature
 
@@ -196,11 +196,9 @@ def detect(
       answers.append(answer[keep])
       owner.append(np.full(keep.sum(), number))
   xy, score = np.concatenate(found), np.concatenate(scores)
-  alone = _alone(
+  kept = alone(
     xy, np.concatenate(answers), np.concatenate(owner), detector.apart_um
   )
-  order = np.lexsort((xy[alone, 0], xy[alone, 1]))
-  kept = np.flatnonzero(alone)[order]
   cells = raw_cells.make(KIND, xy[kept], score=score[kept], unit=MICROMETRE)
   return cells, bad
 
@@ -231,15 +229,31 @@ def _strength(
   return float(np.median(values)) if values else 1.0
 
 
-def _alone(xy, score, owner, apart_um: float) -> np.ndarray:
-  """Which detections stay: of two tiles' views of a nucleus the stronger."""
+def alone(
+  xy: Float[np.ndarray, "n 2"],
+  score: Float[np.ndarray, " n"],
+  owner: Int[np.ndarray, " n"],
+  apart_um: float,
+) -> Int[np.ndarray, " m"]:
+  """Which detections stay: of two tiles' views of a nucleus the stronger.
+
+  Args:
+    xy: places, µm.
+    score: how sure each is.
+    owner: the tile that saw it.
+    apart_um: two nuclei are not nearer than this.
+
+  Returns:
+    Their numbers, from top to bottom of the slide.
+  """
   stays = np.ones(len(xy), bool)
-  if not len(xy):
-    return stays
-  pairs = spatial.cKDTree(xy).query_pairs(apart_um / 2, output_type="ndarray")
-  pairs = pairs[owner[pairs[:, 0]] != owner[pairs[:, 1]]]
-  weaker = np.where(
-    score[pairs[:, 0]] >= score[pairs[:, 1]], pairs[:, 1], pairs[:, 0]
-  )
-  stays[weaker] = False
-  return stays
+  if len(xy):
+    tree = spatial.cKDTree(xy)
+    pairs = tree.query_pairs(apart_um / 2, output_type="ndarray")
+    pairs = pairs[owner[pairs[:, 0]] != owner[pairs[:, 1]]]
+    weaker = np.where(
+      score[pairs[:, 0]] >= score[pairs[:, 1]], pairs[:, 1], pairs[:, 0]
+    )
+    stays[weaker] = False
+  kept = np.flatnonzero(stays)
+  return kept[np.lexsort((xy[kept, 0], xy[kept, 1]))]
