@@ -23,12 +23,10 @@ from data_prep.wsi.slide_tissue import tissue_of
 from data_prep.wsi.slides import Slide
 from tests.maps import qupath
 from wsiseq_jax import config as configs
-from wsiseq_jax import launch, parallel
-from wsiseq_jax.segment import nuclei, slide_settings, slides, student
+from wsiseq_jax.segment import nuclei, slide_settings, slides, stage, student
 from wsiseq_jax.segment import settings as segment_settings
 from wsiseq_jax.segment.colour_window import to_grid
 from wsiseq_jax.segment.slide_model import SlideModel, load
-from wsiseq_jax.segment.stage import StageContext
 from wsiseq_jax.spatial import points
 
 
@@ -37,18 +35,6 @@ def untrained(folder):
   config = segment_config.get_config("nuclei,smoke")
   config.workdir = str(folder)
   asked = segment_settings.read(config)
-  context = StageContext(
-    config=config,
-    workdir=folder,
-    splits={},
-    crops=asked.data.crops,
-    batch_size=1,
-    backbone=asked.backbone,
-    mesh=parallel.make_mesh(),
-    seed=0,
-    preemption=launch.Preemption(),
-    chain=("detect", "nuclei"),
-  )
   detect, masks = asked.chain()
   frozen = asked.backbone.start(0)
   networks = {
@@ -61,7 +47,7 @@ def untrained(folder):
     params = network.init(jax.random.key(1), frozen, None)
     out = params["head"]["out"]  # which starts at zero
     out["kernel"] = jax.random.normal(jax.random.key(2), out["kernel"].shape)
-    context.save_params(name, params)
+    stage.write_params(folder / name, params)
   facts = {"classes": ["nucleus"], "mpp": 1.0}
   done.Done(folder / masks.name / "done.json", 0).write(facts)
   (folder / "segment_config.json").write_text(configs.to_json(config))

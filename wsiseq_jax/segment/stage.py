@@ -204,12 +204,7 @@ class StageContext:
 
   def save_params(self, stage: str, params: Any) -> None:
     """Saves what a stage learned."""
-    flat = traverse_util.flatten_dict(parallel.fetch(params), sep=":")
-    flat = {name: np.ascontiguousarray(leaf) for name, leaf in flat.items()}
-    path = self.folder(stage) / "params.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic.replacing(path) as draft:
-      safetensors.save_file(flat, draft)
+    write_params(self.folder(stage), params)
 
   def has_params(self, stage: str) -> bool:
     """Whether a stage has saved what it learned."""
@@ -261,6 +256,16 @@ class StageContext:
         for row, number in todo:
           one = {name: value[row] for name, value in found.items()}
           maps.write(ids[number], **finish(number, one))
+
+
+def write_params(folder: pathlib.Path, params: Any) -> None:
+  """Saves parameters in the folder of a stage."""
+  flat = traverse_util.flatten_dict(parallel.fetch(params), sep=":")
+  flat = {name: np.ascontiguousarray(leaf) for name, leaf in flat.items()}
+  path = folder / "params.safetensors"
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with atomic.replacing(path) as draft:
+    safetensors.save_file(flat, draft)
 
 
 def read_params(folder: pathlib.Path) -> dict[str, Any]:
