@@ -3,7 +3,7 @@
 The order of things, and why it survives being killed anywhere:
 
 1. Read the table, or find the slides; everything wrong is a row of errors.csv.
-2. Give new patients a split.
+2. Give new patients a split; those of slides get theirs after step 3.
 3. Deal pictures into groups by patient, or take slide by slide; skip those that
    are finished, do the others; each appears complete or not at all.
 4. Link the groups' files into a TFDS data set, which appears in one step, and
@@ -17,7 +17,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from data_prep import groups, runs, shards, splits
@@ -49,7 +49,8 @@ def prepare_pictures(config: Mapping[str, Any]) -> runs.RunSummary:
     part, parts = runs.share(config["part"])
     if parts == 1:
       atomic.remove_temporaries(out)
-    run.assign()
+    # Of slides only those that give a picture take a place in a split.
+    run.assign(run.patients if run.is_early else ())
     run.work(run.jobs()[part - 1 :: parts])
     if parts > 1:
       return run.part_summary()
@@ -60,6 +61,7 @@ class _Run:
   """The state of a run from the plan to the finished data set."""
 
   made_by: Any  # module whose `process` makes a group
+  is_early: bool  # whether groups are called after the splits of patients
 
   def __init__(self, config: Mapping[str, Any]):
     self.config, self.out = config, pathlib.Path(config["out"])
@@ -84,19 +86,19 @@ class _Run:
     # The same classes, whether the config or the table named them.
     return {**config, "classes": list(self.classes.names)}
 
-  def assign(self) -> None:
-    """Gives every patient a split."""
-    for text in values.odd_ids(self.patients):
+  def assign(self, patients: Iterable[str]) -> None:
+    """Gives patients a split."""
+    for text in values.odd_ids(patients):
       tables.say(f"warning: {text}")
     path = self.out / "splits.json"
     self.assignment = splits.assign(
-      self.patients,
+      patients,
       self.config["splits"],
       self.config["seed"],
       {p: split for p, split in self.patients.items() if split},
       splits.load(path),
     )
-    if self.patients:
+    if self.assignment:
       self.changed |= splits.save(
         path, self.assignment, self.config["splits"], self.config["seed"]
       )
@@ -118,6 +120,9 @@ class _Run:
 
   def finish(self, begin: float) -> runs.RunSummary:
     """Puts the data set together, and says what was done."""
+    if not self.is_early:
+      found = (o.info.get("pictures") or () for o in self.outcomes.values())
+      self.assign({one[0]["patient_id"] for one in found if one})
     parts, pictures = [], {split: [] for split in splits.NAMES}
     for job in sorted(self.made, key=lambda job: job.name):
       info = self.outcomes[job.name].info
@@ -183,7 +188,7 @@ class _Run:
 class _Table(_Run):
   """Pictures of a table."""
 
-  made_by = picture_job
+  made_by, is_early = picture_job, True
 
   def __init__(self, config: Mapping[str, Any]):
     super().__init__(config)
@@ -239,7 +244,7 @@ def _content(one: picture_table.Labelled) -> dict[str, Any]:
 class _Slides(_Run):
   """Tiles of slides."""
 
-  made_by = tiles
+  made_by, is_early = tiles, False
 
   def __init__(self, config: Mapping[str, Any]):
     super().__init__(config)

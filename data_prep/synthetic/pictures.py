@@ -9,7 +9,11 @@ tissue, a third in the middle, as one mass or as scattered nests.
 Colour does not name the tumour. All tissue types take their mean colour from
 one distribution (`optics.match_mean_colour`), each patient has a stain of its
 own, and lymphoid sheets, glands and necrosis are in the pictures of both
-groups. What tells tumour is the size, shape and order of its nuclei.
+groups. What tells tumour is the size, shape and order of its nuclei. Of 600
+pictures the mean colour names the label of unseen patients with an AUROC of
+0.69, that of a pixel tumour with 0.72, and the best threshold on haematoxylin
+has an IoU of 0.38 where calling everything tumour has 0.37
+(`benchmarks/pictures_colour.py`).
 
     python -m data_prep.synthetic.pictures --out=COHORT --pictures=600
 

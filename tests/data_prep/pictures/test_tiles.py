@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_prep.pictures import prepare
-from data_prep.pictures.settings import PictureSettings, TileCut
+from data_prep.pictures.settings import PictureSettings, PictureTissue, TileCut
 from data_prep.synthetic import cells
 from wsiseq_jax.segment.pictures import Pictures
 
@@ -31,6 +31,7 @@ def prepared(slides, out, classes=("tumour=Tumor|attracted",), **tiles):
     negatives=("free",),
     tiles=TileCut(slides=str(slides / "slides.csv"), **{**more, **tiles}),
     splits={"train": 0.5, "val": 0.5},
+    tissue=PictureTissue(thumbnail_px=200),
   )
   config = dataclasses.asdict(settings)
   summary = prepare.prepare_pictures(config)
@@ -134,6 +135,9 @@ def test_what_is_wrong_with_a_slide_is_its_row(slides, tmp_path):
   assert "lies outside the slide" in bad["cells_02"].message
   assert "'fat' is none of the classes" in bad["cells_03"].message
   assert ("tumour", "class_never_seen") in errors
+  # A slide that gives nothing takes no place in a split.
+  splits = json.loads((tmp_path / "out" / "splits.json").read_text())
+  assert splits["patients"] == {"patient_01": "train"}
   # An empty file says that there is nothing.
   assert {one.slide_id for one in pictures_of_any(tmp_path / "out")} == {
     "cells_01"
