@@ -20,6 +20,7 @@ NOTE = "note"
 # Set by the tests: a mistake of this program is raised, not put into a row.
 STRICT = "WSISEQ_STRICT"
 _MISTAKES = (NameError, AttributeError, TypeError, AssertionError, ImportError)
+_FULL = os.strerror(errno.ENOSPC)
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _OURS = (_ROOT / "data_prep", _ROOT / "wsiseq_jax")
 
@@ -93,9 +94,11 @@ def as_slide_error(
     error.slide = error.slide or slide_id
     return error
   code, message, trace = type(error).__name__, str(error), ""
-  if isinstance(error, OSError):
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    code, message = "os_error", error.strerror or message
+  number = getattr(error, "errno", None)
+  # HDF5 says so in words alone when a file is closed.
+  full = number in (errno.ENOSPC, errno.EDQUOT) or _FULL in message
+  if isinstance(error, OSError) or full:
+    code, message = "os_error", getattr(error, "strerror", "") or message
     if full:
       code, stage = "disk_full", "write"
       message += f": make room in {folder} and start again"

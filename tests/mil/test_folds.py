@@ -174,6 +174,27 @@ def test_written_and_read_back(tmp_path):
       assert rows.tolist() == again[key][split].tolist()
 
 
+def test_a_file_that_was_written_by_hand(tmp_path):
+  """In a spreadsheet, with words and names in another spelling."""
+  one, path = cohort(), tmp_path / "splits.csv"
+  found = folds.obtain(path, one, DRAW)
+  written = path.read_bytes()
+  words = {"train": "Training", "val": "validation", "test": "TEST"}
+  lines = ["Fold;Repeat;Slide ID;Split"]
+  for (repeat, fold), parts in found.items():
+    for split, rows in parts.items():
+      for row in rows:
+        name = one.ids[row].upper() + ".svs"
+        lines.append(f"{fold};{repeat};{name};{words[split]}")
+  path.write_bytes("\r\n".join(lines).encode("utf-8-sig"))
+  again = folds.obtain(path, one, DRAW)
+  for key, parts in found.items():
+    for split, rows in parts.items():
+      assert rows.tolist() == again[key][split].tolist()
+  # Whoever asks later which patients were trained on finds them.
+  assert path.read_bytes() == written
+
+
 def test_given_splits(tmp_path):
   place = lambda case: ("train", "val", "test")[case % 3]  # noqa: E731
   one = cohort(given=place)

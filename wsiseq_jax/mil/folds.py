@@ -9,7 +9,6 @@ they may be written by hand or brought from another project; what is read is
 checked as strictly as what was drawn.
 """
 
-import csv
 import functools
 import math
 import pathlib
@@ -19,7 +18,7 @@ import numpy as np
 from jaxtyping import Int
 
 from data_prep import splits
-from data_prep.files import tables
+from data_prep.files import aliases, names, tables, values
 from wsiseq_jax.mil.cohort import Cohort
 
 COLUMNS = ("repeat", "fold", "slide_id", "patient_id", "split")
@@ -264,32 +263,38 @@ def load(path: pathlib.Path, cohort: Cohort) -> Folds:
     ValueError: no such columns; a slide that the table does not have, or that
       the file lacks; a slide twice in a fold; what else `check` finds.
   """
-  with path.open(newline="") as file:
-    lines = list(csv.DictReader(file))
-  needed = {"repeat", "fold", "slide_id", "split"}
-  if not lines or not needed <= set(lines[0]):
+  table = tables.read(path, log=lambda text: None)
+  found = table.columns(("slide_id", "split"))
+  column = {aliases.plain(name): name for name in table.heading}
+  if not {"repeat", "fold"} <= set(column) or not all(found.values()):
     raise ValueError(f"{path}: expected the columns {list(COLUMNS)}")
+  if table.bad:
+    raise ValueError(f"{path}: {table.bad[0][1]}")
   row_of = {slide_id: row for row, slide_id in enumerate(cohort.ids)}
+  known = names.match(
+    {row.cells[found["slide_id"]] for row in table.rows}, row_of
+  )
   gathered: dict[tuple[int, int], dict[str, list[int]]] = {}
-  seen = set()
-  for line in lines:
-    key = (int(line["repeat"]), int(line["fold"]))
-    slide_id, split = line["slide_id"], line["split"]
-    if slide_id not in row_of:
+  for line in table.rows:
+    slide_id, word = (line.cells[found[k]] for k in ("slide_id", "split"))
+    key = tuple(
+      int(values.need_number(line.cells[column[k]], f"{line.where}: {k}"))
+      for k in ("repeat", "fold")
+    )
+    if slide_id not in known:
       raise ValueError(
         f"{path} has slide {slide_id!r}, config.data.table has not (or not its "
         "label): use another workdir, or delete the file to draw anew"
       )
-    if split not in splits.NAMES:
-      raise ValueError(f"{path}: split {split!r}: allowed are {splits.NAMES}")
-    if (key, slide_id) in seen:
+    if (split := splits.name_of(word)) is None:
+      raise ValueError(f"{path}: split {word!r}: allowed are {splits.NAMES}")
+    parts = gathered.setdefault(key, {name: [] for name in splits.NAMES})
+    if any(known[slide_id] in rows for rows in parts.values()):
       raise ValueError(
         f"{path}: slide {slide_id!r} is twice in repeat {key[0]}, fold {key[1]}"
       )
-    seen.add((key, slide_id))
-    parts = gathered.setdefault(key, {name: [] for name in splits.NAMES})
-    parts[split].append(row_of[slide_id])
-  lacking = sorted(set(row_of) - {line["slide_id"] for line in lines})
+    parts[split].append(known[slide_id])
+  lacking = sorted(set(row_of) - {cohort.ids[row] for row in known.values()})
   if lacking:
     raise ValueError(
       f"{path} lacks {len(lacking)} slides of config.data.table, the first is "
@@ -319,4 +324,5 @@ def obtain(
       f"{settings['repeats']} repeats of {k}: use another workdir, or delete "
       "the file to draw anew"
     )
+  save(path, cohort, found)  # as it was understood
   return found

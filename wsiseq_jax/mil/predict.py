@@ -12,7 +12,6 @@ A slide that was trained or validated on, or one of the same patient, would look
 better than it is: it is predicted, named in the log, and not scored.
 """
 
-import csv
 import dataclasses
 import json
 import pathlib
@@ -25,6 +24,8 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from data_prep.files import done, schema
+from data_prep.files import names as slide_names
+from data_prep.files import tables as csv_tables
 from wsiseq_jax import launch
 from wsiseq_jax.data import tile_features
 from wsiseq_jax.data.bags import Bags
@@ -197,7 +198,8 @@ def _without_known(
   """Takes the labels from slides of patients that a model was trained on."""
   seen = _seen(path)
   mine = [
-    slide.slide_id in seen["slide_id"] or slide.patient_id in seen["patient_id"]
+    slide_names.folded(slide.slide_id) in seen["slide_id"]
+    or slide_names.folded(slide.patient_id) in seen["patient_id"]
     for slide in cohort.slides
   ]
   if not any(mine):
@@ -215,9 +217,8 @@ def _without_known(
 
 
 def _seen(path: pathlib.Path) -> Mapping[str, set[str]]:
-  with path.open(newline="") as file:
-    rows = [row for row in csv.DictReader(file) if row["split"] != "test"]
+  rows = [row for row in csv_tables.rows_of(path) if row["split"] != "test"]
   return {
-    key: {row.get(key, "") for row in rows}
+    key: {slide_names.folded(row.get(key, "")) for row in rows}
     for key in ("slide_id", "patient_id")
   }
