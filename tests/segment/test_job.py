@@ -1,5 +1,6 @@
 """The job `segment`: every method, its tables, its stops and its bad input."""
 
+import dataclasses
 import functools
 import json
 
@@ -10,7 +11,7 @@ from configs import segment as segment_config
 from tests import small_run
 from tests.segment import small_job
 from wsiseq_jax import launch
-from wsiseq_jax.segment import job, settings
+from wsiseq_jax.segment import job, scoring, settings
 from wsiseq_jax.segment.methods import METHODS
 from wsiseq_jax.segment.pictures import Pictures
 
@@ -110,6 +111,35 @@ def test_a_chain_that_is_stopped_again_and_again_ends_the_same(
   for name, one in ours.items():
     for key in one.files:
       np.testing.assert_array_equal(one[key], theirs[name][key])
+
+
+class Blind(Pictures):
+  """Pictures of which nobody has drawn masks."""
+
+  def picture(self, index):
+    one = super().picture(index)
+    return dataclasses.replace(one, truth=np.full_like(one.truth, 255))
+
+
+def test_without_masks_nothing_is_chosen_and_nothing_is_scored(
+  finished, tmp_path, capsys
+):
+  asked = settings.read(small_job.config(finished, CHAIN))
+  context = job.prepare(small_job.config(tmp_path, CHAIN))
+  for name in ("cam", "student"):
+    (tmp_path / name).symlink_to(finished / name)
+  val, test = (Blind("synthetic", name) for name in ("val", "test"))
+  blind = dataclasses.replace(context, splits={**context.splits, "val": val})
+  rows = scoring.write(blind, asked.chain(), asked.scores)
+  assert {(r["stage"], r["reading"]) for r in rows} == {
+    ("all tissue", ""),
+    ("cam", "absolute"),
+    ("student", "0.5"),
+  }
+  assert "are left out" in capsys.readouterr().err
+  blind = dataclasses.replace(context, splits={**context.splits, "test": test})
+  assert scoring.write(blind, asked.chain(), asked.scores) == []
+  assert "nothing is scored" in capsys.readouterr().err
 
 
 def test_done_stages_are_not_done_again(finished, capsys):

@@ -53,9 +53,9 @@ class Scored:
 
   stage: str
   reading: str
-  # (split, picture) → scores [y, h, w] of every pixel, or classes [h, w].
+  # (split, picture) → scores [y, h, w] of every pixel.
   of: Callable[[str, LabelledPicture], np.ndarray]
-  threshold: float | None = None  # of scores; None is to be chosen
+  threshold: float | None = None  # None is to be chosen
   threshold_from: str = ""
   has_instances: bool = False
 
@@ -107,7 +107,7 @@ def write(
         "value": float(value[0]),
         "low": ends[name][0],
         "high": ends[name][1],
-        "threshold": "" if result.threshold is None else result.threshold,
+        "threshold": result.threshold,
         "threshold_from": result.threshold_from,
         "split": context.pictures("test").split,
         "pictures": len(numbers),
@@ -160,9 +160,7 @@ def text_of(rows: Sequence[dict[str, Any]]) -> str:
       for n in names
     ]
     one = next(iter(of.values()))
-    threshold = one["threshold_from"]
-    if one["threshold"] != "":
-      threshold = f"{one['threshold']:.3f}: {threshold}"
+    threshold = f"{one['threshold']:.3f}: {one['threshold_from']}"
     lines.append(f"| {stage} | {reading} | {' | '.join(cells)} | {threshold} |")
   return "\n".join(lines) + "\n"
 
@@ -198,8 +196,6 @@ def _results(context: StageContext, chain: Sequence[Stage]) -> list[Scored]:
 
       def of(split, picture, name=stage.name, array=reading.array):
         maps = context.maps(name, split).read(picture.id)
-        if array == "classes":
-          return maps[array]
         return decide.enlarge(maps[array], picture.size)
 
       where = FIXED if reading.threshold is not None else ""
@@ -233,14 +229,18 @@ def _commonest_class(context: StageContext) -> int:
 
 
 def _choose(context: StageContext, results: Sequence[Scored]) -> list[Scored]:
-  """The same results, with all their thresholds."""
+  """The same results, with all their thresholds.
+
+  Where validation has no masks those that need them are left out.
+  """
   open_ones = [r for r in results if r.threshold is None]
   numbers = _with_masks(context, "val")
-  if open_ones and not numbers:
-    raise ValueError(
-      "config.data.val_split: no picture has a mask, so that no threshold can "
-      "be chosen: " + ", ".join(f"{r.stage} ({r.reading})" for r in open_ones)
+  if not numbers:
+    launch.log(
+      "no picture of the validation split has a mask: rows whose threshold "
+      "would be chosen there are left out"
     )
+    return [r for r in results if r not in open_ones]
   pictures, found = context.pictures("val"), {}
   for result in open_ones:
 
@@ -249,8 +249,7 @@ def _choose(context: StageContext, results: Sequence[Scored]) -> list[Scored]:
         picture = pictures.picture(number)
         yield picture, result.of("val", picture)
 
-    if next(each())[1].ndim == 3:  # else classes already
-      found[result] = best_threshold(each)
+    found[result] = best_threshold(each)
   return [
     dataclasses.replace(r, threshold=found[r], threshold_from=CHOSEN)
     if r in found
@@ -313,9 +312,8 @@ def _count(
   found = [_Counts() for _ in results]
   for picture in map(pictures.picture, numbers):
     for result, counts in zip(results, found, strict=True):
-      classes = result.of("test", picture)
-      if result.threshold is not None:
-        classes = decide.classes_of(classes, picture.tissue, result.threshold)
+      scores = result.of("test", picture)
+      classes = decide.classes_of(scores, picture.tissue, result.threshold)
       counts.overlap.append(
         segmentation.confusion(picture.truth, classes, count)
       )

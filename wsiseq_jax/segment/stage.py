@@ -49,8 +49,8 @@ class Reading:
   """A result that is read from a stage's maps; a row of the table."""
 
   name: str  # '' is the stage's usual one
-  array: str  # scores or classes, of the maps
-  # Of scores; None is chosen on validation, which has masks for that.
+  array: str  # of the maps, [y, h / s, w / s], from 0 to 1
+  # None is chosen on validation, which has masks for that.
   threshold: float | None = None
 
 
