@@ -70,7 +70,7 @@ def test_k_of_four_points_by_hand():
   # Distances 5, 3, 4 between the first three: each counts in both orders, and
   # a distance equal to a radius counts.
   np.testing.assert_allclose(curve.value, np.array([2, 4, 6]) * 100 / (4 * 3))
-  np.testing.assert_allclose(ripley.l_of(curve) ** 2 * np.pi, curve.value)
+  np.testing.assert_allclose(ripley.l_of(curve.value) ** 2 * np.pi, curve.value)
 
 
 def test_points_in_one_place_are_pairs_at_distance_zero():
