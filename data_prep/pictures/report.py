@@ -41,7 +41,7 @@ def in_words(labels: Sequence[float], classes: Classes) -> str:
 
   Example:
     >>> some = Classes(("a", "b"), {}, frozenset())
-    >>> in_words((1, float("nan")), some), in_words((0, 0), some)
+    >>> in_words((1.0, float("nan")), some), in_words((0.0, 0.0), some)
     ('a; b?', 'none')
   """
   words = [
