@@ -59,6 +59,7 @@ All keys with their defaults are in wsiseq_jax/segment/settings.py and, of
                              recall, boundary F1, AP50 of instances, beside all
                              tissue and a stain threshold
   segmentation_patients.csv  the same, a patient each
+  index.html                 the table; best and worst pictures with all maps
   <stage>/                   metrics.jsonl, tensorboard/, params.safetensors
   <stage>/maps/<split>/      an NPZ for each picture, see
                              wsiseq_jax/segment/maps.py

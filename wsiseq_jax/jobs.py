@@ -46,7 +46,9 @@ JOBS: Mapping[str, JobEntry] = {
   "search": JobEntry(
     "wsiseq_jax.reports.search.job", "configs/search.py", "index"
   ),
-  "segment": JobEntry("wsiseq_jax.segment.job", "configs/segment.py", "stages"),
+  "segment": JobEntry(
+    "wsiseq_jax.reports.segment.job", "configs/segment.py", "stages"
+  ),
   "view": JobEntry("wsiseq_jax.view.job", "configs/view.py", "server"),
 }
 
