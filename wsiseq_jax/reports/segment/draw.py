@@ -64,7 +64,8 @@ def classes(
         cv2.RETR_CCOMP,
         cv2.CHAIN_APPROX_NONE,
       )
-      cv2.drawContours(picture, rings, -1, colour(int(number)), 2)
+      thick = max(1, round(max(found.shape) / 200))
+      cv2.drawContours(picture, rings, -1, colour(int(number)), thick)
   return picture
 
 

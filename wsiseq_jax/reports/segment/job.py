@@ -67,7 +67,10 @@ def write_page(config: ConfigDict) -> pathlib.Path:
       ("method", settings.read(config).method),
       ("classes", ", ".join(context.classes)),
       *(
-        (f"{role} pictures", f"{len(one)} of {len(set(one.patient_ids))}")
+        (
+          f"{role} pictures (patients)",
+          f"{len(one)} ({len(set(one.patient_ids))})",
+        )
         for role, one in context.splits.items()
       ),
     ],
