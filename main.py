@@ -20,7 +20,7 @@ Imports are made late: loader processes import this file, and need no JAX.
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The experiment: a file of configs/, and a preset.",
@@ -29,6 +29,11 @@ _CONFIG = config_flags.DEFINE_config_file(
 
 
 def main(_: list[str]) -> None:
+  """Runs the job of the config that the flags give."""
+  run(_CONFIG.value)
+
+
+def run(config: ConfigDict) -> None:
   """Starts up, checks the config, and runs its job."""
   from wsiseq_jax import config as configs
   from wsiseq_jax import jobs, launch, tasks
@@ -36,7 +41,6 @@ def main(_: list[str]) -> None:
   if not flags.FLAGS["verbosity"].present:
     # Libraries log each file they write; --verbosity=0 brings that back.
     logging.set_verbosity(logging.WARNING)
-  config = _CONFIG.value
   launch.start(saves_on_sigterm=config.job in ("train", "probe"))
   with launch.ending_together():
     try:

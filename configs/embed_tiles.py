@@ -83,7 +83,7 @@ def get_config(arg: str = "") -> ConfigDict:
   if preset == "run":
     config.tiles.mpp = 0.0
   if preset == "smoke":
-    config.encoder.update({"random_weights": True, "tile_px": 32})
+    config.encoder.update({"random_weights": True, "tile_px": 64})
     config.data.update({"slides": "synthetic", "batch_size": 16, "threads": 2})
     config.tiles.mpp = 2.0
     config.tissue.thumbnail_px = 256

@@ -78,7 +78,7 @@ def get_config(arg: str = "") -> ConfigDict:
       {"features": SYNTHETIC, "cohort": "synthetic", "mpp": 2.0}
     )
     config.encoder.update(
-      {"name": "resnet50_trunc", "random_weights": True, "tile_px": 32}
+      {"name": "resnet50_trunc", "random_weights": True, "tile_px": 64}
     )
   if preset == "smoke":
     config.query.rows, config.query.k = (0,), 4

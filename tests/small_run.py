@@ -5,8 +5,10 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
+import main as program
 from configs import videomae as videomae_config
 from data_prep.synthetic import smoke
 from wsiseq_jax import launch, parallel
@@ -42,6 +44,20 @@ def use_devices(monkeypatch, count: int) -> None:
     "make_mesh",
     lambda fsdp=1, devices=None: make_mesh(fsdp, jax.devices()[:count]),
   )
+
+
+def main(*words: str) -> None:
+  """What `python main.py WORDS` does, in this process.
+
+  Imports are a third of a small job; `test_main.py` and the scripts of examples
+  start processes.
+  """
+  values, argv = flags.FlagValues(), ["main.py", *words]
+  config = config_flags.DEFINE_config_file(
+    "config", lock_config=True, flag_values=values, sys_argv=argv
+  )
+  values(argv)
+  program.run(config.value)
 
 
 class StopAt(launch.Preemption):

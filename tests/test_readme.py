@@ -10,13 +10,14 @@ import sys
 import numpy as np
 import pytest
 
+from tests import small_run
+
 _SMOKE = {
   "configs/prep_wsi.py": "configs/prep_wsi.py:smoke",
   "configs/prep_series.py": "configs/prep_series.py:smoke",
   "configs/prep_pictures.py": "configs/prep_pictures.py:smoke",
   "configs/videomae.py:base": "configs/videomae.py:smoke",
   "configs/contrastive.py:tvrl": "configs/contrastive.py:tvrl,smoke",
-  "configs/probe.py": "configs/probe.py:quick",
   "configs/embed_tiles.py:resnet50_trunc": "configs/embed_tiles.py:smoke",
   "configs/mil.py": "configs/mil.py:smoke",
   "configs/segment.py:student": "configs/segment.py:student,smoke",
@@ -34,6 +35,11 @@ _SMALL = {
   "--patients=12": ("--patients=4",),
   "--config.data.path=PICTURES": ("--config.data.path=synthetic",),
   "--pictures=600": ("--pictures=49", "--px=64", "--mpp=2"),
+  "--config.grid=(('seed', (0, 1)),)": ("--config.grid=(('seed', (0,)),)",),
+  "--config=configs/probe.py": (
+    *("--config=configs/probe.py:quick", "--config.probe.fractions=(1.0,)"),
+    "--config.probe.seeds=(0,)",
+  ),
   "--config=configs/spatial.py": (
     *("--config=configs/spatial.py", "--config.statistics.simulations=39"),
     "--config.data.workers=0",
@@ -69,7 +75,9 @@ def call(words, repo_root, **environ):
 
 
 @pytest.mark.slow
-def test_every_command_of_the_readme_runs(repo_root, tmp_path):
+def test_every_command_of_the_readme_runs(repo_root, tmp_path, monkeypatch):
+  monkeypatch.chdir(repo_root)
+  small_run.use_devices(monkeypatch, 1)
   readme = (repo_root / "README.md").read_text()
   folders = {name: tmp_path / name.lower() for name in _PLACES}
   commands = job_commands(readme)
@@ -80,7 +88,10 @@ def test_every_command_of_the_readme_runs(repo_root, tmp_path):
       words = [re.sub(rf"={short}$", f"={smoke}", word) for word in words]
     for name, folder in folders.items():
       words = [re.sub(rf"\b{name}\b", str(folder), word) for word in words]
-    call([sys.executable, *words[1:]], repo_root)
+    if words[1] == "main.py":
+      small_run.main(*words[2:])
+    else:
+      call([sys.executable, *words[1:]], repo_root)
   result = json.loads((folders["RUN"] / "evaluation.json").read_text())
   assert result["step"] == 12 and set(result["loss"]) == {"0.5", "0.75", "0.9"}
   with np.load(folders["RUN"] / "embeddings" / "val.npz") as arrays:

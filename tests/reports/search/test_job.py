@@ -1,14 +1,13 @@
 """The job `search`: tables and page."""
 
 import csv
-import subprocess
-import sys
 
 import cv2
 import numpy as np
 import pytest
 
 from configs import search as presets
+from tests import small_run
 from tests.data_prep.wsi import tiny_slides
 from tests.search import tiny_index
 from wsiseq_jax.reports.search import job
@@ -125,21 +124,14 @@ def test_bad_queries(made, query, message):
 
 
 @pytest.mark.slow
-def test_smoke_through_main(repo_root, tmp_path):
-  def run(*more):
-    command = [sys.executable, "main.py", "--config=configs/search.py:smoke"]
-    return subprocess.run(
-      [*command, *more], cwd=repo_root, capture_output=True, text=True
-    )
-
-  index = f"--config.workdir={tmp_path / 'index'}"
-  done = run(index)
-  assert done.returncode == 0, done.stderr
-  assert "4 slides; 4 added" in done.stdout
+def test_smoke_through_main(repo_root, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(repo_root)
+  smoke = "--config=configs/search.py:smoke"
+  small_run.main(smoke, f"--config.workdir={tmp_path / 'index'}")
+  assert "4 slides; 4 added" in capsys.readouterr().out
   out = f"--config.workdir={tmp_path / 'out'}"
   asked = f"--config.query.index={tmp_path / 'index'}"
-  done = run("--config.job=search", out, asked)
-  assert done.returncode == 0, done.stderr
+  small_run.main(smoke, "--config.job=search", out, asked)
   hits = rows(tmp_path / "out" / "hits.csv")
   assert len(hits) == 4 and "syn_00" not in {h["slide_id"] for h in hits}
   assert (tmp_path / "out" / "index.html").read_text().count("<img") == 5

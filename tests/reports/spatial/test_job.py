@@ -3,14 +3,13 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from configs import spatial as configs
+from tests import small_run
 from wsiseq_jax.reports.spatial import job
 from wsiseq_jax.spatial import points
 
@@ -216,21 +215,16 @@ def test_cells_of_an_earlier_run_are_taken(done, drawn, tmp_path):
 
 
 @pytest.mark.slow
-def test_nuclei_are_looked_for_through_main(repo_root, drawn, tmp_path):
-  done = subprocess.run(
-    [
-      *(sys.executable, "main.py", "--config=configs/spatial.py:smoke"),
-      *(f"--config.workdir={tmp_path}", "--config.data.cells="),
-      f"--config.data.slides={drawn / 'cells_00.tiff'}",
-      f"--config.data.regions={drawn / 'regions'}",
-      "--config.statistics.level_sets=True",
-    ],
-    cwd=repo_root,
-    capture_output=True,
-    text=True,
-    timeout=300,
+def test_nuclei_are_looked_for_through_main(
+  repo_root, drawn, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(repo_root)
+  small_run.main(
+    *("--config=configs/spatial.py:smoke", f"--config.workdir={tmp_path}"),
+    *("--config.data.cells=", "--config.statistics.level_sets=True"),
+    f"--config.data.slides={drawn / 'cells_00.tiff'}",
+    f"--config.data.regions={drawn / 'regions'}",
   )
-  assert done.returncode == 0, done.stderr
   (row,) = table(tmp_path / "slides.csv")
   truth = json.loads((drawn / "truth.json").read_text())["cells_00"]
   total = sum(truth["cells"].values())

@@ -1,11 +1,10 @@
 """Every method's smoke run through the real `main`: train, and the jobs after.
 
-In this process, for imports are a third of such a run; `test_main.py` and
-`test_readme.py`, which trains MAE on series as well, start processes.
+In this process, for imports are a third of such a run; `test_main.py` starts
+others.
 """
 
 import json
-import types
 
 import numpy as np
 import pytest
@@ -27,10 +26,9 @@ def one_device(monkeypatch):
   small_run.use_devices(monkeypatch, 1)
 
 
-def run(monkeypatch, config, job="train"):
+def run(config, job="train"):
   config.job = job
-  monkeypatch.setattr(main, "_CONFIG", types.SimpleNamespace(value=config))
-  main.main([])
+  main.run(config)
 
 
 def rows(workdir, name):
@@ -40,10 +38,10 @@ def rows(workdir, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", contrastive_config.METHODS)
-def test_smoke(method, tmp_path, monkeypatch):
+def test_smoke(method, tmp_path):
   config = contrastive_config.get_config(f"{method},smoke")
   config.workdir = str(tmp_path)
-  run(monkeypatch, config)
+  run(config)
   losses = rows(tmp_path, "train/loss")
   assert losses[-1]["step"] == 12
   assert all(np.isfinite(row["train/loss"]) for row in losses)
@@ -106,10 +104,10 @@ def test_series_from_training_to_the_report(
   )
   # Of two validation records one frame at least is hidden.
   config.objective.mask_ratio = 0.5
-  run(monkeypatch, config)
+  run(config)
   saved = json.loads((tmp_path / "config.json").read_text())["model"]
   assert (saved["time_shortest"], saved["time_longest"]) == (0.1, 100)
-  run(monkeypatch, config, "embed")
+  run(config, "embed")
   with np.load(tmp_path / "embeddings" / "train.npz") as arrays:
     count = len(sources.RecordSource(data, "train"))
     assert arrays["features"].shape == (count, 16)
@@ -117,21 +115,21 @@ def test_series_from_training_to_the_report(
   page = tmp_path / "report" / "index.html"
   with monkeypatch.context() as other:  # of several processes one writes
     other.setattr(launch, "is_main", lambda: False)
-    run(monkeypatch, config, "report")
+    run(config, "report")
   assert not page.parent.exists()
-  run(monkeypatch, config, "report")
+  run(config, "report")
   assert "contrastive_loss on val" not in page.read_text()
-  run(monkeypatch, config, "evaluate")
+  run(config, "evaluate")
   result = json.loads((tmp_path / "evaluation.json").read_text())
   last = rows(tmp_path, "val/loss")[-1]
   for name in ("contrastive_loss", "prediction_loss", "clip_cosine"):
     wanted = last[f"val/{name}"]
     assert result[name]["fixed views"] == pytest.approx(wanted, rel=1e-5)
   # New measures are news: the page is made again, and then left as it is.
-  run(monkeypatch, config, "report")
+  run(config, "report")
   page = page.read_text()
   capsys.readouterr()
-  run(monkeypatch, config, "report")
+  run(config, "report")
   assert "up to date" in capsys.readouterr().err
   for section in ("clusters", "neighbours", "training", "sequences"):
     assert f'id="{section}"' in page

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import types
 
 import jax
 import jax.numpy as jnp
@@ -203,8 +202,7 @@ def test_smoke_through_every_job(data, tmp_path, monkeypatch):
   config.workdir = str(tmp_path)
   for job in ("train", "evaluate", "embed"):
     config.job = job
-    monkeypatch.setattr(main, "_CONFIG", types.SimpleNamespace(value=config))
-    main.main([])
+    main.run(config)
   last = writers.read_metrics(tmp_path / "metrics.jsonl")[-1]
   assert last["step"] == 12 and np.isfinite(last["val/loss"])
   assert last["val/feature_std"] > 0
