@@ -32,7 +32,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.core import dataset_info as tfds_info
-from tensorflow_datasets.core import example_serializer, naming
+from tensorflow_datasets.core import (
+  example_parser,
+  example_serializer,
+  naming,
+)
 from tensorflow_datasets.core.utils import version as tfds_version
 
 from data_prep import records, splits
@@ -205,6 +209,34 @@ def _check_complete(path: pathlib.Path, count: int) -> None:
     raise OSError(
       number, f"{os.strerror(number)}: {count} records written, read: {found}"
     )
+
+
+def read_some(
+  folder: pathlib.Path, parts: Iterable[Part], wanted: np.ndarray
+) -> Iterator[tuple[Part, dict[str, Any]]]:
+  """Reads some records of finished parts, each with its part.
+
+  Args:
+    folder: the data set that the parts belong to.
+    parts: its parts, in an order of the caller's.
+    wanted: numbers of records, counted through those parts; ascending.
+
+  Yields:
+    The part, and the values of the record by feature.
+  """
+  info = tfds.builder_from_directory(folder).info
+  spec = example_parser.ExampleParserNp(info.features.get_serialized_info())
+  start = 0
+  for part in parts:
+    inside = wanted[(wanted >= start) & (wanted < start + part.sequences)]
+    if len(inside):
+      with contextlib.closing(
+        array_record_module.ArrayRecordReader(str(part.path))
+      ) as reader:
+        data = reader.read((inside - start).tolist())
+      for example in data:
+        yield part, spec.parse_example(example)
+    start += part.sequences
 
 
 def assemble(

@@ -9,11 +9,8 @@ from typing import Any
 import cv2
 import numpy as np
 import simplejpeg
-import tensorflow_datasets as tfds
-from array_record.python import array_record_module
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
-from tensorflow_datasets.core import example_parser
 
 from data_prep import runs, shards, splits
 from data_prep.files import atomic, tables
@@ -74,27 +71,16 @@ def contact_sheet(
     ]
   )
   wanted = np.unique(wanted)
-  info = tfds.builder_from_directory(out / "shards").info
-  spec = example_parser.ExampleParserNp(info.features.get_serialized_info())
-  cells, start = [], 0
+  cells = []
   # In the order of the shards, as `pictures` are.
-  for split in splits.NAMES:
-    for part in sorted(
-      (part for part in parts if part.split == split),
-      key=lambda part: part.slide_id,
-    ):
-      inside = wanted[(wanted >= start) & (wanted < start + part.sequences)]
-      if len(inside):
-        reader = array_record_module.ArrayRecordReader(str(part.path))
-        try:
-          data = reader.read((inside - start).tolist())
-        finally:
-          reader.close()
-        for example in data:
-          record = records.from_example(spec.parse_example(example))
-          labels = rows[record.picture_id]
-          cells.append(_cell(record, split, in_words(labels, classes), labels))
-      start += part.sequences
+  parts = sorted(
+    parts, key=lambda part: (splits.NAMES.index(part.split), part.slide_id)
+  )
+  for part, example in shards.read_some(out / "shards", parts, wanted):
+    record = records.from_example(example)
+    labels = rows[record.picture_id]
+    words = in_words(labels, classes)
+    cells.append(_cell(record, part.split, words, labels))
   cells += [np.full_like(cells[0], 255)] * (-len(cells) % _ACROSS)
   lines = [
     np.concatenate(cells[i : i + _ACROSS], 1)

@@ -8,11 +8,8 @@ from typing import Any
 
 import numpy as np
 import simplejpeg
-import tensorflow_datasets as tfds
-from array_record.python import array_record_module
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
-from tensorflow_datasets.core import example_parser
 
 from data_prep import records, runs, shards, splits
 from data_prep.files import atomic, tables
@@ -82,24 +79,13 @@ def contact_sheet(
   that are padding stay empty. It is made from the finished shards, so it shows
   what training will see.
   """
-  info = tfds.builder_from_directory(out / "shards").info
-  spec = example_parser.ExampleParserNp(info.features.get_serialized_info())
   total = sum(part.sequences for part in parts)
   # Evenly spread over the data set: the same rows in every run.
   wanted = np.unique(np.linspace(0, total - 1, SHEET_SERIES).astype(int))
-  rows, start = [], 0
-  for part in parts:
-    inside = wanted[(wanted >= start) & (wanted < start + part.sequences)]
-    if len(inside):
-      reader = array_record_module.ArrayRecordReader(str(part.path))
-      try:
-        data = reader.read((inside - start).tolist())
-      finally:
-        reader.close()
-      for example in data:
-        record = records.from_example(spec.parse_example(example))
-        rows.append(_sheet_row(record, part.split, time_unit))
-    start += part.sequences
+  rows = [
+    _sheet_row(records.from_example(example), part.split, time_unit)
+    for part, example in shards.read_some(out / "shards", parts, wanted)
+  ]
   # Quality and subsampling of the sheet, not of the data.
   jpeg = simplejpeg.encode_jpeg(
     np.ascontiguousarray(np.concatenate(rows)), 88, colorsubsampling="444"

@@ -50,6 +50,7 @@ _VERSION = 1
 # Truth and layout are kept at this downsample: 4 px are less than a nucleus.
 _DOWNSAMPLE = 4
 _TILE_PX = 256
+_LEAST_SHARE = 0.6  # of a sequence's frames, to be called of a type
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +118,6 @@ def sequence_types(
   truth: str | os.PathLike,
   slide_id: np.ndarray,
   level0_xy: Float[np.ndarray, "n t 2"],
-  least_share: float = 0.6,
 ) -> Int[np.ndarray, " n"]:
   """The tissue type of sequences: the commonest under their frames' centres.
 
@@ -125,10 +125,9 @@ def sequence_types(
     truth: the folder `truth` of a cohort.
     slide_id: slide of each sequence, [n].
     level0_xy: centres of the frames looked at, level-0 pixels.
-    least_share: part of all frames that must agree.
 
   Returns:
-    Number of the type; -1 where fewer frames agree.
+    Number of the type; -1 where fewer than 60 % of all frames agree.
 
   Raises:
     FileNotFoundError: the cohort does not know a slide.
@@ -139,7 +138,7 @@ def sequence_types(
     for i in np.flatnonzero(slide_id == slide):
       types = known.tissue_type(level0_xy[i])
       found, counts = np.unique(types[types >= 0], return_counts=True)
-      if len(found) and counts.max() >= least_share * len(types):
+      if len(found) and counts.max() >= _LEAST_SHARE * len(types):
         result[i] = found[counts.argmax()]
   return result
 

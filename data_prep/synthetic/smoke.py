@@ -26,6 +26,7 @@ from data_prep.targets import Target, TargetTable
 
 SPLITS = {"slide_a": "train", "slide_b": "train", "slide_c": "val"}
 LABELLED_PATIENTS = {"train": 24, "val": 9, "test": 12}
+_FRAMES, _STEP_PX = 12, 4  # of the plain records
 TARGETS = (
   Target("kind", ("dark", "middle", "bright")),
   Target("level"),
@@ -98,14 +99,12 @@ def _labelled_record(
 def make_shards(
   folder: pathlib.Path,
   sequences: int = 16,
-  frames: int = 12,
   window_px: int = 40,
-  step_px: int = 4,
 ) -> pathlib.Path:
   """Writes plain shards to `<folder>/shards`, unless they are there already."""
   made = {
     slide: [
-      drift_record(slide, i, frames, window_px, step_px)
+      drift_record(slide, i, _FRAMES, window_px, _STEP_PX)
       for i in range(sequences)
     ]
     for slide in SPLITS
@@ -123,9 +122,9 @@ def make_shards(
   }
   config = {
     "geometry": "drift",
-    "frames": frames,
+    "frames": _FRAMES,
     "window_px": window_px,
-    "step_px": step_px,
+    "step_px": _STEP_PX,
     "sequences": sequences,
   }
   table = TargetTable((), {slide: () for slide in SPLITS})

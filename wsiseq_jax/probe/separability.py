@@ -8,12 +8,13 @@ import numpy as np
 from jaxtyping import Float, Int
 from sklearn import linear_model, model_selection, pipeline, preprocessing
 
+_FOLDS = 5  # at most; fewer where there are fewer groups
+
 
 def recalls(
   features: Float[np.ndarray, "n d"],
   labels: Int[np.ndarray, " n"],
   groups: np.ndarray,
-  folds: int = 5,
 ) -> dict[int, float]:
   """Recall per class of a logistic regression, tested on unseen groups.
 
@@ -24,7 +25,6 @@ def recalls(
     features: one row a sequence.
     labels: the class of each.
     groups: what a fold holds out whole, the patient say.
-    folds: at most so many; fewer where there are fewer groups.
 
   Returns:
     {class: part of its sequences that were recognised}; their mean is the
@@ -34,7 +34,7 @@ def recalls(
     ValueError: fewer than two groups.
   """
   features = np.asarray(features, np.float64)
-  folds = min(folds, len(np.unique(groups)))
+  folds = min(_FOLDS, len(np.unique(groups)))
   if folds < 2:
     raise ValueError(
       f"groups: {folds} in all; separability on unseen groups needs two"

@@ -93,6 +93,19 @@ class Embedding(nnx.Module):
       embedded = mil_bag.dropout(embedded, self.rate, key)
     return self.classifier(embedded).astype(jnp.float32)
 
+  def logits_of(
+    self, bag: Bag, key: Key[Array, ""] | None, config: Any
+  ) -> Float[Array, "m y"]:
+    """Logits of each tile of a bag by itself, 0 for padding."""
+
+    def of_tiles(features, key):
+      return self.classify(self(features, key), None)
+
+    logits = mil_bag.in_chunks(
+      of_tiles, bag.features, key, config.chunk_tiles, config.remat
+    )
+    return mil_bag.zero_padding(logits, bag.mask)
+
 
 class AttentionMil(mil_bag.MilModel):
   """`gated`, and what the other models with such attention are made of."""

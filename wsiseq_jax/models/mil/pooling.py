@@ -75,15 +75,7 @@ class TilePooling(mil_bag.MilModel):
 
   def __call__(self, bag: Bag, key: Key[Array, ""] | None) -> MilOutput:
     """Reads a bag."""
-    config = self.config
-
-    def of_tiles(features, key):
-      return self.tile.classify(self.tile(features, key), None)
-
-    logits = mil_bag.in_chunks(
-      of_tiles, bag.features, key, config.chunk_tiles, config.remat
-    )
-    logits = mil_bag.zero_padding(logits, bag.mask)
+    logits = self.tile.logits_of(bag, key, self.config)
     if not self.top:
       return weighted_sum(uniform_attention(bag.mask), logits)
     return weighted_sum(mean_of_highest(logits, bag.mask, self.top), logits)

@@ -169,14 +169,7 @@ class Selection(mil_bag.MilModel):
   def __call__(self, bag: Bag, key: Key[Array, ""] | None) -> MilOutput:
     """Reads a bag; `aux` holds which tiles are real."""
     config = self.config
-
-    def of_tiles(features, key):
-      return self.tile.classify(self.tile(features, key), None)
-
-    logits = mil_bag.in_chunks(
-      of_tiles, bag.features, key, config.chunk_tiles, config.remat
-    )
-    logits = mil_bag.zero_padding(logits, bag.mask)
+    logits = self.tile.logits_of(bag, key, config)
     high, _ = ranks(lax.stop_gradient(logits), bag.mask)
     share = config.top if config.rule == "quantile" else 0.0
     is_top = high < count_of(share, jnp.sum(bag.mask))
