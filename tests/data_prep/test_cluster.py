@@ -13,8 +13,9 @@ import pytest
 from configs import prep_wsi
 from data_prep import cluster
 from data_prep.sequences import prepare
+from data_prep.synthetic import slides as synthetic_slides
 from tests.data_prep import outputs
-from tests.data_prep.sequences import test_prepare
+from tests.data_prep.sequences import small_cohort
 
 KILL = "__import__('os').kill(__import__('os').getpid(), 9)"
 # Takes a gigabyte and keeps it.
@@ -87,9 +88,7 @@ def test_no_workers_is_this_process():
 @pytest.mark.slow
 def test_shards_do_not_depend_on_the_cluster(tmp_path):
   slides = tmp_path / "slides"
-  test_prepare.synthetic.make_cohort(
-    slides, slides=3, patients=3, size_px=(768, 640)
-  )
+  synthetic_slides.make_cohort(slides, slides=3, patients=3, size_px=(768, 640))
   with other_cluster() as address:
     kinds = {
       "none": {"workers": 0},
@@ -99,7 +98,7 @@ def test_shards_do_not_depend_on_the_cluster(tmp_path):
     found = {}
     for name, changes in kinds.items():
       out = tmp_path / name
-      config = test_prepare.config_of(slides, out, **changes)
+      config = small_cohort.config_of(slides, out, **changes)
       assert prepare.prepare(config).exit_code == 0
       found[name] = outputs.contents(out / "shards")
   assert found["none"] == found["two"] == found["theirs"]
@@ -129,8 +128,9 @@ def test_workers_must_have_the_same_libraries(tmp_path):
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_ends_soon_and_the_next_run_goes_on(tmp_path, repo_root, name):
   slides, out = tmp_path / "slides", tmp_path / "out"
-  synthetic = test_prepare.synthetic
-  synthetic.make_cohort(slides, slides=6, patients=3, size_px=(1536, 1280))
+  synthetic_slides.make_cohort(
+    slides, slides=6, patients=3, size_px=(1536, 1280)
+  )
   command = [
     *(sys.executable, "-m", "data_prep", "--config=configs/prep_wsi.py:demo"),
     *(f"--config.slides={slides}", f"--config.out={out}"),
