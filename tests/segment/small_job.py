@@ -1,13 +1,9 @@
 """The job `segment` at smoke size, through the real main.py."""
 
 import csv
-import sys
-from unittest import mock
 
-from absl import flags
-
-import main
 from configs import segment as segment_config
+from tests import small_run
 
 FILE = segment_config.__file__
 # Of eight devices one divides both this and the crops of a batch.
@@ -16,19 +12,12 @@ BATCH = 9
 
 def call(workdir, preset="smoke", *more):
   """What `python main.py --config=configs/segment.py:<preset>` does."""
-  words = [
-    "main.py",
+  small_run.main(
     f"--config={FILE}:{preset}",
     f"--config.workdir={workdir}",
     f"--config.data.batch_size={BATCH}",
     *more,
-  ]
-  # The config's flag makes a flag of each override, which it looks for there.
-  for name in [n for n in flags.FLAGS if n.startswith("config.")]:
-    delattr(flags.FLAGS, name)
-  with mock.patch.object(sys, "argv", words):
-    flags.FLAGS(words)
-  main.main(words[:1])
+  )
 
 
 def config(workdir, preset="smoke"):
