@@ -16,6 +16,8 @@ LIBTPU := $(VENV)/libtpu
 
 OUT ?= out/demo
 SLIDES ?=
+# What .venv gets beside what the product needs.
+EXTRAS ?= dev
 # Settings for the viewer, e.g. MORE="--config.search.index=INDEX".
 MORE ?=
 # Arguments for pytest, e.g. make test TESTS="-m 'not slow'".
@@ -79,7 +81,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	make PYTHON=python3.12" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check \
-	  -c constraints.txt -e ".[dev]"
+	  -c constraints.txt -e ".[$(EXTRAS)]"
 	@touch $@
 
 $(LIBTPU)/.installed: $(INSTALLED)
