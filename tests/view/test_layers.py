@@ -70,6 +70,24 @@ def test_maps_cover_their_tiles_alone(slide, tmp_path):
   assert ring.max(axis=0) == pytest.approx([128, 64], abs=8)
 
 
+def test_bad_files_of_other_slides_cost_nothing(slide, tmp_path):
+  tile_map(tmp_path)
+  want = made(slide, "mil_contribution", mil=str(tmp_path))
+  (tmp_path / "maps/t.npz").write_bytes(b"PK cut")
+  config = server.config("x", layers={"mil": str(tmp_path)}).layers
+  layers = LayerFinder(config, "", ["s", "t"]).of(slide[1], True)
+  assert layers["mil_contribution"].make(slide[0]) == want
+  folder = tmp_path / "embeddings"
+  folder.mkdir()
+  (folder / "test.npz").write_bytes(b"PK cut")
+  with pytest.raises(ValueError, match="layers.sequences: nothing in"):
+    made(slide, "clusters", sequences=str(tmp_path))
+  ids, xy = np.array(["s"]), np.array([[5.0, 6.0]])
+  np.savez(folder / "train.npz", slide_id=ids, level0_xy=xy,
+           features=np.ones((1, 4), np.float32))  # fmt: skip
+  assert made(slide, "clusters", sequences=str(tmp_path))
+
+
 @pytest.mark.parametrize("path", ["s.parquet", "slides/s/cells.parquet"])
 def test_cells_are_in_pixels(slide, tmp_path, path):
   """A folder of tables, or the workdir of a job `spatial`."""

@@ -48,6 +48,7 @@ def find(
   ids: Sequence[str],
   key: str = "data.annotations",
   ends: Sequence[str] = ENDS,
+  doubled: dict[str, str] | None = None,
 ) -> dict[str, pathlib.Path]:
   """Files of slides in a folder; slides without one are not in it.
 
@@ -56,9 +57,12 @@ def find(
     ids: the slides.
     key: config key of the folder.
     ends: how the files end after the slide's name, longer ones first.
+    doubled: takes what is wrong with slides of two files, by slide, which are
+      then left out.
 
   Raises:
-    ValueError: no such folder, no slide has a file, or one has two.
+    ValueError: no such folder, no slide has a file, or one has two and
+      nothing takes that.
   """
   if not folder:
     return {}
@@ -72,15 +76,20 @@ def find(
         slide_id = names.stem(path.name[: -len(end)])
         files.setdefault(slide_id, []).append(path)
         break
-  found = {}
+  found, twice = {}, {}
   for slide_id, paths in names.match(ids, files).items():
     if len(paths) > 1:
-      raise ValueError(
+      twice[slide_id] = (
         f"config.{key}: slide {slide_id!r} has two files, {paths[0].name} and "
         f"{paths[1].name}; leave one"
       )
+      continue
     found[slide_id] = paths[0]
-  if not found:
+  if twice and doubled is None:
+    raise ValueError(next(iter(twice.values())))
+  if doubled is not None:
+    doubled |= twice
+  if not found and not twice:
     some = ids[0] if len(ids) else "SLIDE"
     raise ValueError(
       f"config.{key} = {folder!r}: none of the {len(ids)} slides has a file "

@@ -32,9 +32,10 @@ from wsiseq_jax.spatial import (
   regions,
   slide_files,
   slide_numbers,
+  without_slides,
 )
 from wsiseq_jax.spatial.one_slide import CellsOutcome, SlideTask
-from wsiseq_jax.spatial.settings import SYNTHETIC, Data, Settings
+from wsiseq_jax.spatial.settings import SYNTHETIC, Settings
 
 EXIT_GOOD, EXIT_NOTHING, EXIT_SOME_FAILED = 0, 1, 3
 SLIDES = (
@@ -173,12 +174,18 @@ def find_all(settings: Settings, workdir: pathlib.Path) -> SlidesFound:
     usable, names_bad = find.usable_names(listed)
     bad += [*wrong, *names_bad]
     entries = {entry.slide_id: entry for entry in usable}
-  cells = _cell_files(settings, list(entries), workdir)
+  twice: dict[str, str] = {}
+  cells = _cell_files(settings, list(entries), workdir, twice)
   if not data.slides:
-    entries = _without_slides(data, cells)
+    entries, wrong = without_slides.entries(data.table, cells)
+    bad += wrong
   ids = sorted(entries)
-  region = regions.find(data.regions, ids, "data.regions") if ids else {}
-  window = annotations.find(data.windows, ids, "data.windows", _ANNOTATED)
+  region = regions.find(data.regions, ids, "data.regions", twice) if ids else {}
+  window = annotations.find(
+    data.windows, ids, "data.windows", _ANNOTATED, twice
+  )
+  bad += [SlideError(v, "find", "two_files", k) for k, v in twice.items()]
+  ids = [slide_id for slide_id in ids if slide_id not in twice]
   tasks = []
   for slide_id in ids:
     if data.cells and slide_id not in cells:
@@ -215,7 +222,10 @@ def find_all(settings: Settings, workdir: pathlib.Path) -> SlidesFound:
 
 
 def _cell_files(
-  settings: Settings, ids: Sequence[str], workdir: pathlib.Path
+  settings: Settings,
+  ids: Sequence[str],
+  workdir: pathlib.Path,
+  twice: dict[str, str],
 ) -> dict[str, pathlib.Path]:
   """Files of cells by slide; a table of many slides is split first."""
   data = settings.data
@@ -228,7 +238,7 @@ def _cell_files(
     files = _split(place, workdir / "cells", ids, settings.cells.score)
     found = names.match(ids, files) if data.slides else files
   elif data.slides:
-    found = annotations.find(data.cells, ids, "data.cells", _CELL_ENDS)
+    found = annotations.find(data.cells, ids, "data.cells", _CELL_ENDS, twice)
   elif place.is_dir():
     own = {
       names.stem(path.name[: -len(end)])
@@ -236,10 +246,12 @@ def _cell_files(
       for end in _CELL_ENDS
       if path.name.lower().endswith(end)
     }
-    found = annotations.find(data.cells, sorted(own), "data.cells", _CELL_ENDS)
+    found = annotations.find(
+      data.cells, sorted(own), "data.cells", _CELL_ENDS, twice
+    )
   else:
     raise ValueError(f"config.data.cells = {data.cells!r}: no such file")
-  if not found:
+  if not found and not twice:
     raise ValueError(
       f"config.data.cells = {data.cells!r}: none of the slides is in it, such "
       f"as {ids[0] if ids else 'S1'!r}"
@@ -268,31 +280,6 @@ def _split(
     stage.write({"slides": sorted(files)}, files.values())
     return files
   return {name: folder / f"{name}.parquet" for name in info["slides"]}
-
-
-def _without_slides(
-  data: Data, cells: Mapping[str, pathlib.Path]
-) -> dict[str, SlideEntry]:
-  """Slides that are known by their cells alone, and what a table says."""
-  entries = {
-    name: SlideEntry(name, str(path), find.patient_id_of(name))
-    for name, path in cells.items()
-  }
-  if not data.table:
-    return entries
-  table = tables.read(pathlib.Path(data.table))
-  columns = table.columns(("slide_id", "patient_id", "label", "split"))
-  rows = {}
-  for row in table.rows:
-    rows[names.stem(row.cells.get(columns["slide_id"], ""))] = row
-  for name, row in names.match(list(entries), rows).items():
-    known = {
-      key: row.cells[columns[key]]
-      for key in ("patient_id", "label", "split")
-      if columns[key] and row.cells[columns[key]]
-    }
-    entries[name] = dataclasses.replace(entries[name], **known)
-  return entries
 
 
 # Tables.

@@ -49,12 +49,17 @@ class Drawn:
   mask_um: float = 2.0  # pixel at which masks are outlined
 
 
-def find(folder: str, ids: Sequence[str], key: str) -> dict[str, pathlib.Path]:
+def find(
+  folder: str,
+  ids: Sequence[str],
+  key: str,
+  doubled: dict[str, str] | None = None,
+) -> dict[str, pathlib.Path]:
   """Files of regions of slides; of a MIL job its workdir will do."""
   place = pathlib.Path(folder).expanduser()
   if folder and (place / "maps").is_dir():
     folder = str(place / "maps")
-  return map_annotations.find(folder, ids, key, ENDS)
+  return map_annotations.find(folder, ids, key, ENDS, doubled)
 
 
 def read(

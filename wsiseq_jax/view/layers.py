@@ -5,6 +5,7 @@ Everything is in level-0 pixels. A picture covers the slide from its corner
 since a slide may have a million.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -22,6 +23,7 @@ from data_prep.files import names
 from data_prep.wsi import annotations as drawn
 from data_prep.wsi import pictures, tissue
 from data_prep.wsi.find import SlideEntry
+from wsiseq_jax import launch
 from wsiseq_jax.maps import annotations, heatmaps, regions
 from wsiseq_jax.maps.tile_map import TileMap
 from wsiseq_jax.search import clustering
@@ -30,12 +32,11 @@ from wsiseq_jax.view import settings
 from wsiseq_jax.view.pyramid import Pyramid
 
 PICTURE, SHAPES, POINTS = "picture", "shapes", "points"
-# Pictures are this large at most; a screen is no larger.
-_LONGEST_PX = 2048
+_LONGEST_PX = 2048  # of pictures; a screen is no larger
 _TISSUE_PX = 1024
 _MOST_POINTS = 4_000_000
-# Eight that people with any colour vision tell apart (Okabe and Ito), then
-# those of a larger table.
+_OF_SEQUENCES = ("slide_id", "level0_xy", "features")
+# Eight for any colour vision (Okabe and Ito), then a larger table.
 _COLOURS = [
   *("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00"),
   *("#cc79a7", "#666666"),
@@ -152,7 +153,8 @@ class LayerFinder:
     self._masks = _files(
       "layers.segmentation", config.segmentation, ids, (".png", ".tif", ".tiff")
     )
-    self._drawn = annotations.find(folder, ids)
+    self._drawn = annotations.find(folder, ids, doubled=(twice := {}))
+    list(map(launch.log, twice.values()))
     self._sequences = _Sequences(config.sequences, config.clusters)
     self._limit: float | None = None
     self._lock = threading.Lock()
@@ -255,7 +257,10 @@ class LayerFinder:
   def _cohort_limit(self) -> float:
     with self._lock:
       if self._limit is None:
-        maps = [TileMap.load(path) for path in self._maps.values()]
+        maps = []
+        for path in self._maps.values():
+          with contextlib.suppress(ValueError):  # said where it is shown
+            maps.append(TileMap.load(path))
         self._limit = heatmaps.cohort_range(
           [found.contribution for found in maps if len(found.contribution)]
         )
@@ -313,8 +318,13 @@ class _Sequences:
       )
     parts = []
     for file in files:
-      with np.load(file) as arrays:
-        parts.append([arrays[k] for k in ("slide_id", "level0_xy", "features")])
+      try:
+        with np.load(file) as arrays:
+          parts.append([arrays[k] for k in _OF_SEQUENCES])
+      except Exception as error:  # NumPy and zipfile raise whatever they like
+        launch.log(f"{file} has no embeddings: {error!r}")
+    if not parts:
+      raise ValueError(f"config.layers.sequences: nothing in {folder} is read")
     self._ids, self._xy, self._features = map(
       np.concatenate, zip(*parts, strict=True)
     )

@@ -134,6 +134,9 @@ def test_files_by_name(tmp_path):
   (tmp_path / "a.geojson").touch()
   with pytest.raises(ValueError, match="'a' has two files, a.geojson and a.x"):
     annotations.find(str(tmp_path), ids)
+  doubled = {}
+  assert list(annotations.find(str(tmp_path), ids, doubled=doubled)) == ["b"]
+  assert "'a' has two files" in doubled["a"]
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,9 @@ def draw(
       drawn = drawn.with_(notes=note, tissue=mask)
       if source.annotation is not None:
         drawn = _annotations(drawn, source.annotation, data, settings)
+      elif source.annotation_problem:
+        text = f"Annotations are not shown: {source.annotation_problem}."
+        drawn = drawn.with_(notes=[text])
       drawn = _maps(folder, drawn, thumbnail, title, limit, settings)
       drawn = _tiles(folder, drawn, slide, settings)
   return _cards(folder, drawn, settings.card_px)

@@ -18,7 +18,7 @@ from typing import Any
 import cv2
 from ml_collections import ConfigDict
 
-from data_prep.files import done, errors, schema
+from data_prep.files import done, errors, names, schema
 from data_prep.files.errors import SlideError
 from data_prep.wsi import find
 from data_prep.wsi.find import SlideEntry
@@ -248,7 +248,8 @@ def _sources(
   """Files of each slide, and the range of contributions of the cohort."""
   ids = [row.slide_id for row in predictions.rows]
   entries, missing = _find_slides(data, ids)
-  people = annotations.find(data.annotations, ids)
+  twice: dict[str, str] = {}
+  people = annotations.find(data.annotations, ids, doubled=twice)
   sources, contributions = {}, []
   for row in predictions.rows:
     name = row.slide_id
@@ -262,7 +263,12 @@ def _sources(
       except ValueError as error:
         problem = str(error)
     sources[name] = SlideFiles(
-      entries.get(name), missing.get(name, ""), path, problem, people.get(name)
+      entries.get(name),
+      missing.get(name, ""),
+      path,
+      problem,
+      people.get(name),
+      twice.get(name, ""),
     )
   limit = heatmaps.cohort_range(contributions) if contributions else 1.0
   return sources, limit
@@ -279,8 +285,7 @@ def _find_slides(
     found, refused = find.find_slides(data.slides, data.table)
   except ValueError as error:
     raise ValueError(f"config.data.slides: {error}") from error
-  wanted = set(ids)
-  entries = {e.slide_id: e for e in found if e.slide_id in wanted}
+  entries = names.match(ids, {e.slide_id: e for e in found})
   reasons = {error.slide: error.message for error in refused}
   if not entries:
     near = ", ".join(repr(entry.slide_id) for entry in found[:3])

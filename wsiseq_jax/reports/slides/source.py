@@ -36,6 +36,7 @@ class SlideFiles:
   tile_map: pathlib.Path | None  # its map; None if it has none
   map_problem: str  # why the map cannot be read; '' if it can
   annotation: pathlib.Path | None  # what people drew on it; None if it has none
+  annotation_problem: str = ""  # why there is none
 
 
 @contextlib.contextmanager
