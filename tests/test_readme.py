@@ -20,6 +20,7 @@ _SMOKE = {
   "configs/contrastive.py:tvrl": "configs/contrastive.py:tvrl,smoke",
   "configs/embed_tiles.py:resnet50_trunc": "configs/embed_tiles.py:smoke",
   "configs/mil.py": "configs/mil.py:smoke",
+  "configs/segment_slides.py": "configs/segment_slides.py:smoke",
 }
 _RANDOM_ENCODER = (
   "--config.encoder.random_weights=True",
@@ -53,7 +54,7 @@ _SMALL = {
 _PLACES = (
   *("SLIDES", "DATA", "RUN", "SERIES", "VISITS", "TVRL", "PROBE", "SWEEP"),
   *("NODES", "TILES", "MIL", "SCORES", "CELLS", "SPATIAL", "INDEX", "HITS"),
-  *("COHORT", "PICTURES", "MASKS"),
+  *("COHORT", "PICTURES", "MASKS", "OUTLINES"),
 )
 
 
@@ -85,7 +86,7 @@ def test_every_command_of_the_readme_runs(repo_root, tmp_path, monkeypatch):
   readme = (repo_root / "README.md").read_text()
   folders = {name: tmp_path / name.lower() for name in _PLACES}
   commands = job_commands(readme)
-  assert len(commands) == 23
+  assert len(commands) == 24
   for words in commands:
     words = [small for word in words for small in _SMALL.get(word, (word,))]
     for short, smoke in _SMOKE.items():
@@ -108,6 +109,7 @@ def test_every_command_of_the_readme_runs(repo_root, tmp_path, monkeypatch):
   assert (folders["SCORES"] / "predictions_slide.csv").is_file()
   assert "cells_00" in (folders["SPATIAL"] / "index.html").read_text()
   assert (folders["MASKS"] / "segmentation.csv").is_file()
+  assert len(list((folders["OUTLINES"] / "geojson").iterdir())) == 6
   assert (folders["HITS"] / "hits.csv").read_text().count("\n") > 1
   snippet = re.search(r"```python\n(.*?)```", readme, re.S).group(1)
   snippet = snippet.replace("DATA", str(folders["DATA"]))
