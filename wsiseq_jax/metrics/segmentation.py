@@ -45,7 +45,8 @@ def confusion(
     classes: of the foreground.
 
   Example:
-    >>> truth, found = np.array([[0, 1, 1, 255]]), np.array([[0, 1, 255, 1]])
+    >>> truth = np.array([[0, 1, 1, 255]], np.uint8)
+    >>> found = np.array([[0, 1, 255, 1]], np.uint8)
     >>> confusion(truth, found, 1).tolist()
     [[1, 0], [1, 1]]
   """
