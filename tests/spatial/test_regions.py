@@ -81,6 +81,13 @@ def test_regions_of_another_slide(tmp_path):
     read(path)
 
 
+def test_regions_on_glass_may_be_of_another_slide():
+  tissue = shapely.box(0, 0, 100, 100)
+  (note,) = regions.off_tissue(shapely.box(95, 0, 195, 100), tissue)
+  assert note.error == "regions_off_tissue" and "only 5% of" in note.message
+  assert not regions.off_tissue(shapely.box(80, 0, 180, 100), tissue)
+
+
 def test_masks(tmp_path):
   mask = np.zeros((100, 200), np.uint8)
   mask[20:60, 30:100] = 255

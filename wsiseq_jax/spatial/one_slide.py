@@ -353,6 +353,7 @@ def _region(
   notes += found
   if region is None:
     return None
+  notes += regions.off_tissue(region, window)
   share = region.intersection(window).area / window.area
   if 0 < share < 1 - 1e-6:
     return region

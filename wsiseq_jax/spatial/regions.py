@@ -33,6 +33,7 @@ ENDS = (*map_annotations.ENDS, _MAP)
 # times as long as around what they stand for, and no hand is so exact.
 _OUTLINE_UM = 1.0
 _BY_SIDES = ndimage.generate_binary_structure(2, 1)
+_MIN_ON_TISSUE = 0.1  # share of the regions' area
 Groups = Sequence[str]
 
 
@@ -97,6 +98,18 @@ def read(
 
 def _note(message: str, code: str) -> SlideError:
   return SlideError(message, "regions", code)
+
+
+def off_tissue(region: Window, window: Window) -> list[SlideError]:
+  """Says that regions lie on glass: of another slide, or another scale."""
+  share = region.intersection(window).area / region.area
+  if share >= _MIN_ON_TISSUE:
+    return []
+  text = (
+    f"only {share:.0%} of the regions' area lies on tissue: they may be of "
+    "another slide, or count pixels of another level"
+  )
+  return [_note(text, "regions_off_tissue")]
 
 
 def _annotated(path, where: Place, drawn: Drawn):
