@@ -151,7 +151,10 @@ def _numbers(path: str) -> Shaped[np.ndarray, "h w"]:
       with tifffile.TiffFile(path) as file:
         page = file.pages[0]
         lossy = page.compression in (6, 7, 33003, 33005, 34712)
-        pixels = page.asarray()
+        has_palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE
+        pixels = page.asarray() if has_palette else None
+      if pixels is None:
+        pixels = pictures.numbers(path)  # upright, and one picture
     else:
       lossy = False
       with Image.open(path) as picture:
