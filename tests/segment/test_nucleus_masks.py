@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
-from wsiseq_jax.segment import nucleus_masks
+from wsiseq_jax import parallel
+from wsiseq_jax.segment import clicks, nuclei, nucleus_masks
+from wsiseq_jax.segment.backbone import Backbone
 from wsiseq_jax.segment.clicks import IGNORE
+from wsiseq_jax.segment.colour_window import ColourWindow
 
 OUTLINES = nucleus_masks.Outlines()
 
@@ -103,3 +106,21 @@ def test_instances_part_what_touches_and_drop_what_is_small():
   assert sorted(np.bincount(found.ravel())[1:].tolist()) == [9, 12, 12]
   assert found.max() == 3
   assert not nucleus_masks.instances(np.zeros((4, 4), bool), points).any()
+
+
+def test_parameter_trees_are_the_golden_ones(repo_root):
+  backbone, lines = Backbone(), []
+  frozen = jax.eval_shape(backbone.init, jax.random.key(0))
+  networks = {
+    "clicks": clicks.network(backbone, 2, 64, clicks.ClickLoss()),
+    "detect": nuclei.network(backbone, 64, 10.0),
+    "nuclei": nucleus_masks.network(backbone, 64, 0.0, ColourWindow()),
+  }
+  for name, network in networks.items():
+    shapes = jax.eval_shape(network.init, jax.random.key(0), frozen, None)
+    lines += [
+      f"{name}: {parallel.path_name(path)} {list(leaf.shape)} {leaf.dtype}"
+      for path, leaf in jax.tree.leaves_with_path(shapes)
+    ]
+  path = repo_root / "tests" / "golden" / "params_points.txt"
+  assert "\n".join(lines) + "\n" == path.read_text()
