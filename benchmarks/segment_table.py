@@ -105,6 +105,7 @@ VARIANTS = {
     {
       "stages.lattice.rules": "('max_max','max_min')",
       "stages.lattice.round_rules": "()",
+      "stages.lattice.bag_weight": 0.0,
     },
   ),
   "hardest": Variant("patches", {"stages.lattice.rounds": 0}),
