@@ -54,3 +54,12 @@ def test_mistakes_of_ours_are_raised_to_tests_alone(monkeypatch):
   monkeypatch.delenv(errors.STRICT)
   row = as_slide_error(mistake, "s", "open")
   assert row.error == "TypeError" and "TypeError" in row.trace
+
+
+def test_a_full_disk_is_known_by_its_words():
+  """HDF5 raises a RuntimeError when it cannot close a file."""
+  words = "Can't decrement id ref count (errno = 28, error message = "
+  error = RuntimeError(f"{words}'No space left on device')")
+  row = as_slide_error(error, "s", "read", "config.workdir")
+  assert (row.error, row.stage) == ("disk_full", "write")
+  assert row.message.endswith("make room in config.workdir and start again")
