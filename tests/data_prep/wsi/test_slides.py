@@ -56,6 +56,12 @@ def test_order_of_mpp_sources(properties, vendor, expected):
   )
 
 
+def test_a_decimal_comma_in_ome_xml():
+  text = '<OME><Pixels PhysicalSizeX="0,25" PhysicalSizeY="0,25"/></OME>'
+  properties = {"tiff.ImageDescription": text}
+  assert scale.choose_mpp(properties, "generic-tiff") == (0.25, "ome")
+
+
 def test_small_difference_between_x_and_y_is_averaged():
   properties = {"openslide.mpp-x": "0.25", "openslide.mpp-y": "0.2525"}
   mpp, _ = scale.choose_mpp(properties, "mirax")
