@@ -145,6 +145,7 @@ def test_every_pixel_lands_where_it_is_on_the_slide(tmp_path):
       outcome.entry, thumbnail, slide.mpp * downsample, "guarded"
     )
     ratio = 4 / slide.mpp / downsample
+    level0_px, mpp = slide.level0_px, slide.mpp
   dark = darkness(None, jnp.asarray(whole[None]))["scores"]
   dark = np.asarray(dark[0, ..., 0])
   row, column = (
@@ -159,6 +160,10 @@ def test_every_pixel_lands_where_it_is_on_the_slide(tmp_path):
   cells = points.read(tmp_path / "out" / "cells" / f"{name}.parquet")
   column, row = (cells.xy_um / 4).astype(int).T
   assert len(cells) > 20 and (dark[row, column] > 0.3).mean() > 0.95
+  # Tiles hang over the edge; there is no nucleus, nor on glass.
+  assert (cells.xy_um >= 0).all()
+  assert (cells.xy_um < np.array(level0_px) * mpp).all()
+  assert is_tissue[row, column].mean() > 0.99
 
 
 def test_a_wrong_call_says_what_is_wrong(tmp_path, model_folder):

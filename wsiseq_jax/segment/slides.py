@@ -328,8 +328,9 @@ class _Slides:
     return info, list(paths.values())
 
   def _write_cells(self, path: pathlib.Path, slide: _Open) -> int:
-    """Writes the nuclei of a slide, each once."""
-    found = np.concatenate([np.zeros((0, 4)), *slide.cells])
+    """Writes the nuclei of a slide, each once; glass has none."""
+    found, begin = np.concatenate([np.zeros((0, 4)), *slide.cells]), slide.begin
+    found = found[_on_tissue(found[:, :2] / begin.info["mpp"], begin)]
     xy, height, owner = found[:, :2], found[:, 2], found[:, 3].astype(int)
     apart = self.model.detection.apart_px * slide.begin.grid.mpp
     kept = detector.alone(xy, height, owner, apart)
@@ -372,3 +373,13 @@ class _Slides:
     return embed_tables.write(
       self.workdir, part, self.outcomes, self.found_errors
     )
+
+
+def _on_tissue(xy: np.ndarray, begin: tile_stream.Begin) -> np.ndarray:
+  """Which level-0 places lie on the slide, on its tissue."""
+  on_slide = ((xy >= 0) & (xy < begin.info["level0_px"])).all(axis=1)
+  column, row = np.floor(xy[on_slide] / begin.downsample).astype(int).T
+  height, width = begin.tissue.shape
+  row, column = np.minimum(row, height - 1), np.minimum(column, width - 1)
+  on_slide[on_slide] = begin.tissue[row, column]
+  return on_slide
