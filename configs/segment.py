@@ -82,6 +82,8 @@ _DEMO = {
   "scales": (1.0, 0.5),
   "region_scales": (1.0, 0.5),
   "width": 32,
+  # Pictures are a quarter as wide: a walk spreads as far, of the picture.
+  "steps": 16,
 }
 _SMOKE = {
   "level": 3,
