@@ -116,7 +116,7 @@ def test_boundaries_are_learned_from_pairs():
   backbone, batch = Backbone(channels=(8, 8, 8, 8, 8)), batch_of()
   model = irn.network(backbone, 8, 16, 3)
   settings = fit.FitSettings(
-    lr=0.03, epochs=30, warmup_epochs=0, patience=0, keep="last"
+    lr=0.03, epochs=80, warmup_epochs=0, patience=0, keep="last"
   )
   frozen = jax.jit(backbone.init)(jax.random.key(1))
   mesh = parallel.make_mesh(1, jax.devices()[:1])

@@ -210,7 +210,7 @@ def labels_of(scores: Float[Array, "h w y"], threshold: float) -> Array:
   return jnp.where(best >= threshold, scores.argmax(axis=-1) + 1, 0)
 
 
-def mined(high: Array, low: Array) -> UInt8[Array, "h w"]:
+def mined(high: Array, low: Array) -> UInt8[Array, "..."]:
   """Labels by the labels of a high and a low threshold; 255 is to be ignored.
 
   Example:
