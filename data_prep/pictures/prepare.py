@@ -12,6 +12,7 @@ The order of things, and why it survives being killed anywhere:
 A part (`config.part`) ends after step 3.
 """
 
+import abc
 import dataclasses
 import math
 import os
@@ -57,7 +58,7 @@ def prepare_pictures(config: Mapping[str, Any]) -> runs.RunSummary:
     return run.finish(begin)
 
 
-class _Run:
+class _Run(abc.ABC):
   """The state of a run from the plan to the finished data set."""
 
   made_by: Any  # module whose `process` makes a group
@@ -73,12 +74,13 @@ class _Run:
     self.changed = False
     self.has_patients = True
 
+  @abc.abstractmethod
   def jobs(self) -> list[picture_job.PictureJob]:
-    raise NotImplementedError
+    """The work, a group of pictures each."""
 
+  @abc.abstractmethod
   def labels(self, info: Mapping[str, Any]) -> Labels:
     """Labels of a finished picture."""
-    raise NotImplementedError
 
   def shaping(self) -> dict[str, Any]:
     """What shapes every picture of the data set."""

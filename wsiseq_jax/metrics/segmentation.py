@@ -32,6 +32,7 @@ from wsiseq_jax.metrics.classification import ratio
 NOT_KNOWN = 255
 NAMES = ("miou", "dice", "precision", "recall", "boundary_f1")
 _CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool)
+_LEAST_IOU = 0.5  # of a hit; AP50 is named for it
 
 
 def confusion(
@@ -158,7 +159,6 @@ def match_instances(
   instances: Int[np.ndarray, "h w"],
   classes: Int[np.ndarray, " m"],
   scores: Real[np.ndarray, " m"],
-  least_iou: float = 0.5,
 ) -> Matched:
   """Gives each instance, the best first, the true one it covers most.
 
@@ -170,7 +170,6 @@ def match_instances(
     instances: number of every pixel from 1, 0 = none.
     classes: of instances 1, 2, ...
     scores: likewise, the higher the surer.
-    least_iou: of a hit.
   """
   true, true_classes = components(truth)
   found = np.where(truth == NOT_KNOWN, 0, instances)
@@ -184,7 +183,7 @@ def match_instances(
   iou[classes[:, None] != np.asarray(true_classes)[None]] = 0
   scores, hits = scores.astype(np.float64), np.zeros(len(classes), bool)
   for number in np.argsort(-scores, kind="stable"):
-    if true_classes and iou[number].max() >= least_iou:
+    if true_classes and iou[number].max() >= _LEAST_IOU:
       hits[number] = True
       iou[:, iou[number].argmax()] = 0
   return Matched(scores, hits, len(true_classes))

@@ -5,6 +5,7 @@ ten steps: at 1 % of the labels all samples fit in one batch, and a hundred
 steps leave a head that starts at zero close to zero.
 """
 
+import abc
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
@@ -25,18 +26,18 @@ from wsiseq_jax.probe.settings import ProbeFit
 _LEAST_STEPS = 10  # of an epoch
 
 
-class Feed:
+class Feed(abc.ABC):
   """Makes batches of samples; each has `index` [b] and `mask` [b]."""
 
+  @abc.abstractmethod
   def train(
     self, train: Samples, rows: int, seed: int, start: int, stop: int
   ) -> Iterator[fit.Batch]:
     """Batches of steps `start` to `stop` − 1, with their `label` [b]."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def in_order(self, of: Samples, rows: int) -> Iterator[fit.Batch]:
     """Batches of all samples, in order."""
-    raise NotImplementedError
 
   def example(self, train: Samples, rows: int, seed: int) -> fit.Batch | None:
     """A training batch, if first parameters depend on one."""
