@@ -22,7 +22,7 @@ from data_prep.wsi.slides import Slide
 from tests.data_prep.wsi import tiny_slides
 from wsiseq_jax import encoders
 from wsiseq_jax.data import background, tile_features
-from wsiseq_jax.encoders import embed_tiles
+from wsiseq_jax.encoders import embed_tiles, slide_run
 from wsiseq_jax.encoders import settings as embed_config
 
 TRACES = []
@@ -376,8 +376,8 @@ def test_waiting_for_slides_is_measured(
     return jnp.zeros((8, 4), np.float32)
 
   clock = types.SimpleNamespace(perf_counter=lambda: now[0])
-  monkeypatch.setattr(embed_tiles, "time", clock)
-  monkeypatch.setattr(embed_tiles, "Background", Waiting)
+  monkeypatch.setattr(slide_run, "time", clock)
+  monkeypatch.setattr(slide_run, "Background", Waiting)
   monkeypatch.setattr(embed_tiles, "compile_encoder", lambda *_: encode)
   config = _config(cohort / "good.tiff", tmp_path)
   summary = embed_tiles.embed_slides(config, _encoder())

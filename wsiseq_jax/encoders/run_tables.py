@@ -1,4 +1,4 @@
-"""What became of the slides of `embed_tiles`: its tables and its last words."""
+"""What became of the slides of a run: its tables and its last words."""
 
 import collections
 import dataclasses
@@ -60,11 +60,11 @@ class Summary:
 
   outcomes: Mapping[str, Outcome]  # what became of each slide, by slide id
   errors: Sequence[SlideError]  # what is in errors.csv
-  tiles: int  # embedded in this run
+  tiles: int  # of this run
   seconds: float  # that took, compilation left out
   waiting: float  # share of them in which the device waited for slides
   text: str  # the result in words
-  exit_code: int  # see `configs/embed_tiles.py`
+  exit_code: int  # 0, 3 where some failed, 1 where all did
 
 
 def write(
