@@ -185,3 +185,28 @@ def test_a_wrong_call_says_what_is_wrong(tmp_path, model_folder):
     bad.tiles[key] = value
     with pytest.raises(ValueError, match=f"config.tiles.{key} = {value}"):
       slide_settings.read(bad)
+
+
+def test_a_slide_that_cannot_be_written_leaves_nothing_of_before(
+  tmp_path, model_folder, monkeypatch
+):
+  call(tmp_path, model_folder)
+  write = slides.slide_masks.write_png
+
+  def full(path, *more):
+    if path.stem == "syn_00":
+      raise OSError(28, "No space left on device")
+    write(path, *more)
+
+  monkeypatch.setattr(slides.slide_masks, "write_png", full)
+  with pytest.raises(SystemExit) as end:
+    call(tmp_path, model_folder, "--config.model.threshold=0.4")
+  assert end.value.code == 3
+  (row,) = rows(tmp_path / "errors.csv")
+  assert (row["slide_id"], row["stage"]) == ("syn_00", "write")
+  kinds = ("masks", "png", "overlays", "geojson", "cells")
+  for kind in kinds:
+    left = [path.stem for path in (tmp_path / kind).iterdir()]
+    assert left == ["syn_01"], kind
+  assert [r["slide_id"] for r in rows(tmp_path / "areas.csv")] == ["syn_01"]
+  assert list((tmp_path / "drafts").iterdir()) == []
