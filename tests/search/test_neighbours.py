@@ -67,17 +67,19 @@ def test_rows_are_spread_over_devices_and_read_by_slices():
   queries = rng.normal(size=(1500, 7)).astype(np.float32)  # more than one block
 
   class Lazy:
-    read = 0
+    most, read = 0, 0
 
     def __len__(self):
       return len(rows)
 
     def __getitem__(self, part):
-      Lazy.read = max(Lazy.read, len(rows[part]))
+      Lazy.most = max(Lazy.most, len(rows[part]))
+      Lazy.read += len(rows[part])
       return rows[part]
 
   found = neighbours.nearest(queries, Lazy(), 5, block=2048)
-  assert Lazy.read == 2048
+  assert Lazy.most == 2048
+  assert Lazy.read == len(rows)  # once
   unit = rows.astype(np.float32)
   unit /= np.linalg.norm(unit, axis=1, keepdims=True)
   asked = queries / np.linalg.norm(queries, axis=1, keepdims=True)
@@ -92,3 +94,4 @@ def test_fewer_rows_than_wanted_are_marked():
   x = np.eye(3, dtype=np.float32)
   found = neighbours.nearest(x[:1], x, 5)
   assert found.index.tolist() == [[0, 1, 2, -1, -1]]
+  assert neighbours.nearest(x[:0], x, 5).index.shape == (0, 5)

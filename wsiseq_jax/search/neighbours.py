@@ -80,30 +80,31 @@ def nearest(
   rows = min(_power(block), _power(max(len(gallery), _LEAST)))
   rows = -(-rows // mesh.size) * mesh.size
   place = NamedSharding(mesh, PartitionSpec(_ROWS))
-  found = []
-  for first in range(0, len(queries), _QUERIES):
-    mine = slice(first, first + _QUERIES)
-    count = len(queries[mine])
-    asked = _padded(queries[mine], min(_power(count), _QUERIES))
-    of = _padded(own[mine], len(asked))
-    best = (
-      jnp.full((len(asked), k), -jnp.inf, jnp.float32),
-      jnp.full((len(asked), k), -1, jnp.int32),
-    )
-    for start in range(0, len(gallery), rows):
-      part = l2_normalise(gallery[start : start + rows])
-      kept = groups[start : start + rows]
-      part, kept = jax.device_put(
-        (_padded(part, rows), _padded(kept, rows, _NOBODY)), place
+  asked, best = [], []
+  for first in range(0, max(1, len(queries)), _QUERIES):
+    part, of = (x[first : first + _QUERIES] for x in (queries, own))
+    size = _power(len(part))
+    asked.append((_padded(part, size), _padded(of, size)))
+    best.append(
+      (
+        jnp.full((size, k), -jnp.inf, jnp.float32),
+        jnp.full((size, k), -1, jnp.int32),
       )
-      best = _merged(best, asked, of, part, kept, start, mesh)
-    similarity, index = (np.asarray(x)[:count] for x in best)
-    found.append((index.astype(np.int64), similarity))
-  index = np.concatenate([i for i, _ in found] or [np.zeros((0, k), np.int64)])
-  similarity = np.concatenate(
-    [s for _, s in found] or [np.zeros((0, k), np.float32)]
+    )
+  # The gallery is read once, however many queries there are.
+  for start in range(0, len(gallery), rows):
+    part = _padded(l2_normalise(gallery[start : start + rows]), rows)
+    kept = _padded(groups[start : start + rows], rows, _NOBODY)
+    part, kept = jax.device_put((part, kept), place)
+    best = [
+      _merged(so_far, *of_queries, part, kept, start, mesh)
+      for so_far, of_queries in zip(best, asked, strict=True)
+    ]
+  similarity, index = (
+    np.concatenate(parts)[: len(queries)] for parts in zip(*best, strict=True)
   )
-  return Neighbours(np.where(np.isfinite(similarity), index, -1), similarity)
+  index = np.where(np.isfinite(similarity), index, -1).astype(np.int64)
+  return Neighbours(index, similarity)
 
 
 def _power(count: int) -> int:
