@@ -25,6 +25,14 @@ from wsiseq_jax.segment.stage import Reading, StageContext
 _SHOWN = 4  # best pictures, and worst ones
 _PICTURE_PX = 320
 
+# Scores whose names in tables are no words.
+_WORDS = {
+  "miou": "mIoU",
+  "dice": "Dice",
+  "boundary_f1": "boundary F1",
+  "ap50": "AP50",
+}
+
 
 def run(config: ConfigDict) -> list[dict[str, object]]:
   """The job; see `wsiseq_jax/segment/job.py`.
@@ -74,7 +82,11 @@ def write_page(config: ConfigDict) -> pathlib.Path:
         for role, one in context.splits.items()
       ),
     ],
-    header=("stage", "reading", *_metrics(rows), "threshold"),
+    header=(
+      *("stage", "reading"),
+      *(_WORDS.get(name, name) for name in _metrics(rows)),
+      "threshold",
+    ),
     measures=_measures(rows),
     detected=[
       (row["metric"], _interval(row))
