@@ -36,9 +36,6 @@ class Contents:
       self.settings = store.read_settings(connection)
       self.parts = store.read_parts(connection)
       self.slides = _slides(connection)
-      labels = connection.execute(
-        "SELECT row, label FROM row_labels ORDER BY row"
-      ).fetchall()
       self.background = connection.execute(
         "SELECT cohort, row FROM background ORDER BY cohort, row"
       ).fetchall()
@@ -46,8 +43,6 @@ class Contents:
     self.size = self.parts[-1].first + self.parts[-1].rows if self.parts else 0
     self._slide_firsts = self.slides["first"].to_numpy(np.int64)
     self._slide_ends = self._slide_firsts + self.slides["rows"].to_numpy()
-    self._labelled = np.array([row for row, _ in labels], np.int64)
-    self._row_labels = np.array([text for _, text in labels], object)
     self.vectors = [self.array(part, "vectors.npy") for part in self.parts]
     self.places = [self.array(part, "rows.npy") for part in self.parts]
     self.is_live = self._expand(np.ones(len(self.slides), bool))
@@ -113,12 +108,6 @@ class Contents:
     found = self.slides.iloc[at].drop(columns=["first", "rows"])
     found = found.reset_index(drop=True)
     found.insert(0, "row", rows)
-    if len(self._labelled):
-      place = np.searchsorted(self._labelled, rows)
-      place = np.minimum(place, len(self._labelled) - 1)
-      own = self._labelled[place] == rows
-      labels = found["label"].to_numpy(object)
-      found["label"] = np.where(own, self._row_labels[place], labels)
     places = np.empty(0, store.ROW)
     if len(rows):
       places = self.gather(self.places, rows)
@@ -141,17 +130,11 @@ class Contents:
     slides = ~self.slides["slide_id"].isin(no_slides).to_numpy()
     slides &= ~self.slides["patient_id"].isin(no_patients).to_numpy()
     for name, wanted in where:
-      if name in FILTERS[:-1]:
+      if name in FILTERS:
         slides &= self.slides[name].isin(wanted).to_numpy()
     rows = self._expand(slides)
     for name, wanted in where:
-      if name == "label":
-        has = self._expand(self.slides["label"].isin(wanted).to_numpy())
-        if len(self._labelled):
-          own = np.isin(self._row_labels.astype(str), wanted)
-          has[self._labelled] = own
-        rows &= has
-      elif name == "score":
+      if name == "score":
         score = np.concatenate([part["score"] for part in self.places])
         rows &= (score >= wanted[0]) & (score <= wanted[1])
     return rows

@@ -57,8 +57,6 @@ CREATE TABLE slides (
   path TEXT NOT NULL, mpp REAL, digest TEXT NOT NULL, first INTEGER NOT NULL,
   rows INTEGER NOT NULL, removed INTEGER NOT NULL DEFAULT 0);
 CREATE UNIQUE INDEX one_of_each ON slides (slide_id) WHERE NOT removed;
-CREATE TABLE row_labels (row INTEGER PRIMARY KEY, label TEXT NOT NULL);
-CREATE INDEX rows_of_label ON row_labels (label);
 CREATE TABLE background (cohort TEXT NOT NULL, row INTEGER NOT NULL);
 """
 
@@ -245,21 +243,14 @@ def remove(
   """
   for slide_id in slide_ids:
     found = connection.execute(
-      "SELECT number, first, rows FROM slides "
-      "WHERE slide_id = ? AND NOT removed",
+      "SELECT number FROM slides WHERE slide_id = ? AND NOT removed",
       (slide_id,),
     ).fetchone()
     if found is None:
       if is_known:
         _unknown_slide(connection, slide_id)
       continue
-    number, first, rows = found
-    connection.execute(
-      "UPDATE slides SET removed = 1 WHERE number = ?", (number,)
-    )
-    connection.execute(
-      "DELETE FROM row_labels WHERE row >= ? AND row < ?", (first, first + rows)
-    )
+    connection.execute("UPDATE slides SET removed = 1 WHERE number = ?", found)
 
 
 def _unknown_slide(connection: sqlite3.Connection, slide_id: str) -> None:
@@ -303,16 +294,6 @@ def set_facts(
         (*now, slide.slide_id),
       )
   return changed
-
-
-def set_row_label(connection: sqlite3.Connection, row: int, label: str) -> None:
-  """Labels a row; '' gives it the slide's label again."""
-  if label:
-    connection.execute(
-      "INSERT OR REPLACE INTO row_labels VALUES (?, ?)", (int(row), label)
-    )
-  else:
-    connection.execute("DELETE FROM row_labels WHERE row = ?", (int(row),))
 
 
 def draw_background(connection: sqlite3.Connection) -> None:

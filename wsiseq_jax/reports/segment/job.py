@@ -170,10 +170,8 @@ def _ranked(
 ) -> list[tuple[int, float]]:
   """Pictures of the test split with masks and their mIoU, the worst first."""
   pictures, found = context.pictures("test"), []
-  for number in range(len(pictures)):
+  for number in np.flatnonzero(pictures.has_truth).tolist():
     picture = pictures.picture(number)
-    if (picture.truth == segmentation.NOT_KNOWN).all():
-      continue
     counts = segmentation.confusion(
       picture.truth,
       _classes(context, picture, stage, reading, threshold),
