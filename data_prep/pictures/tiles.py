@@ -25,7 +25,7 @@ from data_prep.pictures.classes import Classes
 from data_prep.pictures.job import PictureJob, PictureMaker
 from data_prep.wsi import annotations, damage, tiles, tissue
 from data_prep.wsi.find import SlideEntry
-from data_prep.wsi.slide_tissue import tissue_of
+from data_prep.wsi.slide_tissue import open_entry, tissue_of
 from data_prep.wsi.slides import Slide
 
 _POLYGONS = (".xml", ".geojson", ".json")
@@ -87,16 +87,7 @@ def _records(
 ) -> Iterator[records.PictureRecord]:
   wanted, rules = job.config["tiles"], job.config["tissue"]
   jpeg = job.config["jpeg"]
-  with Slide.open(
-    entry.path,
-    mpp_override=entry.mpp,
-    default_mpp=wanted["default_mpp"] or None,
-    name=entry.slide_id,
-    reader=wanted["reader"],
-  ) as slide:
-    slide.check_target_mpp(
-      wanted["mpp"], wanted["mpp_tolerance"], wanted["allow_upsampling"]
-    )
+  with open_entry(entry, wanted) as slide:
     drawn = _polygons(job, entry, slide, maker)
     notes: list[SlideError] = []
     thumbnail, downsample = slide.thumbnail(rules["thumbnail_px"], notes)

@@ -24,7 +24,7 @@ from data_prep.files.errors import SlideError, as_slide_error
 from data_prep.sequences import cut, geometries
 from data_prep.wsi import damage, find, qc, slides, tissue
 from data_prep.wsi.find import SlideEntry
-from data_prep.wsi.slide_tissue import tissue_of
+from data_prep.wsi.slide_tissue import open_entry, tissue_of
 
 DONE, NO_TISSUE, NO_REGION, FAILED = "done", "no_tissue", "no_region", "failed"
 MARK = "slide.json"
@@ -117,16 +117,7 @@ def _process(job: SlideJob, stage: _Stage) -> dict[str, Any]:
   # From here on the folder is not what its old mark says.
   folder.mkdir(parents=True, exist_ok=True)
   job.done.clear()
-  with slides.Slide.open(
-    entry.path,
-    mpp_override=entry.mpp,
-    default_mpp=config["default_mpp"] or None,
-    name=entry.slide_id,
-    reader=config["reader"],
-  ) as slide:
-    slide.check_target_mpp(
-      config["mpp"], config["mpp_tolerance"], config["allow_upsampling"]
-    )
+  with open_entry(entry, config) as slide:
     _check_size(slide, geometry)
     stage.name = "thumbnail"
     notes: list[SlideError] = []

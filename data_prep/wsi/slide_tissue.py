@@ -1,4 +1,10 @@
-"""The tissue of one slide: drawn by a person, or found by its colour."""
+"""A slide of a list: opened as its row says, and its tissue.
+
+Tissue is drawn by a person, or found by its colour.
+"""
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -6,8 +12,38 @@ from jaxtyping import Bool, UInt8
 from data_prep.files.errors import SlideError
 from data_prep.wsi import tissue
 from data_prep.wsi.find import SlideEntry
+from data_prep.wsi.slides import Slide
 
 Number = int | float | np.integer | np.floating
+
+
+def open_entry(entry: SlideEntry, wanted: Mapping[str, Any]) -> Slide:
+  """Opens a slide that has the detail that is asked for.
+
+  Args:
+    entry: the slide, with a scale of its own or none.
+    wanted: reader, default_mpp, mpp, mpp_tolerance and allow_upsampling of a
+      config.
+
+  Raises:
+    SlideError: it cannot be read, has no scale, or too coarse a one.
+    ValueError: the target is not a scale at all.
+  """
+  slide = Slide.open(
+    entry.path,
+    mpp_override=entry.mpp,
+    default_mpp=wanted["default_mpp"] or None,
+    name=entry.slide_id,
+    reader=wanted["reader"],
+  )
+  try:
+    slide.check_target_mpp(
+      wanted["mpp"], wanted["mpp_tolerance"], wanted["allow_upsampling"]
+    )
+  except BaseException:
+    slide.close()
+    raise
+  return slide
 
 
 def tissue_of(

@@ -27,7 +27,7 @@ from data_prep.files import atomic
 from data_prep.files.errors import SlideError, as_slide_error
 from data_prep.wsi import damage, find, qc, tiles, tissue
 from data_prep.wsi.find import SlideEntry
-from data_prep.wsi.slide_tissue import tissue_of
+from data_prep.wsi.slide_tissue import open_entry, tissue_of
 from data_prep.wsi.slides import Slide
 
 OK, NO_TISSUE = "ok", "no_tissue"
@@ -217,16 +217,7 @@ def _plan(
   stage, slide = "open", None
   try:
     wanted = settings.tiles
-    slide = Slide.open(
-      entry.path,
-      mpp_override=entry.mpp,
-      default_mpp=wanted["default_mpp"] or None,
-      name=entry.slide_id,
-      reader=wanted["reader"],
-    )
-    slide.check_target_mpp(
-      wanted["mpp"], wanted["mpp_tolerance"], wanted["allow_upsampling"]
-    )
+    slide = open_entry(entry, wanted)
     stage = "thumbnail"
     notes: list[SlideError] = []
     thumbnail, downsample = slide.thumbnail(
