@@ -4,17 +4,17 @@ r"""Labelled pictures of the real data: regions of BCSS, nuclei of BreCaHAD.
 
 Each is a folder that `config.data.path` takes:
 
-- `OUT/bcss_1008`, `OUT/bcss_1015`: crops of 128 px at 0.5 um/px of the region
-  trained on (its lower three quarters; half overlapping), validation crops (its
-  upper quarter) and test crops of the other region, side by side. A crop is
+- `OUT/bcss_1008`, `OUT/bcss_1015`: crops of 64 um of the region trained on (its
+  lower three quarters), validation crops (its upper quarter), both half
+  overlapping, and test crops of the other region, side by side. A crop is
   positive if tumour covers 2 % of it, negative if the mask leaves it free;
   others are left out. All have their mask. Validation is of the same patient
   as training: thresholds may be chosen there, and are not reported there.
   Larger crops have next to no negatives.
-- `OUT/brecahad`, `OUT/brecahad_all`: quarters of the images with tumour nuclei
-  as points. 10011 and 10026 train, 10015 is for validation, 10022 for testing.
-  In `brecahad` training pictures have 10 % of their points, drawn; the mask is
-  the published discs, of which the test is made; not every nucleus has one.
+- `OUT/brecahad`: quarters of the images with tumour nuclei as points. 10015 and
+  10022 train: there the settings of the detector without weights were chosen
+  too (`benchmarks/nuclei.py`). 10026 is for validation, 10011 for testing. The
+  mask is the published discs; not every nucleus has one.
 
 BCSS is CC0 (Amgad et al. 2019), BreCaHAD CC BY 4.0 (Aksac et al. 2019). Two
 patients, four images: whatever comes out of them is an anecdote.
@@ -35,14 +35,16 @@ from data_prep.pictures import prepare, records
 from data_prep.pictures.settings import PictureSettings
 
 REGIONS = ("1008", "1015")
-CROP_PX, CROP_MPP, SOURCE_MPP = 128, 0.5, 0.25
+CROP_UM, CROP_MPP, SOURCE_MPP = 64, 0.5, 0.25
 POSITIVE = 0.02  # share of a crop
-NUCLEI = {"10011": "train", "10026": "train", "10015": "val", "10022": "test"}
-SHARE = 0.1  # of the points
+NUCLEI = {"10015": "train", "10022": "train", "10026": "val", "10011": "test"}
 
 
 def bcss(
-  data: pathlib.Path, out: pathlib.Path, trained_on: str
+  data: pathlib.Path,
+  out: pathlib.Path,
+  trained_on: str,
+  mpp: float = CROP_MPP,
 ) -> pathlib.Path:
   """Prepares crops of both regions; trains on one, tests the other.
 
@@ -50,25 +52,26 @@ def bcss(
     data: folder with `bcss/`.
     out: where to write.
     trained_on: '1008' or '1015'.
+    mpp: of the crops.
 
   Returns:
     The folder that `config.data.path` takes.
   """
   folder = out / f"bcss_{trained_on}"
-  rows = []
+  rows, side = [], round(CROP_UM / mpp)
   for name in REGIONS:
-    pixels, mask = _region(data / "bcss", name)
+    pixels, mask = _region(data / "bcss", name, mpp)
     border = mask.shape[0] // 4
-    plans = {"test": (0, mask.shape[0], CROP_PX)}
+    plans = {"test": (0, mask.shape[0], side)}
     if name == trained_on:
       plans = {
-        "train": (border, mask.shape[0], CROP_PX // 2),
-        "val": (0, border, CROP_PX),
+        "train": (border, mask.shape[0], side // 2),
+        "val": (0, border, side // 2),
       }
     for split, (top, bottom, step) in plans.items():
-      for y in range(top, bottom - CROP_PX + 1, step):
-        for x in range(0, mask.shape[1] - CROP_PX + 1, step):
-          box = np.s_[y : y + CROP_PX, x : x + CROP_PX]
+      for y in range(top, bottom - side + 1, step):
+        for x in range(0, mask.shape[1] - side + 1, step):
+          box = np.s_[y : y + side, x : x + side]
           share = mask[box].mean()
           if 0 < share < POSITIVE:
             continue
@@ -82,25 +85,20 @@ def bcss(
               "tumour": int(share > 0),
             }
           )
-  return _prepare(folder, rows, CROP_MPP)
+  return _prepare(folder, rows, mpp)
 
 
-def brecahad(
-  data: pathlib.Path, out: pathlib.Path, share: float = SHARE, seed: int = 0
-) -> pathlib.Path:
+def brecahad(data: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
   """Prepares quarters of the images with points on tumour nuclei.
 
   Args:
     data: folder with `brecahad/`.
     out: where to write.
-    share: of the points of training pictures that are kept.
-    seed: which.
 
   Returns:
     The folder that `config.data.path` takes.
   """
-  folder = out / ("brecahad" if share < 1 else "brecahad_all")
-  rng, rows = np.random.default_rng(seed), []
+  folder, rows = out / "brecahad", []
   for name, split in NUCLEI.items():
     pixels = _read(data / "brecahad/images" / f"{name}.jpg")
     discs = cv2.imread(str(data / "brecahad/masks" / f"{name}.jpg"), 0)
@@ -112,9 +110,6 @@ def brecahad(
       one = points - (x, y)
       inside = records.inside(one, (height, width))
       one = one[inside]
-      if split == "train" and share < 1:
-        keep = max(1, round(share * len(one)))
-        one = one[np.sort(rng.permutation(len(one))[:keep])]
       row = _write(folder, f"{name}_{number}", pixels[box], discs[box] > 127)
       rows.append(
         row
@@ -132,9 +127,11 @@ def _read(path: pathlib.Path) -> np.ndarray:
   return cv2.imread(str(path))[..., ::-1]
 
 
-def _region(folder: pathlib.Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _region(
+  folder: pathlib.Path, name: str, mpp: float
+) -> tuple[np.ndarray, np.ndarray]:
   """Pixels and tumour of a region at the resolution of the crops."""
-  shrink = round(CROP_MPP / SOURCE_MPP)
+  shrink = round(mpp / SOURCE_MPP)
   pixels = _read(folder / f"{name}.jpg")
   mask = cv2.imread(
     str(folder / f"{name}_tumor_mask.png"), cv2.IMREAD_GRAYSCALE
@@ -191,8 +188,7 @@ def main() -> None:
   options = parser.parse_args()
   for name in REGIONS:
     bcss(options.data, options.out, name)
-  for share in (SHARE, 1.0):
-    brecahad(options.data, options.out, share)
+  brecahad(options.data, options.out)
 
 
 if __name__ == "__main__":

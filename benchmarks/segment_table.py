@@ -47,19 +47,17 @@ parameters, so that intervals hold for another cohort of this kind.
 import argparse
 import csv
 import dataclasses
-import hashlib
-import json
+import functools
 import pathlib
-import time
 
 import harness
 import pretrain_table
+import segment_runs
+from segment_runs import ALL_TISSUE, STAIN
 
 from data_prep.files import tables
-from wsiseq_jax import writers
 from wsiseq_jax.segment.methods import METHODS
 
-ALL_TISSUE, STAIN = "all tissue/", "stain/chosen"
 PLAIN_MAPS = "student/cam/per image"
 SCORES = ("miou", "dice", "precision", "recall", "boundary_f1", "ap50")
 
@@ -159,9 +157,8 @@ HYPOTHESES = {
 }
 
 
-def key_of(variant, row):
+def key_of(variant, name):
   """How a row of a run is called; baselines are the same in all variants."""
-  name = f"{row['stage']}/{row['reading']}"
   return name if name in (ALL_TISSUE, STAIN) else f"{variant}/{name}"
 
 
@@ -216,46 +213,21 @@ def identity(args, name, seed):
     dataclasses.asdict(VARIANTS[name]),
     [args.pictures, args.px, args.size, args.more],
   ]
-  text = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-  return f"{name}_{seed}_{text[:8]}"
-
-
-def auroc(folder):
-  """AUROC of validation pictures at the best epoch, by classifier."""
-  found = {}
-  for path in sorted(folder.rglob("metrics.jsonl")):
-    log = [x for x in writers.read_metrics(path) if "val/auroc" in x]
-    if log:
-      best = min(log, key=lambda x: x["val/loss"])
-      found[str(path.parent.relative_to(folder))] = best["val/auroc"]
-  return found
+  return segment_runs.name_of(f"{name}_{seed}", about)
 
 
 def carry_out(args, name, seed, folder):
   """Trains and scores one run; returns its row."""
   variant = VARIANTS[name]
-  data = cohort(args, seed, variant.is_labelled)
-  values = settings_of(args, name, seed)
-  start = time.monotonic()
-  harness.call(
-    "main.py",
-    f"--config=configs/segment.py:{variant.method},{args.size}",
-    f"--config.workdir={folder}",
-    f"--config.data.path={data}",
-    *(f"--config.{k}={v}" for k, v in values.items()),
-    *args.more,
-    log=folder / "log.txt",
+  found = segment_runs.segment(
+    folder,
+    f"{variant.method},{args.size}",
+    cohort(args, seed, variant.is_labelled),
+    settings_of(args, name, seed),
+    args.more,
   )
-  scores = {}
-  for row in tables.read(folder / "segmentation.csv").rows:
-    value = row.cells["value"]
-    one = scores.setdefault(key_of(name, row.cells), {})
-    one[row.cells["metric"]] = float(value) if value else float("nan")
-  return {
-    "seconds": round(time.monotonic() - start),
-    "auroc": auroc(folder),
-    "scores": scores,
-  }
+  scores = {key_of(name, k): v for k, v in found["scores"].items()}
+  return {**found, "scores": scores}
 
 
 def study(args):
@@ -264,23 +236,14 @@ def study(args):
     for name in args.variants:
       if VARIANTS[name].needs_weights and not args.weights:
         continue
-      run = identity(args, name, seed)
-      # Read again each time: another process may share the folder.
-      if any(row["name"] == run for row in read_rows(args.work)):
-        continue
-      print(run, flush=True)
-      found = carry_out(args, name, seed, args.work / run)
-      row = {"name": run, "variant": name, "seed": seed, "size": args.size}
-      row |= {"pictures": args.pictures, "px": args.px, "more": args.more}
-      with (args.work / "runs.jsonl").open("a") as file:
-        file.write(json.dumps(row | found) + "\n")
-      for key, one in found["scores"].items():
-        print(f"  {key:<34}mIoU {one['miou']:.3f}  Dice {one['dice']:.3f}")
-
-
-def read_rows(work):
-  """Finished runs."""
-  return writers.read_metrics(work / "runs.jsonl")
+      about = {"variant": name, "seed": seed, "size": args.size}
+      about |= {"pictures": args.pictures, "px": args.px, "more": args.more}
+      segment_runs.once(
+        args.work,
+        identity(args, name, seed),
+        about,
+        functools.partial(carry_out, args, name, seed),
+      )
 
 
 def summary(rows):
@@ -299,13 +262,7 @@ def summary(rows):
       of_seed.setdefault(key, {})[row["seed"]] = one
 
   def scores(pick, seeds):
-    found = {}
-    for name in SCORES:
-      values = [pick(seed).get(name, float("nan")) for seed in seeds]
-      values = [v for v in values if v == v]
-      if values:
-        found[name] = pretrain_table.over_seeds(values)
-    return found
+    return segment_runs.over_seeds({s: pick(s) for s in seeds}, SCORES)
 
   def paired(added, taken):
     every = [of_seed.get(key, {}) for key in (*added, *taken)]
@@ -390,7 +347,9 @@ def main():
   wanted = {
     identity(args, name, seed) for name in args.variants for seed in args.seeds
   }
-  rows = [row for row in read_rows(args.work) if row["name"] in wanted]
+  rows = [
+    row for row in segment_runs.finished(args.work) if row["name"] in wanted
+  ]
   if not rows:
     raise SystemExit(f"no finished run of these settings in {args.work}")
   found = {**summary(rows), "auroc": auroc_over_seeds(rows), "runs": rows}

@@ -68,3 +68,9 @@ def test_unknown_resamples_are_left_out():
   found = bootstrap.intervals(statistics, np.array([0, 1]), 50)
   assert found["some"] == (1.0, 1.0)
   assert np.isnan(found["none"]).all()
+
+
+def test_one_patient_has_no_interval():
+  y = np.arange(5.0)
+  found = bootstrap.intervals(mean_of(y), np.array(["a"] * 5), 20)
+  assert np.isnan(found["mean"]).all()

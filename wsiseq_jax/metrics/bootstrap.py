@@ -46,7 +46,8 @@ def intervals(
     seed: of the draw.
 
   Returns:
-    {name: (low, high)}; NaN if no resample has a value.
+    {name: (low, high)}; NaN if no resample has a value, or all samples are of
+    one patient: nothing is known of others then.
 
   Example:
     >>> y = np.array([0.0, 0.0, 1.0, 1.0])
@@ -54,6 +55,7 @@ def intervals(
     >>> intervals(mean, np.array(["a", "a", "b", "b"]))
     {'mean': (0.0, 1.0)}
   """
+  is_one = len(np.unique(patients)) < 2
   weights = patient_weights(patients, resamples, seed)
   rows = max(1, BLOCK_WEIGHTS // max(len(patients), 1))
   blocks = [
@@ -64,7 +66,7 @@ def intervals(
     values = np.concatenate([block[name] for block in blocks])
     values = values[np.isfinite(values)]
     ends = (float("nan"),) * 2
-    if len(values):
+    if len(values) and not is_one:
       ends = np.quantile(values, [0.025, 0.975])
     found[name] = (float(ends[0]), float(ends[1]))
   return found

@@ -216,7 +216,8 @@ def interval(
   """95 % interval of the score by drawing patients with replacement.
 
   A drawn patient brings all slides, as often as drawn; a resample without a
-  lesion has no score and is left out. Arguments and errors are those of `froc`.
+  lesion has no score and is left out. NaN of one patient. Arguments and errors
+  are those of `froc`.
   """
   _check(slides, FALSE_POSITIVES)
   events = _events(slides)

@@ -140,10 +140,16 @@ def write(
 def text_of(rows: Sequence[dict[str, Any]]) -> str:
   """The table for people: a line a result, a column a score."""
   names = list(dict.fromkeys(row["metric"] for row in rows))
+  one_patient = rows[0]["patients"] == 1
   lines = [
     f"Split `{rows[0]['split']}`: {rows[0]['pictures']} pictures with masks of "
-    f"{rows[0]['patients']} patients. Intervals of 95 % come from resampling "
-    "patients. No threshold was chosen on this split.",
+    + (
+      "one patient, so that there is no interval"
+      if one_patient
+      else f"{rows[0]['patients']} patients. Intervals of 95 % come from "
+      "resampling patients"
+    )
+    + ". No threshold was chosen on this split.",
     "",
     "| stage | reading | " + " | ".join(names) + " | threshold |",
     "|---" * (len(names) + 3) + "|",
@@ -153,16 +159,16 @@ def text_of(rows: Sequence[dict[str, Any]]) -> str:
     key = (row["stage"], row["reading"])
     groups.setdefault(key, {})[row["metric"]] = row
   for (stage, reading), of in groups.items():
-    cells = [
-      f"{of[n]['value']:.3f} [{of[n]['low']:.3f}, {of[n]['high']:.3f}]"
-      if n in of
-      else ""
-      for n in names
-    ]
+    cells = [_cell(of[n]) if n in of else "" for n in names]
     one = next(iter(of.values()))
     threshold = f"{one['threshold']:.3f}: {one['threshold_from']}"
     lines.append(f"| {stage} | {reading} | {' | '.join(cells)} | {threshold} |")
   return "\n".join(lines) + "\n"
+
+
+def _cell(row: dict[str, Any]) -> str:
+  interval = f" [{row['low']:.3f}, {row['high']:.3f}]"
+  return f"{row['value']:.3f}" + (interval if row["low"] == row["low"] else "")
 
 
 def _with_masks(context: StageContext, split: str) -> list[int]:

@@ -106,17 +106,17 @@ def _metrics(rows: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def _interval(row: Mapping[str, str]) -> str:
-  """A value with its interval.
+  """A value with its interval; of one patient there is none.
 
   Example:
-    >>> _interval({"value": "0.51", "low": "0.4", "high": ""})
-    '0.510 [0.400, –]'
+    >>> _interval({"value": "0.51", "low": "0.4", "high": "0.6"})
+    '0.510 [0.400, 0.600]'
   """
   value, low, high = (
     page.number(float(row[key]) if row[key] else None)
     for key in ("value", "low", "high")
   )
-  return f"{value} [{low}, {high}]"
+  return f"{value} [{low}, {high}]" if row["low"] else value
 
 
 def _measures(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, ...]]:
