@@ -7,7 +7,7 @@ Data are those of `real_pictures.py`. Two regions of BCSS, of a patient each:
 trained on crops of one with a label each, tested on the other, and back; plain
 class maps, the student without and with masks (`full`). Two encoders: `small`,
 from scratch, and a frozen ViT-S (`real_encoder.py` makes the file), features
-after six blocks. And nuclei of BreCaHAD, from a tenth of their points and from
+after four blocks. And nuclei of BreCaHAD, from a tenth of their points and from
 all of them, drawn for each seed, by `small` alone.
 
 What the numbers can say. One patient trains and one is tested: there is no
@@ -62,7 +62,7 @@ def runs_of(args, seed):
         "backbone.train": "none",
         "backbone.encoder.name": "dinov2_small_14",
         "backbone.encoder.weights": str(args.weights),
-        "backbone.encoder.layer": 6,
+        "backbone.encoder.layer": 4,
       }
     for region in real_pictures.REGIONS:
       for method, stages in (

@@ -76,7 +76,6 @@ def test_every_variant_is_a_config_and_every_row_is_made(table):
       block[last] = eval(value) if isinstance(was, tuple) else value
     for stage in settings.read(config).chain():
       for reading in stage.readings:
-        cells = {"stage": stage.name, "reading": reading.name}
-        made.add(table.key_of(name, cells))
+        made.add(table.key_of(name, f"{stage.name}/{reading.name}"))
   wanted = {k for sides in table.HYPOTHESES.values() for s in sides for k in s}
   assert {*wanted, table.PLAIN_MAPS} <= made
