@@ -1,7 +1,7 @@
 """Do neighbours in other patients show the same tissue, organ or diagnosis?
 
   python benchmarks/retrieval.py [--runs RUN ...] [--real-runs RUN ...]
-      [--weights=vit_s_focus.safetensors]
+      [--weights=vit_s_focus.safetensors] [--of synthetic|real]
 
 Tiles of synthetic slides, whose tissue types are known, and of the real slides,
 are embedded by: `mean colour`; `random vectors`; `untrained`, a ViT-S/16 from
@@ -21,6 +21,7 @@ Writes `benchmarks/results/retrieval.json`.
 
 import argparse
 import collections
+import json
 import pathlib
 import tempfile
 
@@ -191,18 +192,23 @@ def main() -> None:
     )
   parser.add_argument("--weights", default="", help="of a real encoder")
   parser.add_argument("--work", help="folder for slides and features")
+  parser.add_argument(
+    "--of", nargs="+", choices=("synthetic", "real"), help="the other stays",
+    default=["synthetic", "real"],
+  )  # fmt: skip
   options = parser.parse_args()
-  result = {"machine": harness.machine()}
+  path = harness.RESULTS / "retrieval.json"
+  result = json.loads(path.read_text()) if path.is_file() else {}
+  result["machine"] = harness.machine()
   with tempfile.TemporaryDirectory(dir=options.work) as name:
     work = pathlib.Path(name)
-    result["synthetic"] = synthetic(
-      work / "synthetic", encoders_of(options, options.runs)
-    )
-    harness.write_result(harness.RESULTS / "retrieval.json", result)
-    result["real"] = real(
-      work / "real", encoders_of(options, options.real_runs)
-    )
-  harness.write_result(harness.RESULTS / "retrieval.json", result)
+    for kind, runs, measure in (
+      ("synthetic", options.runs, synthetic),
+      ("real", options.real_runs, real),
+    ):
+      if kind in options.of:
+        result[kind] = measure(work / kind, encoders_of(options, runs))
+        harness.write_result(path, result)
 
 
 if __name__ == "__main__":
