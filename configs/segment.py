@@ -27,8 +27,8 @@ first is the default:
   full       the same network taught by masks: the upper bound
 
   <method>,plain  as published: ResNet-50 with fixed batch-norm, its last two
-                  stages and the head trained by SGD as IRN's code has it; name
-                  its weights
+                  stages and the head trained by SGD as IRN's code has it, the
+                  mean of the class map; name its weights
   <method>,demo   settings for small pictures on a CPU, minutes
   <method>,smoke  tiny, on pictures that are made on the fly, seconds; `smoke`
                   is `cam,smoke`, `demo` is `student,demo`
@@ -78,7 +78,7 @@ from wsiseq_jax.segment.training import IRN_FIT
 
 # Values of `demo` and `smoke`, wherever a stage has the key.
 _DEMO = {
-  "level": 3,
+  "level": 2,
   "scales": (1.0, 0.5),
   "region_scales": (1.0, 0.5),
   "width": 32,
@@ -115,11 +115,14 @@ def get_config(arg: str = "") -> ConfigDict:
   }
   config = common.defaults(SegmentSettings, method=method, stages=stages)
   if size == "plain":
-    _resize(config, {}, dataclasses.asdict(IRN_FIT))
+    _resize(config, {"sharpness": 0.0}, dataclasses.asdict(IRN_FIT))
     config.backbone.update(name="resnet50", norm="fixed", train="late")
   elif size == "demo":
     _resize(config, _DEMO, {"epochs": 12, "warmup_epochs": 1, "lr": 3e-3})
     config.data.crops.update({"batch_size": 16, "crop_px": 128})
+    for name in ("cam", "rpnet"):  # a label of a picture teaches little
+      if name in config.stages:
+        config.stages[name].optim.epochs = 24
   elif size == "smoke":
     _resize(config, _SMOKE, {"epochs": 2, "warmup_epochs": 0, "lr": 1e-2})
     config.data.path = "synthetic"

@@ -8,7 +8,7 @@ import pytest
 from data_prep.files import schema
 from tests.segment.test_prototypes import slow_factor, slow_norm
 from wsiseq_jax import parallel
-from wsiseq_jax.segment import prototypes, rpnet
+from wsiseq_jax.segment import cam, prototypes, rpnet
 
 SMALL = rpnet.Rpnet(width=12)
 LABELS = jnp.array([[1.0, 0], [1, 1], [0, 1], [0, 0]])
@@ -136,7 +136,9 @@ def slow_loss(params, config, view, labels, key):
       again = f[at] * slow_factor(likeness, valid)[..., None]
       again = slow_nonlocal(params[role]["region"], again, valid)
       region = again @ params[role]["head"]["kernel"]
-      logits = standard[number][valid > 0].mean(0)
+      there = standard[number][valid > 0]
+      r = config.sharpness
+      logits = np.log(np.exp(r * there).mean(0)) / r
       cross += np.mean(np.log1p(np.exp(logits)) - label * logits)
       apart = slow_norm(standard[number], valid) - slow_norm(region, valid)
       gap += np.mean(apart**2 * label)
@@ -183,8 +185,8 @@ def test_padding_has_no_part_in_anything():
   np.testing.assert_allclose(padded[:, :4, :4], maps, atol=1e-5)
   assert not np.any(np.asarray(padded)[:, 4:])
   np.testing.assert_allclose(
-    rpnet.logits_of(padded, wide.valid),
-    rpnet.logits_of(maps, view.valid),
+    cam.logits_of(padded, wide.valid, 2.0),
+    cam.logits_of(maps, view.valid, 2.0),
     atol=1e-5,
   )
 

@@ -80,7 +80,7 @@ class Rpnet(cam.Cam):
     def found(params, frozen, pixels, tissue):
       view = view_of(self, backbone, params, frozen, pixels, tissue)
       maps = class_maps(params["head"], view)
-      return maps, logits_of(maps, view.valid)
+      return maps, cam.logits_of(maps, view.valid, self.sharpness)
 
     return found
 
@@ -243,12 +243,6 @@ def class_maps(params: Params, view: View) -> Maps:
   return _standard(params["x"], project(params, view), view.valid)
 
 
-def logits_of(maps: Maps, valid: Float[Array, "b h w"]) -> Float[Array, "b y"]:
-  """Logits of pictures: means of their class maps."""
-  count = jnp.maximum(jnp.sum(valid, axis=(1, 2)), 1)
-  return jnp.einsum("bhwy,bhw->by", maps, valid) / count[:, None]
-
-
 def _standard(role: Params, features: Array, valid: Array) -> Maps:
   return (
     nonlocal_block(role["standard"], features, valid) @ (role["head"]["kernel"])
@@ -291,7 +285,7 @@ def loss(
   for role, rows in enumerate((jnp.arange(shape[0]), partners.row)):
     valid, known = views[0].valid[rows], labels[rows]
     classification += prototypes.classification(
-      logits_of(standard[role], valid), known, real
+      cam.logits_of(standard[role], valid, config.sharpness), known, real
     )
     disagreement += prototypes.disagreement(
       standard[role], mean[role], known, valid, real
