@@ -138,7 +138,7 @@ HYPOTHESES = {
     (f"student/cam/{_CHOSEN}",),
     (f"coloured/cam/{_CHOSEN}",),
   ),
-  "2 absolute - per image": ((f"student/cam/{_CHOSEN}",), (PLAIN_MAPS,)),
+  "2 absolute - per image": ((f"mean/cam/{_CHOSEN}",), (PLAIN_MAPS,)),
   "3 normals labelled - withheld": (
     (f"student/cam/{_CHOSEN}",),
     (f"unlabelled/cam/{_CHOSEN}",),
