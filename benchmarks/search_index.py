@@ -20,7 +20,6 @@ Writes `benchmarks/results/search_index.json`.
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import pathlib
@@ -45,8 +44,8 @@ KINDS = {
   "here, 16 lists + vectors": ("IVF128_HNSW32,PQ32", 16, 200),
   "binary + vectors": ("binary", 0, 200),
   "lists, PQ64": ("IVF{lists},PQ64", 64, 0),
-  "lists, PQ64 + vectors (ours)": ("IVF{lists},PQ64", 64, 200),
-  "lists, RaBitQ + vectors": ("IVF{lists},RaBitQ", 64, 200),
+  "lists, PQ64 + vectors": ("IVF{lists},PQ64", 64, 200),
+  "lists, RaBitQ + vectors (ours)": ("IVF{lists},RaBitQ", 64, 200),
   "lists, SQ8": ("IVF{lists},SQ8", 64, 0),
   "LanceDB IVF_PQ, refined": ("lance", 64, 200),
 }
@@ -203,13 +202,12 @@ def _faiss(factory, lists, candidates, vectors):
     )
   from wsiseq_jax.search import ann
 
-  shape = ann.shape_for(len(vectors), WIDTH)
+  made = ann.lists_for(len(vectors))
   if len(vectors) > 1_000_000:  # k-means of 16,384 lists would take an hour
-    shape = dataclasses.replace(shape, lists=1024)
-    lists = min(lists, 32)
-  index = faiss.index_factory(WIDTH, factory.format(lists=shape.lists))
+    made, lists = 1024, min(lists, 32)
+  index = faiss.index_factory(WIDTH, factory.format(lists=made))
   if "IVF" in factory:
-    count = min(len(vectors), ann.sample_size(shape))
+    count = min(len(vectors), ann.sample_size(made))
     sample = np.sort(rng.choice(len(vectors), count, replace=False))
     index.train(vectors[sample].astype(np.float32))
     index.nprobe = lists

@@ -95,10 +95,9 @@ _QUANTILE = {
   "stages.lattice.rounds": 0,
 }
 _NEAR = {"stages.irn.radius": 4}
-# `mean` has `cam` as its first stage: plain class maps are its rows.
 VARIANTS = {
   "student": Variant("student"),
-  "mean": Variant("student", _MEAN),
+  "mean": Variant("cam", _MEAN),
   "rpnet": Variant("rpnet"),
   "published": Variant("rpnet", {"stages.rpnet.mask": "published"}),
   "negatives": Variant("rpnet", {"stages.rpnet.negatives": "prototypes"}),
@@ -336,7 +335,7 @@ def arguments():
   parser.add_argument("--name", default="segment_table")
   parser.add_argument("--variants", nargs="+", choices=known, default=known)
   parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-  parser.add_argument("--pictures", type=int, default=600, help="of a cohort")
+  parser.add_argument("--pictures", type=int, default=1300)
   parser.add_argument("--px", type=int, default=128, help="side of a picture")
   parser.add_argument("--size", choices=("demo", "smoke"), default="demo")
   parser.add_argument("--weights", help="ResNet-50, for hypothesis 5")

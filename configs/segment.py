@@ -120,9 +120,8 @@ def get_config(arg: str = "") -> ConfigDict:
   elif size == "demo":
     _resize(config, _DEMO, {"epochs": 12, "warmup_epochs": 1, "lr": 3e-3})
     config.data.crops.update({"batch_size": 16, "crop_px": 128})
-    for name in ("cam", "rpnet"):  # a label of a picture teaches little
-      if name in config.stages:
-        config.stages[name].optim.epochs = 24
+    if "student" in config.stages:  # labels of pixels teach faster
+      config.stages.student.optim.epochs = 6
   elif size == "smoke":
     _resize(config, _SMOKE, {"epochs": 2, "warmup_epochs": 0, "lr": 1e-2})
     config.data.path = "synthetic"

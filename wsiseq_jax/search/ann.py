@@ -1,16 +1,20 @@
 """Approximate search with FAISS: lists of short codes, and exact distances.
 
-A quantiser is trained once, on a sample: k-means splits the vectors into lists,
-and a product quantiser writes each down in `d / 4` bytes, less than a tenth of
-its size. A query looks at the nearest lists. What the codes find is ranked
-anew by the vectors themselves (`Index.search`).
+A quantiser is trained once, on a sample: k-means splits the vectors into lists.
+Each vector is written down as the signs of its difference from the middle of
+its list, and two numbers that make distances of them (RaBitQ): `d / 8 + 8`
+bytes, less than a tenth of its size, and nothing more to train. A query looks
+at the nearest lists. What the codes find is ranked anew by the vectors
+themselves (`Index.search`).
 
 Codes are plain arrays: a slide's codes do not depend on other slides, so that
 adding and removing slides touches nothing else, on any number of machines.
 `benchmarks/search_index.py` has what the kinds of FAISS and of LanceDB cost.
+
+Reference: Gao and Long, RaBitQ: quantizing high-dimensional vectors with a
+theoretical error bound for approximate nearest neighbor search, SIGMOD 2024.
 """
 
-import dataclasses
 import math
 import pathlib
 from collections.abc import Iterable
@@ -28,46 +32,41 @@ _TRAIN_PER_LIST = 40
 _GRAPH_FROM = 16384
 
 
-@dataclasses.dataclass(frozen=True)
-class ListShape:
-  """The sizes of a quantiser."""
-
-  lists: int  # of k-means
-  code_bytes: int  # of a vector
-
-  @property
-  def factory(self) -> str:
-    """What FAISS calls it."""
-    graph = "_HNSW32" if self.lists >= _GRAPH_FROM else ""
-    return f"IVF{self.lists}{graph},PQ{self.code_bytes}"
-
-
-def shape_for(rows: int, width: int) -> ListShape:
-  """The sizes for a number of vectors.
+def lists_for(rows: int) -> int:
+  """How many lists so many vectors are split into.
 
   Example:
-    >>> shape_for(1_000_000, 256), shape_for(100_000, 10)
-    (ListShape(lists=4096, code_bytes=64), ListShape(lists=1024, code_bytes=2))
+    >>> lists_for(1_000_000), lists_for(100)
+    (4096, 64)
   """
   least, most = _LISTS
   lists = 2 ** round(math.log2(max(1.0, 4 * math.sqrt(rows))))
-  codes = [n for n in range(1, width // 4 + 1) if width % n == 0] or [1]
-  return ListShape(min(max(lists, least), most), codes[-1])
+  return min(max(lists, least), most)
 
 
-def sample_size(shape: ListShape) -> int:
+def factory(lists: int) -> str:
+  """What FAISS calls it.
+
+  Example:
+    >>> factory(4096), factory(65536)
+    ('IVF4096,RaBitQ', 'IVF65536_HNSW32,RaBitQ')
+  """
+  graph = "_HNSW32" if lists >= _GRAPH_FROM else ""
+  return f"IVF{lists}{graph},RaBitQ"
+
+
+def sample_size(lists: int) -> int:
   """How many vectors to train with."""
-  return max(_TRAIN_PER_LIST * shape.lists, 20_000)
+  return max(_TRAIN_PER_LIST * lists, 20_000)
 
 
 def train(
-  sample: Float32[np.ndarray, "n d"], shape: ListShape, seed: int = 0
+  sample: Float32[np.ndarray, "n d"], lists: int, seed: int = 0
 ) -> faiss.IndexIVF:
   """Trains a quantiser on vectors of length 1."""
-  index = faiss.index_factory(sample.shape[1], shape.factory, faiss.METRIC_L2)
-  for clustering in (index.cp, index.pq.cp):
-    clustering.seed = seed
-    clustering.min_points_per_centroid = 1  # a small index is no fault
+  index = faiss.index_factory(sample.shape[1], factory(lists), faiss.METRIC_L2)
+  index.cp.seed = seed
+  index.cp.min_points_per_centroid = 1  # a small index is no fault
   index.train(np.ascontiguousarray(sample))
   return index
 

@@ -204,11 +204,10 @@ class _Build:
     name = self.before.get("quantiser", "")
     if rows <= index.EXACT:
       return {}
-    width = self._vectors(next(iter(counts))).shape[1]
-    shape = ann.shape_for(rows, width)
+    lists = ann.lists_for(rows)
     trained = self.before.get("quantiser_lists", 0)
-    if not name or shape.lists >= _GROWN * trained:
-      name, trained = self._train(shape, counts), shape.lists
+    if not name or lists >= _GROWN * trained:
+      name, trained = self._train(lists, counts), lists
     tasks = [CodesTask(str(self.folder), part, name) for part in counts]
     for task, result in self._each(parts.write_codes, tasks, "part"):
       if isinstance(result, Died):
@@ -222,17 +221,17 @@ class _Build:
     path = store.part_folder(self.folder, part) / "vectors.npy"
     return np.load(path, mmap_mode="r")
 
-  def _train(self, shape: ann.ListShape, counts: Mapping[str, int]) -> str:
+  def _train(self, lists: int, counts: Mapping[str, int]) -> str:
     """Trains a quantiser, unless it is there; returns its name."""
     seed = self.asked.index.seed
-    inputs_of = [dataclasses.asdict(shape), sorted(counts.items()), seed]
+    inputs_of = [ann.factory(lists), sorted(counts.items()), seed]
     name = done.digest(inputs_of)[:16]
     path = self.folder / f"quantiser-{name}.faiss"
     if path.is_file():
       return name
-    sample = self._sample(counts, ann.sample_size(shape), seed)
-    launch.log(f"training {shape.factory} with {len(sample):,} vectors")
-    ann.write(path, ann.train(sample, shape, seed))
+    sample = self._sample(counts, ann.sample_size(lists), seed)
+    launch.log(f"training {ann.factory(lists)} with {len(sample):,} vectors")
+    ann.write(path, ann.train(sample, lists, seed))
     return name
 
   def _sample(
