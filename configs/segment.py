@@ -120,8 +120,11 @@ def get_config(arg: str = "") -> ConfigDict:
   elif size == "demo":
     _resize(config, _DEMO, {"epochs": 12, "warmup_epochs": 1, "lr": 3e-3})
     config.data.crops.update({"batch_size": 16, "crop_px": 128})
-    if "student" in config.stages:  # labels of pixels teach faster
-      config.stages.student.optim.epochs = 6
+    for name, stage in config.stages.items():
+      if name in ("cam", "rpnet"):  # labels of pictures teach slowly, ...
+        stage.optim.epochs = 20
+      elif name == "student":  # ... those of pixels fast
+        stage.optim.epochs = 6
   elif size == "smoke":
     _resize(config, _SMOKE, {"epochs": 2, "warmup_epochs": 0, "lr": 1e-2})
     config.data.path = "synthetic"
