@@ -8,7 +8,8 @@ network: a method that ends in `student`, or `points`, `nuclei` or `full`.
 SLIDES is a file, a folder, a glob or a CSV, as in `configs/embed_tiles.py`.
 
 Slides are read at `tiles.mpp` micrometres a pixel, by default the scale of the
-pictures that the network learned from; tiles overlap by `tiles.overlap_px` and
+pictures that the network learned from, in tiles as large as the crops of its
+training (`tiles.tile_px`); they overlap by a quarter (`tiles.overlap_px`) and
 are blended there. Glass is background by the tissue mask. The threshold is the
 one that masks of validation chose, if `model.threshold` does not say another.
 

@@ -126,7 +126,7 @@ def test_every_pixel_lands_where_it_is_on_the_slide(tmp_path):
   config.tiles.mpp = 1.0
   asked = slide_settings.read(config)
   model = SlideModel(
-    "dark", ("dark",), None, 0.35, {}, darkness, "dark", nuclei.Detection()
+    "dark", ("dark",), None, 64, 0.35, {}, darkness, "dark", nuclei.Detection()
   )
   summary = slides.segment_slides(asked, model)
   assert summary.exit_code == 0
@@ -164,6 +164,26 @@ def test_every_pixel_lands_where_it_is_on_the_slide(tmp_path):
   assert (cells.xy_um >= 0).all()
   assert (cells.xy_um < np.array(level0_px) * mpp).all()
   assert is_tissue[row, column].mean() > 0.99
+
+
+def test_tiles_are_as_large_as_the_crops_it_learned_from(model_folder):
+  wanted = slide_settings.TrainedModel(workdir=str(model_folder), threshold=0.5)
+  assert load(wanted).crop_px == 64
+  config = slides_config.get_config()
+  config.workdir, config.model.workdir = "out", "model"
+  config.data.slides = "slides"
+
+  def tiles(crop_px, **given):
+    one = config.copy_and_resolve_references()
+    one.tiles.update(given)
+    found = slide_settings.sized(slide_settings.read(one), crop_px).tiles
+    return found.tile_px, found.overlap_px
+
+  assert tiles(512) == (512, 128)
+  assert tiles(100) == (128, 32)  # backbones take multiples of 32
+  assert tiles(64, tile_px=256, overlap_px=8) == (256, 8)
+  with pytest.raises(ValueError, match="overlap_px = 64: .* tile_px, 64"):
+    tiles(64, overlap_px=64)
 
 
 def test_a_wrong_call_says_what_is_wrong(tmp_path, model_folder):

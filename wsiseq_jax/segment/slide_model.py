@@ -33,6 +33,7 @@ class SlideModel:
   stage: str  # whose masks they are
   classes: tuple[str, ...]  # of the foreground
   mpp: float | None  # of the pictures it learned from; None = unknown
+  crop_px: int  # side of the crops it learned from
   threshold: float  # of its scores
   params: Any
   # (params, uint8 [b, h, w, 3]) → `scores` [b, h/4, w/4, y], and `nuclei`
@@ -93,6 +94,7 @@ def load(wanted: slide_settings.TrainedModel) -> SlideModel:
     name,
     tuple(facts["classes"]),
     facts["mpp"],
+    asked.data.crops.crop_px,
     threshold,
     params,
     apply,

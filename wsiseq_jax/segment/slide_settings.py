@@ -1,13 +1,21 @@
 """Keys of `configs/segment_slides.py`, and what they may be."""
 
 import dataclasses
+import math
 from typing import Annotated, Any, Literal
 
 import jax
 from ml_collections import ConfigDict
 
 from data_prep.files import schema
-from data_prep.files.schema import FILLED, AtLeast1, NotNegative, Range, Share
+from data_prep.files.schema import (
+  FILLED,
+  AtLeast0,
+  AtLeast1,
+  NotNegative,
+  Range,
+  Share,
+)
 from data_prep.wsi import tile_stream
 from wsiseq_jax import jobs
 from wsiseq_jax.encoders import settings as embed_settings
@@ -38,8 +46,10 @@ class SlideTiles(embed_settings.Tiles):
 
   # um per pixel; 0 = as the pictures that it learned from.
   mpp: Annotated[float, Range(0, 20)] = 0.0
-  tile_px: Annotated[int, Range(_MULTIPLE)] = 512  # side of what it sees
-  overlap_px: Annotated[int, Range(0)] = 128  # of neighbours
+  # Side of what it sees; 0 = as the crops that it learned from. A group-norm
+  # takes its mean over all that it sees: larger tiles are not the same to it.
+  tile_px: AtLeast0 = 0
+  overlap_px: AtLeast0 = 0  # of neighbours; 0 = a quarter of a tile
   # Least share of tissue in a tile, overlaps left out.
   min_tissue: Annotated[float, Range(1e-3, 1)] = 0.01
 
@@ -49,7 +59,8 @@ class SlideTiles(embed_settings.Tiles):
         f"config.tiles.tile_px = {self.tile_px}: must be a multiple of "
         f"{_MULTIPLE}"
       )
-    if self.overlap_px % 8 or self.overlap_px >= self.tile_px:
+    is_whole = self.tile_px and self.overlap_px >= self.tile_px
+    if self.overlap_px % 8 or is_whole:
       raise ValueError(
         f"config.tiles.overlap_px = {self.overlap_px}: must be a multiple of 8 "
         f"below tile_px, {self.tile_px}"
@@ -91,11 +102,25 @@ def read(config: ConfigDict) -> SegmentSlides:
   return asked
 
 
+def sized(asked: SegmentSlides, crop_px: int) -> SegmentSlides:
+  """The config with the tiles of a network that learned from such crops.
+
+  Raises:
+    ValueError: neighbours would overlap by a whole tile.
+  """
+  tiles = asked.tiles
+  side = tiles.tile_px or math.ceil(crop_px / _MULTIPLE) * _MULTIPLE
+  tiles = dataclasses.replace(
+    tiles, tile_px=side, overlap_px=tiles.overlap_px or side // 4
+  )
+  return dataclasses.replace(asked, tiles=tiles)
+
+
 def cutting(asked: SegmentSlides, mpp: float | None) -> tile_stream.Settings:
   """How tiles are cut: neighbours are `overlap_px` less than a tile apart.
 
   Args:
-    asked: the config.
+    asked: the config, its tiles `sized`.
     mpp: of the pictures that the network learned from; None = unknown.
 
   Raises:

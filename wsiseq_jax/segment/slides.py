@@ -68,7 +68,7 @@ def run(config: ConfigDict) -> Summary:
 
 def segment_slides(asked: SegmentSlides, model: SlideModel) -> Summary:
   """Segments all slides that are not finished, and writes the tables."""
-  return _Slides(asked, model).run()
+  return _Slides(slide_settings.sized(asked, model.crop_px), model).run()
 
 
 @dataclasses.dataclass
