@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 
 TEMPORARY = ".tmp-"
+_NAMES = "backslashreplace"
 
 
 def temporary_path(path: pathlib.Path) -> pathlib.Path:
@@ -39,10 +40,12 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 def write_atomic(path: pathlib.Path, data: str | bytes) -> bool:
   """Writes a small file; False if it already had this content.
 
+  Names of files that are no Unicode are written with backslashes.
+
   Raises:
     OSError: the disk is full or not writable; the old file is still there.
   """
-  data = data.encode() if isinstance(data, str) else data
+  data = data if isinstance(data, bytes) else data.encode(errors=_NAMES)
   if path.is_file() and path.read_bytes() == data:
     return False
   with replacing(path) as draft, open(draft, "wb") as file:

@@ -14,6 +14,8 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+from data_prep.files import atomic
+
 T = TypeVar("T")
 TIFF_EXTENSIONS = (
   *(".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif"),
@@ -27,6 +29,8 @@ SLIDE_EXTENSIONS = (
   *(".mrxs", ".svslide", ".vms", ".vmu", ".czi"),
 )
 FEATURE_EXTENSIONS = (".h5", ".hdf5", ".pt")
+# Of a name of 255 at most, with what drafts and endings add.
+MOST_BYTES = 200
 _KNOWN = (*SLIDE_EXTENSIONS, *FEATURE_EXTENSIONS)
 _DRIVE = re.compile(r"^[A-Za-z]:")
 
@@ -55,6 +59,28 @@ def stem(name: str | os.PathLike) -> str:
     if name.lower().endswith(".ome"):
       name = name[: -len(".ome")]
   return name.strip()
+
+
+def unusable(name: str) -> str:
+  r"""Why a name cannot be that of our files and folders; '' if it can.
+
+  Example:
+    >>> unusable("S 1#ä"), unusable("a/b"), unusable("a\nb")
+    ('', "it has a '/'", "it has the character '\\n'")
+  """
+  if "/" in name:
+    return "it has a '/'"
+  if name[:1] in ("", "."):
+    return "it is empty, or begins with '.'"
+  if atomic.TEMPORARY in name:
+    return f"it has {atomic.TEMPORARY!r}"
+  # Control characters, ends of lines, and bytes that are no Unicode.
+  odd = [c for c in name if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")]
+  if odd:
+    return f"it has the character {odd[0]!r}"
+  if len(os.fsencode(name)) > MOST_BYTES:
+    return f"it is longer than {MOST_BYTES} bytes"
+  return ""
 
 
 def folded(name: str) -> str:

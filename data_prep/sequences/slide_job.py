@@ -201,6 +201,7 @@ def _process(job: SlideJob, stage: _Stage) -> dict[str, Any]:
     if notes or bad:
       found = damage.by_place([*bad, *notes])
       info["notes"] = [error.state() for error in found]
+    slide.check_unchanged()
     job.done.write(info, [folder / SHARD] if count else [])
   return info
 

@@ -34,9 +34,9 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from data_prep.files import atomic, done, names, tables, values
+from data_prep.files import done, names, tables, values
 from data_prep.files.errors import SlideError
-from data_prep.wsi import dicom_series, folders, slide_table
+from data_prep.wsi import dicom_series, folders, oddities, slide_table
 from data_prep.wsi.slide_table import Note
 
 # Workbooks are no tables, and get a row that says so.
@@ -182,6 +182,11 @@ class _Finder:
         self.add_file(path, folder)
       if found or place == folder:
         self.describe_near(place, folder)
+      elif not any(paths) and place.name.lower().endswith(
+        names.SLIDE_EXTENSIONS
+      ):
+        text = f"{place} is an empty folder with the name of a slide"
+        self.error(names.stem(place), "not_an_image", text)
     if len(self.files) + len(self.errors) == before:
       self.error(folder, "no_slides", f"no slide in the folder {folder}")
 
@@ -284,6 +289,7 @@ class _Finder:
       entries[slide_id] = SlideEntry(path=str(path), **entry)
     slides = sorted(entries.values(), key=lambda entry: entry.slide_id)
     warn_of_patients({s.slide_id: s.patient_id for s in slides}, self.log)
+    oddities.warn_of_copies(slides, self.log)
     return slides, self.errors
 
   def match_waiting(self) -> None:
@@ -324,13 +330,8 @@ class _Finder:
     facts: dict[str, Any] = {}
     # Of several tables the one that was read first counts.
     for table in self.tables:
-      own: dict[str, Any] = {}
-      clash = set()
       rows = [note for note in notes if note.table == table]
-      for key, value in (item for row in rows for item in row.facts.items()):
-        first = own.setdefault(key, value)
-        if names.folded(str(value)) != names.folded(str(first)):
-          clash.add(key)
+      own, clash = slide_table.merged(rows)
       wrong += rows if clash else []
       for name in dict.fromkeys(row.name for row in rows if clash):
         self.error(
@@ -351,10 +352,10 @@ def usable_names(
   good, bad = [], []
   for entry in entries:
     name = entry.slide_id
-    if "/" in name or name[:1] == "." or atomic.TEMPORARY in name:
+    if why := names.unusable(name):
       message = (
-        f"the slide id {name!r} cannot name a file or folder (no '/', "
-        f"no leading '.', no {atomic.TEMPORARY!r}): give another in a CSV"
+        f"the slide id {name!r} cannot name a file or folder ({why}): give "
+        "another in a CSV"
       )
       bad.append(SlideError(message, "find", "bad_slide_id", name))
     else:
@@ -371,7 +372,11 @@ def content(entry: SlideEntry) -> dict[str, Any]:
   for key in ("path", "split", "label"):
     del own[key]
   try:
-    own["file"] = done.file_digest(entry.path)
+    path = pathlib.Path(entry.path)
+    own["file"] = done.file_digest(path)
+    # A copy that is finished later has other parts.
+    if parts := folders.parts_of(path):
+      own["parts"] = [(one.name, one.stat().st_size) for one in parts]
     if entry.mask_path:
       own["mask_path"] = done.file_digest(entry.mask_path)
   except OSError as error:

@@ -91,13 +91,31 @@ def index(folder: pathlib.Path) -> names.Files:
   )
 
 
+def parts_of(path: pathlib.Path) -> list[pathlib.Path]:
+  """The other files that a slide is made of: data of MRXS, levels of DICOM."""
+  kind = path.suffix.lower()
+  folder = path.with_suffix("") if kind == ".mrxs" else path.parent
+  if kind != ".mrxs" and kind not in names.DICOM_EXTENSIONS:
+    return []
+  try:
+    found = sorted(one for one in folder.iterdir() if one.is_file())
+  except OSError:
+    return []
+  if kind != ".mrxs":
+    found = [one for one in found if one.suffix == path.suffix]
+  return [one for one in found if one != path]
+
+
 def not_a_slide(path: pathlib.Path) -> tuple[str, str] | None:
   """Returns (error, message) for a file that cannot be a slide at a glance."""
   try:
     with open(path, "rb") as file:
       start = file.read(4)
   except OSError as error:
-    return "unreadable", f"cannot read {path}: {error.strerror}"
+    text = f"cannot read {path}: {error.strerror}"
+    if path.is_symlink():
+      text += f"; it is a link to {os.readlink(path)}"
+    return "unreadable", text
   if not start:
     return "empty_file", f"the file is empty: {path}"
   is_tiff = path.suffix.lower() in names.TIFF_EXTENSIONS

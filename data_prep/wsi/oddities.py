@@ -4,12 +4,17 @@ Each is a silent error elsewhere: a scale ten times off, the label taken for the
 slide, planes and scenes that nobody reads, colours of another colour space.
 """
 
+import collections
+import contextlib
 import os
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import tifffile
 from jaxtyping import UInt8
 
+from data_prep.files import done
 from data_prep.files.errors import SlideError
 from data_prep.wsi.scale import level_downsample
 
@@ -63,20 +68,26 @@ def doubtful_scale(
 
 
 def other_pictures(
-  path: str | os.PathLike, level0_px: tuple[int, int], slide: str
+  path: str | os.PathLike,
+  level0_px: tuple[int, int],
+  mpp_origin: str,
+  slide: str,
 ) -> list[SlideError]:
   """Says which pictures of a plain TIFF are not read beside the first.
 
   Args:
     path: the file.
     level0_px: width, height of what is read.
+    mpp_origin: who says its scale; 'tiff' is the first picture.
     slide: slide id.
 
   Raises:
-    SlideError: one of them is larger than what is read.
+    SlideError: one of them is larger than what is read, or the scale is that
+      of a smaller one.
   """
   try:
     with tifffile.TiffFile(path) as tiff:
+      first = tiff.pages[0].imagewidth, tiff.pages[0].imagelength
       sizes = [
         (page.imagewidth, page.imagelength)
         for page in tiff.pages[1:]
@@ -84,6 +95,13 @@ def other_pictures(
       ]
   except (tifffile.TiffFileError, ValueError):
     return []  # a damaged directory that OpenSlide reads
+  if mpp_origin == "tiff" and first != tuple(level0_px):
+    text = (
+      f"the file begins with a smaller level, {first[0]}x{first[1]} px, and "
+      "the resolution stated there may be that of any level: give the mpp of "
+      "the largest in the CSV column mpp"
+    )
+    raise SlideError(text, "mpp", "no_mpp", slide)
   area = level0_px[0] * level0_px[1]
   largest = max(sizes, key=lambda size: size[0] * size[1], default=(0, 0))
   if largest[0] * largest[1] > area:
@@ -108,6 +126,34 @@ def other_pictures(
     f"each that is a slide into a file of its own: {export(1)}"
   )
   return [SlideError(text, "open", "other_pictures", slide)]
+
+
+def warn_of_copies(slides: Iterable[Any], log: Callable[[str], None]) -> None:
+  """Says that patients share a file: a split between them would leak.
+
+  Args:
+    slides: of `find.SlideEntry`.
+    log: is told.
+  """
+  by_size = collections.defaultdict(list)
+  for slide in slides:
+    if slide.path.lower().endswith(".mrxs"):
+      continue  # that is its picture; the data are beside it
+    with contextlib.suppress(OSError):
+      by_size[os.stat(slide.path).st_size].append(slide)
+  pairs = []
+  for alike in by_size.values():
+    first: dict[str, Any] = {}
+    for slide in alike if len(alike) > 1 else ():
+      with contextlib.suppress(OSError):
+        other = first.setdefault(done.file_digest(slide.path), slide)
+        if other.patient_id != slide.patient_id:
+          pairs.append(f"{other.path} and {slide.path}")
+  if pairs:
+    more = f" (and {len(pairs) - 1} pairs more)" if len(pairs) > 1 else ""
+    log(
+      f"warning: {pairs[0]}{more} are one file, and of two patients: leave one"
+    )
 
 
 def export(page: int, is_rgb: bool = True) -> str:

@@ -132,12 +132,15 @@ class OpenSlideFile:
 
 
 def cause(path: pathlib.Path, is_intact: bool = True) -> str:
-  """Says what a TIFF is that is no slide, and how to make one of it.
+  """Says what a file lacks, or what a TIFF is and how to make a slide of it.
 
   Args:
     path: the file.
     is_intact: whether to say that its kind is unknown where nothing else is.
   """
+  if path.suffix.lower() == ".mrxs":
+    needed = path.with_suffix("") / "Slidedat.ini"
+    return "" if needed.is_file() else f": {needed} is missing. Copy it too"
   try:
     with tifffile.TiffFile(path) as tiff:
       page = tiff.pages[0]

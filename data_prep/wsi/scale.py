@@ -12,6 +12,11 @@ from data_prep.files.errors import SlideError
 
 MPP_RANGE = (0.05, 20.0)  # um/px; a 72 dpi picture claims 352.8
 MPP_TOLERANCE = 0.02
+# What a message quotes where nothing of it can be used.
+_STATED = (
+  *("aperio.MPP", "openslide.mpp-x", "openslide.mpp-y", "tiff.XResolution"),
+  *("tiff.YResolution", "tiff.ResolutionUnit"),
+)
 _UNITS_UM = {"centimeter": 10_000.0, "inch": 25_400.0}
 
 
@@ -134,14 +139,19 @@ def choose_mpp(
     return (x if x == y else math.sqrt(x * y)), origin
   if default is not None:
     return _check_range(default, "default", slide), "default"
+  said = [f"{k}={properties[k]!r}" for k in _STATED if properties.get(k)]
   raise SlideError(
-    "the file states no mpp (neither a scanner's key, OME-XML, nor a TIFF "
-    "resolution): "
+    "the file states no mpp that can be used (neither a scanner's key, "
+    f"OME-XML, nor a TIFF resolution{_listed(said)}): "
     "give it in the CSV column mpp, or a default for all such slides",
     stage="mpp",
     error="no_mpp",
     slide=slide,
   )
+
+
+def _listed(said: list[str]) -> str:
+  return f"; it says {', '.join(said)}" if said else ""
 
 
 def level_downsample(

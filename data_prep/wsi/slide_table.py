@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from data_prep import splits
@@ -35,6 +35,7 @@ def read(
   classes: Collection[str],
   log: Callable[[str], None],
   is_named: bool,
+  more: Mapping[str, str] | None = None,
 ) -> tuple[list[Note], list[SlideError]]:
   """Reads a table of slides, and what is wrong with it.
 
@@ -44,7 +45,10 @@ def read(
     log: is told which column was taken for what.
     is_named: whether the user named it. If not, the slides.csv of a run says
       nothing.
+    more: further facts and the columns that they are in, taken as text; a
+      `label` here is the label.
   """
+  more = dict(more or {})
   try:
     table = tables.read(path, classes, log)
     if table.is_ours and not is_named:
@@ -61,11 +65,12 @@ def read(
     return [], [SlideError(str(error), "find", "unreadable_table", str(path))]
   if table.is_ours:  # what was measured is no description
     found |= {"mpp": "", "mask": ""}
+  found |= more
   tables.describe(table, found, log, _tissue_columns(table.heading))
   bad = list(table.bad)
   notes = []
   for row in table.rows:
-    note = _note(table, found, row)
+    note = _note(table, found, row, set(more) - {"label"})
     if not note.name:
       bad.append((str(path), f"{row.where} names no slide"))
     elif values.number(row.cells.get(found["process"], "")) != 0:
@@ -75,10 +80,60 @@ def read(
   ]
 
 
-def _note(table: tables.Table, found: dict[str, str], row: tables.Row) -> Note:
+def merged(notes: Sequence[Note]) -> tuple[dict[str, Any], set[str]]:
+  """What rows of one slide say together, and in what they differ."""
+  facts: dict[str, Any] = {}
+  clash = set()
+  for key, value in (item for note in notes for item in note.facts.items()):
+    first = facts.setdefault(key, value)
+    if names.folded(str(value)) != names.folded(str(first)):
+      clash.add(key)
+  return facts, clash
+
+
+def by_name(
+  notes: Iterable[Note], ids: Sequence[str]
+) -> tuple[dict[str, dict[str, Any]], list[SlideError]]:
+  """What rows say of slides that are known by their names alone.
+
+  Args:
+    notes: the rows.
+    ids: the slides.
+
+  Returns:
+    Facts of slides by their ids, and a row for each slide whose rows cannot be
+    used or contradict each other: nothing is known of those.
+  """
+  rows: dict[str, list[Note]] = {}
+  for note in notes:
+    rows.setdefault(names.folded(note.name), []).append(note)
+  found, bad = {}, []
+  for slide_id, mine in names.match(ids, rows).items():
+    facts, clash = merged(mine)
+    wrong = next((note.problem for note in mine if note.problem), "")
+    code = "bad_row"
+    if clash:
+      places = " and ".join(note.where for note in mine)
+      wrong = (
+        f"{places} contradict each other in {sorted(clash)}: leave one of them"
+      )
+      code = "contradicting_rows"
+    if wrong:
+      bad.append(SlideError(wrong, "find", code, slide_id))
+    else:
+      found[slide_id] = facts
+  return found, bad
+
+
+def _note(
+  table: tables.Table,
+  found: dict[str, str],
+  row: tables.Row,
+  more: Iterable[str],
+) -> Note:
   """What a row says."""
   cell = {key: row.cells.get(column, "") for key, column in found.items()}
-  facts: dict[str, Any] = {}
+  facts: dict[str, Any] = {key: cell[key] for key in more if cell[key]}
   problem = ""
   if cell["slide_id"]:
     facts["slide_id"] = names.stem(cell["slide_id"])

@@ -13,6 +13,7 @@ What a newcomer must know:
   of `errors.csv` needs. A slide stays usable after one.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -27,6 +28,7 @@ from data_prep.files.errors import SlideError
 from data_prep.wsi import (
   damage,
   dicom_series,
+  folders,
   oddities,
   resample,
   thumbnails,
@@ -84,6 +86,7 @@ class Slide:
       raise ValueError(f"reader={reader!r}: choose 'auto' or 'openslide'")
     self.path = pathlib.Path(path)
     self.name = name or self.path.name
+    self._was = self._state()
     self._file = OpenSlideFile(self.path, self.name)
     self._pyramid = None
     self._rescue_lock = threading.Lock()  # threads share a tiled slide
@@ -115,7 +118,7 @@ class Slide:
       )
       if self.vendor == "generic-tiff":
         self.notes += oddities.other_pictures(
-          self.path, self.level0_px, self.name
+          self.path, self.level0_px, self.mpp_origin, self.name
         )
     except BaseException:
       self.close()
@@ -162,6 +165,30 @@ class Slide:
     if self._pyramid is not None:
       self._pyramid.close()
       self._pyramid = None
+
+  def _state(self) -> list[tuple[int, int]]:
+    """Size and time of each of its files."""
+    found = []
+    for path in (self.path, *folders.parts_of(self.path)):
+      with contextlib.suppress(OSError):
+        stat = os.stat(path)
+        found.append((stat.st_size, stat.st_mtime_ns))
+    return found
+
+  def check_unchanged(self) -> None:
+    """Refuses a file that was written to since it was opened.
+
+    Raises:
+      SlideError: what was read may be of two files, or of half a one.
+    """
+    if self._state() != self._was:
+      raise SlideError(
+        f"{self.path} changed while it was read, as if it was still being "
+        "copied: start again when it is whole",
+        "read",
+        "file_changed",
+        self.name,
+      )
 
   def _find_levels(self) -> None:
     factors = [

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data_prep.files.errors import SlideError
-from data_prep.wsi import oddities, openslide_file
+from data_prep.wsi import level_check, oddities, openslide_file
 
 
 @runtime_checkable
@@ -43,8 +43,8 @@ def make(
     RGB pixels, and level-0 pixels per thumbnail pixel.
 
   Raises:
-    SlideError: nothing of the slide can be read, or its colours are not
-      what the file says.
+    SlideError: nothing of the slide can be read, its colours are not what the
+      file says, or its levels show different things.
   """
   downsample = max(1.0, max(slide.level0_px) / max_px)
   numbers = [
@@ -69,6 +69,7 @@ def make(
       raise SlideError(text, "thumbnail", "unsupported_format", slide.name)
     raise damage[0]
   oddities.refuse_colours(best, slide.name)
+  level_check.refuse_others(slide, best, downsample)
   if lost is not None:
     lost += [*slide.notes, *damage]
   return best, downsample

@@ -202,6 +202,7 @@ def _slide_events(
         max_bad_share=settings.tiles["max_bad_share"],
         bad=bad,
       )
+      slide.check_unchanged()
     except Exception as error:  # the one place where reading may fail at all
       yield Failed(
         entry, as_slide_error(error, entry.slide_id, "read", "config.workdir")

@@ -85,7 +85,8 @@ def _why_not(page: tifffile.TiffPage, any_compression: bool) -> str:
     return "not tiled"
   if page.compression != _JPEG and not any_compression:
     return f"compression is {page.compression.name}, not JPEG"
-  if page.photometric not in (_RGB, _YCBCR):
+  is_raw_ycbcr = page.photometric == _YCBCR and page.compression != _JPEG
+  if page.photometric not in (_RGB, _YCBCR) or is_raw_ycbcr:
     return f"photometric is {page.photometric.name}"
   if page.bitspersample != 8 or page.samplesperpixel != 3:
     return f"{page.samplesperpixel} samples of {page.bitspersample} bit"

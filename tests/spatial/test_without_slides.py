@@ -19,5 +19,5 @@ def test_a_table_in_any_spelling(tmp_path):
   }
   # The last row does not win in silence.
   (error,) = wrong
-  assert (error.slide, error.error) == ("S2", "bad_row")
+  assert (error.slide, error.error) == ("S2", "contradicting_rows")
   assert "row 4 of t.csv and row 5 of t.csv contradict" in error.message

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 from collections.abc import Mapping
 
-from data_prep.files import names, tables
+from data_prep.files import tables
 from data_prep.files.errors import SlideError
 from data_prep.wsi import find, slide_table
 from data_prep.wsi.find import SlideEntry
@@ -39,20 +39,10 @@ def entries(
   notes, bad = slide_table.read(path, (), tables.say, is_named=True)
   if bad and not notes:
     raise ValueError(f"config.data.table: {bad[0].message}")
-  rows: dict[str, list[slide_table.Note]] = {}
-  for note in notes:
-    rows.setdefault(names.folded(note.name), []).append(note)
-  for name, mine in names.match(list(found), rows).items():
-    known = [
-      {k: v for k, v in note.facts.items() if k in _KNOWN} for note in mine
-    ]
-    wrong = next((note.problem for note in mine if note.problem), "")
-    if any(facts != known[0] for facts in known):
-      places = " and ".join(note.where for note in mine)
-      wrong = f"{places} contradict each other; leave one of the rows"
-    if wrong:
-      bad.append(SlideError(wrong, "find", "bad_row", name))
-      del found[name]
-    else:
-      found[name] = dataclasses.replace(found[name], **known[0])
-  return found, bad
+  known, wrong = slide_table.by_name(notes, list(found))
+  for error in wrong:
+    del found[error.slide]
+  for name, facts in known.items():
+    facts = {k: v for k, v in facts.items() if k in _KNOWN}
+    found[name] = dataclasses.replace(found[name], **facts)
+  return found, [*bad, *wrong]

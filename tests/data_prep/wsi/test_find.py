@@ -5,8 +5,15 @@ import os
 import pydicom
 import pytest
 
-from data_prep.wsi.find import find_slides, patient_id_of
-from tests.data_prep.wsi.named_files import ids_of, rows_of, touch, write_table
+from data_prep.files.errors import write
+from data_prep.wsi.find import find_slides, patient_id_of, usable_names
+from tests.data_prep.wsi.named_files import (
+  TIFF,
+  ids_of,
+  rows_of,
+  touch,
+  write_table,
+)
 
 
 def test_ids():
@@ -93,6 +100,50 @@ def test_bad_files_become_rows_and_good_ones_stay(tmp_path):
     ("text", "not_an_image"),
     ("text", "unreadable"),
   ]
+
+
+def test_links_and_folders_that_are_no_slides_are_rows(tmp_path):
+  touch(tmp_path, "good.svs", "full.svs/inner.svs")
+  (tmp_path / "empty.svs").mkdir()
+  (tmp_path / "gone.svs").symlink_to("/nowhere/S1.svs")
+  (tmp_path / "loop.svs").symlink_to(tmp_path / "loop.svs")
+  slides, errors = find_slides(tmp_path)
+  assert ids_of(slides) == ["good", "inner"]
+  assert sorted(rows_of(errors)) == [
+    ("empty", "not_an_image"),
+    ("gone", "unreadable"),
+    ("loop", "unreadable"),
+  ]
+  gone = next(e.message for e in errors if e.slide == "gone")
+  assert "a link to /nowhere/S1.svs" in gone
+
+
+def test_names_that_cannot_name_our_files_are_rows(tmp_path):
+  fine = ["-dash", "S 1#ä%", "quote\"'", "😀", "x" * 200, "a,b", "CON"]
+  odd = ["x" * 201, "ü" * 101, "new\nline", "bell\a", os.fsdecode(b"\xe4")]
+  touch(tmp_path, *(f"{name}.svs" for name in (*fine, *odd)))
+  found, errors = find_slides(tmp_path)
+  good, bad = usable_names(found)
+  assert ids_of(good) == sorted(fine) and not errors
+  assert sorted(rows_of(bad)) == sorted((n, "bad_slide_id") for n in odd)
+  assert all("give another in a CSV" in error.message for error in bad)
+  # Bytes that are no Unicode do not keep the table from being written.
+  write(tmp_path / "errors.csv", bad)
+  assert "\\udce4" in (tmp_path / "errors.csv").read_text(encoding="utf-8")
+
+
+def test_one_file_of_two_patients_is_warned_of(tmp_path):
+  touch(tmp_path, "a.svs", "b.svs", content=TIFF)
+  touch(tmp_path, "c.svs", content=TIFF + b"!")
+  said = []
+  find_slides(tmp_path, log=said.append)
+  (text,) = [text for text in said if "one file" in text]
+  assert "a.svs" in text and "b.svs" in text and "c.svs" not in text
+  table = tmp_path / "slides.csv"
+  write_table(table, "slide,patient\na,P\nb,P\nc,Q\n")
+  said.clear()
+  find_slides(tmp_path, log=said.append)
+  assert not [text for text in said if "one file" in text]
 
 
 def test_unreadable_folder_is_a_row(tmp_path, monkeypatch):

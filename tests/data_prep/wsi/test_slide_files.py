@@ -330,3 +330,23 @@ def test_drift_region_of_a_real_slide_equals_openslide(real_data):
     ]
   np.testing.assert_array_equal(*regions)
   assert regions[0].std() > 20
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(path):
+  with Slide.open(path) as slide:
+    slide.check_unchanged()
+    with open(path, "ab") as file:
+      file.write(b"more")
+    with pytest.raises(SlideError, match="copied") as caught:
+      slide.check_unchanged()
+  assert caught.value.error == "file_changed"
+
+
+@pytest.mark.parametrize("said", ["0", "-0.5", "nan", "0.5 um"])
+def test_a_scale_that_cannot_be_used_is_quoted(tmp_path, said):
+  path = tiny_slides.write_svs(tmp_path / "s.svs", tiny_slides.picture())
+  text = f"MPP = {said}".encode()
+  content = path.read_bytes().replace(b"AppMag = 20|MPP = 0.5", text.ljust(21))
+  path.write_bytes(content)
+  error = _error(path)
+  assert error.error == "no_mpp" and repr(said) in error.message
