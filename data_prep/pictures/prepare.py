@@ -273,7 +273,10 @@ class _Slides(_Run):
     )
     self.patients = {e.patient_id: given.get(e.patient_id) for e in self.slides}
     ids = [entry.slide_id for entry in self.slides]
-    self.drawn = tiles.find_annotations(wanted["annotations"], ids)
+    self.drawn, twice = tiles.find_annotations(wanted["annotations"], ids)
+    self.errors += twice
+    left_out = {error.slide for error in twice}
+    self.slides = [e for e in self.slides if e.slide_id not in left_out]
 
   def _has_label(self, entry: SlideEntry) -> bool:
     try:

@@ -18,17 +18,15 @@ import simplejpeg
 from jaxtyping import Bool, UInt8
 
 from data_prep import groups
-from data_prep.files import names
 from data_prep.files.errors import NOTE, SlideError, as_slide_error
 from data_prep.pictures import records
 from data_prep.pictures.classes import Classes
 from data_prep.pictures.job import PictureJob, PictureMaker
-from data_prep.wsi import annotations, damage, tiles, tissue
+from data_prep.wsi import annotation_files, annotations, damage, tiles, tissue
 from data_prep.wsi.find import SlideEntry
 from data_prep.wsi.slide_tissue import open_entry, tissue_of
 from data_prep.wsi.slides import Slide
 
-_POLYGONS = (".xml", ".geojson", ".json")
 _BATCH = 16  # tiles read at a time
 
 
@@ -42,27 +40,36 @@ class TileJob(PictureJob):
   UNIT: ClassVar[str] = "slides"
 
 
-def find_annotations(folder: str, ids: list[str]) -> dict[str, pathlib.Path]:
-  """Files of slides in a folder; slides without one are not in it.
+def find_annotations(
+  folder: str, ids: list[str]
+) -> tuple[dict[str, pathlib.Path], list[SlideError]]:
+  """Files of slides in a folder, and a row for each slide that has several.
 
   Raises:
-    ValueError: no such folder, or a slide has two files.
+    ValueError: no such folder, or no slide has a file there.
   """
   if not folder:
-    return {}
+    return {}, []
   place = pathlib.Path(folder).expanduser()
   if not place.is_dir():
     raise ValueError(f"config.tiles.annotations = {folder!r}: no such folder")
-  found: dict[str, pathlib.Path] = {}
-  for path in sorted(place.iterdir()):
-    if path.suffix.lower() in _POLYGONS:
-      slide_id = names.stem(path.stem)
-      if (other := found.setdefault(slide_id, path)) != path:
-        raise ValueError(
-          f"config.tiles.annotations: slide {slide_id!r} has two files, "
-          f"{other.name} and {path.name}; leave one"
-        )
-  return names.match(ids, found)
+  found, several = annotation_files.of_slides(place, ids)
+  if not found and not several:
+    raise ValueError(
+      f"config.tiles.annotations = {folder!r}: none of the {len(ids)} slides "
+      f"has a file there, such as {ids[0] if ids else 'SLIDE'}.xml"
+    )
+  errors = [
+    SlideError(
+      f"config.tiles.annotations: the slide has two files, {paths[0].name} "
+      f"and {paths[1].name}; leave one",
+      "annotations",
+      "two_files",
+      slide_id,
+    )
+    for slide_id, paths in several.items()
+  ]
+  return found, errors
 
 
 def process(job: TileJob) -> groups.GroupOutcome:
@@ -160,7 +167,9 @@ def _polygons(
       exclude=wanted["exclude"],
       ignore=wanted["ignore"],
       # QuPath counts from the corner of the scanned part.
-      bounds_xy=(0, 0) if _is_asap(job.drawn) else slide.bounds[:2],
+      bounds_xy=slide.bounds[:2]
+      if annotation_files.is_geojson(job.drawn)
+      else (0, 0),
     )
     shapes = [(classes.number(one.group), one) for one in found.include]
     annotations.draw(found, slide.level0_px, 64.0)  # outside of the slide?
@@ -179,10 +188,6 @@ def _polygons(
   shapes.sort(key=lambda item: item[0])
   cut_out = [(0, one.rings) for one in found.exclude]
   return [(number, one.rings) for number, one in shapes if number] + cut_out
-
-
-def _is_asap(path: str) -> bool:
-  return pathlib.Path(path).suffix.lower() == ".xml"
 
 
 def _draw(

@@ -1,4 +1,4 @@
-"""What people drew on slides: ASAP XML, QuPath GeoJSON, mask pictures.
+"""What people drew on slides: XML, QuPath GeoJSON, mask pictures.
 
 Polygons are in level-0 pixels; their groups say what they mean:
 
@@ -6,6 +6,7 @@ Polygons are in level-0 pixels; their groups say what they mean:
   `Exclusion` were cut out of a tumour again. Camelyon17 says `metastases` and
   `normal`.
 - QuPath (GeoJSON): the name of the classification, '' where there is none.
+- ImageScope, HALO (XML): the name of the layer; negative regions are cut out.
 
 Any other group is an error that lists it, since a group left out unseen is a
 lesion that is missing. Exclusions are drawn last: what lies in one is out, also
@@ -43,6 +44,7 @@ class Polygon:
   group: str  # its group or class
   # the outline, then holes; [n 2] x, y in level-0 pixels, not closed
   rings: tuple[Float[np.ndarray, "_ 2"], ...]
+  is_cut: bool = False  # cut out of the others, whatever its group
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,10 +65,10 @@ def read(
   ignore: Sequence[str] = (),
   bounds_xy: tuple[Number, Number] = (0, 0),
 ) -> Annotations:
-  """Reads an ASAP XML or a QuPath GeoJSON file.
+  """Reads an XML file of ASAP, ImageScope or HALO, or a QuPath GeoJSON file.
 
   Args:
-    path: `.xml`, or `.geojson` / `.json`.
+    path: `.xml`, `.annotations`, `.geojson` or `.json`, which may be gzipped.
     include: groups that are drawn; None: all that are in no other list.
     exclude: groups that are cut out.
     ignore: groups that are left alone.
@@ -82,12 +84,11 @@ def read(
       coordinates that are not numbers.
   """
   path = pathlib.Path(path)
-  readers = {".xml": _asap, ".geojson": _geojson, ".json": _geojson}
-  if path.suffix.lower() not in readers:
-    raise ValueError(
-      f"{path}: annotations are read from {', '.join(readers)} files"
-    )
-  polygons, skipped = readers[path.suffix.lower()](path)
+  if not annotation_files.is_polygons(path):
+    ends = ", ".join(annotation_files.POLYGONS)
+    raise ValueError(f"{path}: annotations are read from {ends} files")
+  is_geojson = annotation_files.is_geojson(path)
+  polygons, skipped = _geojson(path) if is_geojson else _xml(path)
   groups = {p.group for p in polygons}
   if include is None:
     include = tuple(groups - {*exclude, *ignore})
@@ -103,8 +104,12 @@ def read(
     for p in polygons
   ]
   return Annotations(
-    tuple(p for p in polygons if p.group in include),
-    tuple(p for p in polygons if p.group in exclude),
+    tuple(p for p in polygons if p.group in include and not p.is_cut),
+    tuple(
+      p
+      for p in polygons
+      if p.group in exclude or p.is_cut and p.group in include
+    ),
     tuple(skipped),
   )
 
@@ -227,12 +232,15 @@ def mask_shape(
   return height, width
 
 
-def _asap(path) -> tuple[list[Polygon], list[str]]:
-  """The polygons of an ASAP file, and what has no area."""
+def _xml(path) -> tuple[list[Polygon], list[str]]:
+  """The polygons of an XML file, and what has no area."""
   polygons, skipped = [], []
-  for one in annotation_files.asap(path):
-    rings = [one.points]
+  for one in annotation_files.xml(path):
+    rings, before = [one.points], len(polygons)
     _keep(polygons, skipped, path, one.name, one.group, one.kind, rings)
+    polygons[before:] = [
+      dataclasses.replace(p, is_cut=one.is_cut) for p in polygons[before:]
+    ]
   return polygons, skipped
 
 
@@ -250,9 +258,9 @@ def _geojson(path) -> tuple[list[Polygon], list[str]]:
     ) from error
   polygons, skipped = [], []
   for number, feature in enumerate(found):
-    properties = feature.get("properties") or {}
-    name = str(properties.get("name") or f"feature {number}")
-    group = annotation_files.class_name(properties.get("classification"))
+    said = annotation_files.properties(feature)
+    name = str(said.get("name") or f"feature {number}")
+    group = annotation_files.class_of(feature)
     shapes = list(annotation_files.shapes(feature.get("geometry")))
     if not shapes:
       skipped.append(f"{name}: it has no geometry")

@@ -213,7 +213,7 @@ def test_parquet_is_read_back(tmp_path):
     ("s.csv", "a,b\n1,2\n", "want x and y of cells"),
     ("s.csv", "x,y,mpp\n1,2,0.5\n1,3,0.25\n", "scales"),
     ("s.csv", "", "not a table of cells"),
-    ("s.xml", "<a/>", "not <ASAP_Annotations>"),
+    ("s.xml", "<a/>", "neither <ASAP_Annotations>"),
     ("s.npy", "", "pickled"),
     ("s.doc", "", "cells are read from"),
     ("s_cp_outlines.txt", "1,2,x\n", "line 1"),

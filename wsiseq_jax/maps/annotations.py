@@ -1,8 +1,9 @@
 """What people drew on a slide, to be looked at beside what models say.
 
-One file a slide, named after it: polygons of ASAP (`.xml`) or QuPath
-(`.geojson`, `.json`), or a mask picture (`.png`, `.tif`, `.tiff`, also as
-`<slide_id>_mask.tif`, as the challenge names them). They are read as for FROC
+One file a slide, named after it: polygons of ASAP, ImageScope, HALO (`.xml`,
+`.annotations`) or QuPath (`.geojson`, `.json`, gzipped or not), or a mask
+picture (`.png`, `.tif`, `.tiff`, also as `<slide_id>_mask.tif`, as the
+challenge names them). They are read as for FROC
 (`data_prep/wsi/annotations.py`); no model and no number of the cohort knows
 them.
 """
@@ -16,16 +17,21 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from data_prep.files import names
-from data_prep.wsi import annotation_masks, annotations, tissue_masks
+from data_prep.wsi import (
+  annotation_files,
+  annotation_masks,
+  annotations,
+  tissue_masks,
+)
 from wsiseq_jax.maps.regions import Region
 from wsiseq_jax.maps.tile_map import TileMap
 
-_POLYGONS = (".xml", ".geojson", ".json")
 _MASKS = (".png", ".tif", ".tiff")
-ENDS = (*(f"_mask{end}" for end in _MASKS), *_POLYGONS, *_MASKS)
-# Where QuPath writes, coordinates count from the corner of the scanned part.
-_QUPATH = (".geojson", ".json")
+ENDS = (
+  *(f"_mask{end}" for end in _MASKS),
+  *annotation_files.POLYGONS,
+  *_MASKS,
+)
 Ring = Float[np.ndarray, "_ 2"]
 
 
@@ -69,22 +75,12 @@ def find(
   place = pathlib.Path(folder).expanduser()
   if not place.is_dir():
     raise ValueError(f"config.{key} = {folder!r}: no such folder")
-  files: dict[str, list[pathlib.Path]] = {}
-  for path in sorted(place.iterdir()):
-    for end in ends:
-      if path.name.lower().endswith(end):
-        slide_id = names.stem(path.name[: -len(end)])
-        files.setdefault(slide_id, []).append(path)
-        break
-  found, twice = {}, {}
-  for slide_id, paths in names.match(ids, files).items():
-    if len(paths) > 1:
-      twice[slide_id] = (
-        f"config.{key}: slide {slide_id!r} has two files, {paths[0].name} and "
-        f"{paths[1].name}; leave one"
-      )
-      continue
-    found[slide_id] = paths[0]
+  found, several = annotation_files.of_slides(place, ids, ends)
+  twice = {
+    slide_id: f"config.{key}: slide {slide_id!r} has two files, "
+    f"{paths[0].name} and {paths[1].name}; leave one"
+    for slide_id, paths in several.items()
+  }
   if twice and doubled is None:
     raise ValueError(next(iter(twice.values())))
   if doubled is not None:
@@ -110,7 +106,7 @@ def read(
   size, mpp = tile_map.level0_size, tile_map.level0_mpp
   downsample = um_per_px / mpp
   rings, cut_out, skipped = (), (), ()
-  if path.suffix.lower() in _POLYGONS:
+  if annotation_files.is_polygons(path):
     include = tuple(data["annotation_include"]) or annotations.INCLUDE
     others = (group for group in annotations.EXCLUDE if group not in include)
     found = annotations.read(
@@ -118,7 +114,7 @@ def read(
       include=include,
       exclude=tuple(data["annotation_exclude"] or others),
       ignore=tuple(data["annotation_ignore"]),
-      bounds_xy=bounds_xy if path.suffix.lower() in _QUPATH else (0, 0),
+      bounds_xy=bounds_xy if annotation_files.is_geojson(path) else (0, 0),
     )
     mask = annotations.draw(found, size, downsample)
     rings = tuple(ring for one in found.include for ring in one.rings)

@@ -58,7 +58,7 @@ def read(path: str | os.PathLike, score: str = "") -> RawCells:
     **dict.fromkeys((".png", ".tif", ".tiff"), _labels),
     ".txt": _outlines if is_outlines(path) else table,
   }
-  end = path.suffix.lower()
+  end = pathlib.Path(path.name.lower().removesuffix(".gz")).suffix
   if end == ".npy":
     raise ValueError(
       f"{path}: a _seg.npy of Cellpose is a pickled program and is not opened; "
@@ -178,8 +178,8 @@ def _geojson(path: pathlib.Path, data: Any, score_name: str) -> RawCells:
   xy, types, score = [], [], []
   no_cells = collections.Counter()
   for feature in found:
-    properties = feature.get("properties") or {}
-    name = annotation_files.class_name(properties.get("classification"))
+    properties = annotation_files.properties(feature)
+    name = annotation_files.class_of(feature)
     value = _score(properties.get("measurements"), score_name)
     geometry = feature.get("nucleusGeometry") or feature.get("geometry")
     for centre, no_cell in _centres(geometry, properties.get("objectType")):
@@ -234,7 +234,7 @@ def _score(measurements: Any, score: str) -> float:
 def _asap(path: pathlib.Path) -> RawCells:
   """Dots and point sets; the group is the type."""
   xy, types, others = [], [], 0
-  for one in annotation_files.asap(path):
+  for one in annotation_files.xml(path):
     if one.kind not in ("Dot", "PointSet"):
       others += 1
       continue

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from scipy import ndimage
 
 from data_prep.files.errors import SlideError
-from data_prep.wsi import annotation_masks, annotations
+from data_prep.wsi import annotation_files, annotation_masks, annotations
 from wsiseq_jax.maps import annotations as map_annotations
 from wsiseq_jax.maps import regions as map_regions
 from wsiseq_jax.maps.tile_map import TileMap
@@ -25,8 +25,6 @@ from wsiseq_jax.spatial import windows
 from wsiseq_jax.spatial.placing import Place
 from wsiseq_jax.spatial.windows import Window
 
-_QUPATH = (".geojson", ".json")
-_POLYGONS = (".xml", *_QUPATH)
 _MAP = ".npz"
 ENDS = (*map_annotations.ENDS, _MAP)
 # Outlines are kept to this. Bands around the stairs of a mask take a hundred
@@ -84,7 +82,7 @@ def read(
   path = pathlib.Path(path)
   end = path.suffix.lower()
   notes: list[SlideError] = []
-  if end in _POLYGONS:
+  if annotation_files.is_polygons(path):
     found, notes = _annotated(path, where, drawn)
   elif end == _MAP:
     found = _of_map(path, where, drawn)
@@ -118,7 +116,7 @@ def _annotated(path, where: Place, drawn: Drawn):
   if drawn.include is not None:
     include = tuple(drawn.include) or annotations.INCLUDE
   others = (g for g in annotations.EXCLUDE if g not in (include or ()))
-  is_qupath = path.suffix.lower() in _QUPATH
+  is_qupath = annotation_files.is_geojson(path)
   try:
     found = annotations.read(
       path,

@@ -20,8 +20,8 @@ import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 
 from data_prep.files import names
+from data_prep.wsi import annotation_files, pictures, tissue
 from data_prep.wsi import annotations as drawn
-from data_prep.wsi import pictures, tissue
 from data_prep.wsi.find import SlideEntry
 from wsiseq_jax import launch
 from wsiseq_jax.maps import annotations, heatmaps, regions
@@ -378,13 +378,14 @@ def _cells(path: pathlib.Path, pyramid: Pyramid) -> tuple[bytes, float]:
 
 def _annotations(path: pathlib.Path, pyramid: Pyramid) -> tuple[bytes, float]:
   slide = pyramid.slide
-  if path.suffix.lower() not in (".xml", ".geojson", ".json"):
+  if not annotation_files.is_polygons(path):
     downsample = max(1.0, max(slide.level0_px) / _LONGEST_PX)
     mask = drawn.read_mask(path, slide.level0_px, downsample)
     rings = [np.array(r) for r in tissue.mask_polygons(mask, downsample)]
     return shapes(["annotated"], [("annotated", 0, rings)], [_PEOPLE]), 0.0
   # QuPath counts from the corner of the scanned part.
-  corner = (0, 0) if path.suffix.lower() == ".xml" else slide.bounds[:2]
+  is_geojson = annotation_files.is_geojson(path)
+  corner = slide.bounds[:2] if is_geojson else (0, 0)
   found = drawn.read(path, include=None, exclude=(), bounds_xy=corner).include
   groups = list(dict.fromkeys(one.group for one in found))
   return shapes(
