@@ -35,6 +35,7 @@ def main(_: list[str]) -> None:
 
 def run(config: ConfigDict) -> None:
   """Starts up, checks the config, and runs its job."""
+  from data_prep.files.errors import SlideError
   from wsiseq_jax import config as configs
   from wsiseq_jax import jobs, launch, tasks
 
@@ -48,7 +49,7 @@ def run(config: ConfigDict) -> None:
       if not jobs.JOBS[config.job].config:
         configs.validate(config, tasks.get(config.task).Config)
       jobs.run(config)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SlideError) as error:
       # The message is for whoever wrote the config; --verbosity=1 shows where.
       if flags.FLAGS.verbosity > 0:
         raise

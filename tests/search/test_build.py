@@ -77,13 +77,45 @@ def test_facts_of_slides_are_corrected(tmp_path):
 
 
 def test_contradictions_of_a_table_are_rows(tmp_path):
-  rows = [dict(slide_id="a", label="x"), dict(slide_id="a", label="y")]
+  rows = [
+    dict(slide_id="a", label="x"), dict(slide_id="A.svs", label="y"),
+    dict(slide_id="b", label="z"),
+  ]  # fmt: skip
   table = tiny_index.write_table(tmp_path / "t.csv", rows)
-  built = tiny_index.make(tmp_path, {"a": ONE}, table=str(table))
-  assert errors_of(built) == {"a": "contradiction"}
-  assert Index.open(tmp_path / "index").rows([0])["label"].tolist() == [""]
+  built = tiny_index.make(tmp_path, {"a": ONE, "b": TWO}, table=str(table))
+  assert errors_of(built) == {"a": "contradicting_rows"}
+  slides = Index.open(tmp_path / "index").slides
+  assert slides[["slide_id", "label"]].values.tolist() == [["b", "z"]]
   with pytest.raises(ValueError, match="config.index.label.*no column 'grade'"):
     tiny_index.make(tmp_path, {}, table=str(table), label="grade")
+
+
+def test_tables_of_strangers(tmp_path, capsys):
+  """Ids by Excel, scales that are none, slides that nothing is said of."""
+  rows = [
+    dict(Slide="A.TIF", **{"Patient ID": "1.0"}, label="Tumour", mpp="0.5"),
+    dict(Slide="b", **{"Patient ID": "1"}, label="tumour", mpp="-1"),
+    dict(Slide="c", **{"Patient ID": "NA"}, label="NA", mpp="0.5 um"),
+    dict(Slide="d", **{"Patient ID": "1"}, label="tumour", mpp=""),
+  ]
+  table = tiny_index.write_table(tmp_path / "t.csv", rows)
+  vectors = dict.fromkeys("abcde", ONE)
+  built = tiny_index.make(tmp_path, vectors, table=str(table))
+  assert errors_of(built) == {"b": "mpp_out_of_range", "c": "bad_row"}
+  slides = Index.open(tmp_path / "index").slides
+  found = slides[["slide_id", "patient_id", "label"]].values.tolist()
+  assert found == [["a", "1", "Tumour"], ["d", "1", "tumour"], ["e", "e", ""]]
+  said = capsys.readouterr().err
+  assert "says nothing of 1 of the 5 slides" in said
+  assert "differ in upper and lower case" in said
+  # A row that cannot be read says something of its slide that is not known.
+  long = tmp_path / "long.csv"
+  long.write_text("slide,label\nA.tif,x,y\nb,x\n")
+  built = tiny_index.make(tmp_path / "2", vectors, table=str(long))
+  assert errors_of(built) == {"A.tif": "bad_row"} and built.slides == 4
+  other = tiny_index.write_table(tmp_path / "u.csv", [dict(slide="x", label=1)])
+  with pytest.raises(ValueError, match="none of the 5 slides, such as 'a'"):
+    tiny_index.make(tmp_path, {}, table=str(other))
 
 
 def test_one_encoder_in_one_index(tmp_path):

@@ -142,8 +142,14 @@ def test_a_region_of_a_slide_is_read_at_the_scale_of_the_index(
   hits = found.by_images(cut, 0.5, slide_path=path)
   assert set(hits["slide_id"]) == {"b"}
   assert set(found.by_images(cut, 0.5)["slide_id"]) == {"a", "b"}
+  # The same slide in another place is known by its name.
+  moved = tiny_slides.write(tmp_path / "A.TIF", pixels, mpp=0.5)
+  assert set(found.by_region(moved, 310, 100, 256, 256)["slide_id"]) == {"b"}
   with pytest.raises(ValueError, match="must have an area"):
     found.by_region(path, 0, 0, 0, 10)
+  for corner in ((600, 0), (0, 400), (-10, 0)):
+    with pytest.raises(ValueError, match="outside the slide of 600x400 px"):
+      found.by_region(path, *corner, 10, 10)
   with pytest.raises(ValueError, match="at most 4096 on a side"):
     found.by_region(path, 0, 0, 1e5, 10)
 

@@ -121,10 +121,13 @@ class _Build:
   def work(self) -> Built:
     """Does all of it."""
     block = self.asked.index
-    items, now, tasks = [], {}, []
+    items, now, tasks, about = [], {}, [], {}
     if block.features:
       how, now = encoding.how(block)
       items, maker, self.errors = inputs.find(block, how)
+      about, bad = facts.read(block, [item.slide_id for item in items])
+      self.errors += bad
+      items = [item for item in items if item.slide_id in about]
       now |= encoding.described(self.asked.encoder, block, maker, how)
       self._refuse_others(now)
       new = [i for i in items if self.known.get(i.slide_id) != i.digest]
@@ -132,8 +135,6 @@ class _Build:
     elif not self.before:
       with store.database(self.folder):  # says that there is none
         pass
-    about, bad = facts.read(block, [item.slide_id for item in items])
-    self.errors += bad
     written = self._write(tasks)
     now |= self._codes(written)
     built = self._commit(written, items, about, now)

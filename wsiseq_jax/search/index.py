@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float32, Int
 
+from data_prep.files import names
 from data_prep.files.schema import did_you_mean
 from wsiseq_jax.search import ann, contents, neighbours
 from wsiseq_jax.search.clustering import l2_normalise
@@ -169,8 +170,28 @@ class Index:
           f"filter {name!r}: must be one of {[*FILTERS, 'score']}"
           f"{did_you_mean(name, (*FILTERS, 'score'))}"
         )
-      known[name] = _names(wanted)
+      known[name] = self._known_values(name, _names(wanted))
     return tuple(known.items())
+
+  def _known_values(self, name: str, wanted: Sequence[str]) -> tuple[str, ...]:
+    """The values that are meant, whatever their spelling."""
+    values = sorted(set(self.slides[name]))
+    spelled: dict[str, list[str]] = {}
+    for value in values:
+      text = names.stem(value) if name == "slide_id" else value
+      spelled.setdefault(names.folded(text), []).append(value)
+    found = []
+    for one in wanted:
+      text = names.stem(one) if name == "slide_id" else one
+      alike = [one] if one in values else spelled.get(names.folded(text), [])
+      if not alike:
+        some = [value for value in values if value]
+        raise ValueError(
+          f"filter {name} = {one!r}: no slide has it; there are "
+          f"{some[:10]}{did_you_mean(one, some)}"
+        )
+      found += alike
+    return tuple(found)
 
   # Search.
 

@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float32, Int, UInt8
 
+from data_prep.files import names
 from data_prep.wsi.slides import Slide
 from wsiseq_jax.search import index
 from wsiseq_jax.search.encoding import Encoding
@@ -210,6 +211,12 @@ class Searcher:
     mine = self._slides_of(slide_path)
     known = mine["mpp"].dropna().tolist()
     with Slide.open(slide_path, known[0] if known else None) as slide:
+      width, height = slide.level0_px
+      if x0 >= width or y0 >= height or x0 + w0 <= 0 or y0 + h0 <= 0:
+        raise ValueError(
+          f"region {(x0, y0, w0, h0)}: lies outside the slide of {width}x"
+          f"{height} px"
+        )
       mpp = self.encoding.mpp or slide.mpp
       size = [max(1, round(side * slide.mpp / mpp)) for side in (w0, h0)]
       side = self.encoding.encoder.tile_px
@@ -224,9 +231,14 @@ class Searcher:
     return _owned(self._query([picture], 1.0), mine), picture
 
   def _slides_of(self, path: str | os.PathLike) -> pd.DataFrame:
-    """Slides of the index that are in a file."""
+    """The slide of the index that is in a file, by its place or its name."""
     slides = self.index.slides
-    return slides[slides["path"] == str(pathlib.Path(path).resolve())]
+    found = slides[slides["path"] == str(pathlib.Path(path).resolve())]
+    if not len(found):
+      name = names.stem(path)
+      known = names.match([name], {i: i for i in slides["slide_id"]})
+      found = slides[slides["slide_id"].isin(known.values())]
+    return found
 
   def search(
     self,

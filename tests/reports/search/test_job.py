@@ -1,10 +1,13 @@
 """The job `search`: tables and page."""
 
 import csv
+import struct
+import zlib
 
 import cv2
 import numpy as np
 import pytest
+import tifffile
 
 from configs import search as presets
 from tests import small_run
@@ -102,15 +105,54 @@ def test_by_region_and_by_rows(made):
   assert rows(made / "out" / "hits.csv")[0]["row"] == "0"
   job.run(configured(made, rows=(0,), k=5))
   assert {h["slide_id"] for h in rows(made / "out" / "hits.csv")} == {"b"}
-  where = {"label": ("none",)}
-  job.run(configured(made, rows=(0,), where=where))
+  job.run(configured(made, rows=(0,), where={"slide_id": ("A.svs",)}))
   assert rows(made / "out" / "hits.csv") == []
   assert "Nothing is left" in (made / "out" / "index.html").read_text()
+
+
+def png_of(width, height):
+  """A PNG that declares a size and has no pixels."""
+  head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+  chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+  return b"\x89PNG\r\n\x1a\n" + b"".join(
+    struct.pack(">I", len(data))
+    + name
+    + data
+    + struct.pack(">I", zlib.crc32(name + data))
+    for name, data in chunks
+  )
+
+
+def test_pictures_of_strangers_are_rows(made):
+  """Other formats, sizes that no memory has, 12 bits taken for 16."""
+  picture = np.broadcast_to(RED, (128, 128, 3)).astype(np.uint8)
+  cv2.imwrite(str(made / "red.png"), picture[..., ::-1])
+  (made / "a.pdf").write_bytes(b"%PDF-1.4 ...")
+  (made / "bomb.png").write_bytes(png_of(60_000, 60_000))
+  dark = picture.astype(np.uint16) * 16
+  tifffile.imwrite(made / "dark.tif", dark, photometric="rgb")
+  expected = {
+    "a.pdf": "save it as PNG, JPEG or TIFF",
+    "bomb.png": "60000 x 60000 pixels: sides must have 128 to 4096",
+    "dark.tif": "its brightest value is 3200 of 65535",
+    "none.png": "no such file",
+  }
+  images = tuple(str(made / name) for name in ("red.png", *expected))
+  with pytest.raises(SystemExit) as stopped:
+    job.run(configured(made, images=images, k=1))
+  assert stopped.value.code == 3
+  found = rows(made / "out" / "errors.csv")
+  assert {r["slide_id"] for r in found} == set(images[1:])
+  for row in found:
+    assert expected[row["slide_id"].rpartition("/")[2]] in row["message"]
+  assert rows(made / "out" / "hits.csv")[0]["slide_id"] == "a"
 
 
 @pytest.mark.parametrize(
   ("query", "message"),
   [
+    ({"rows": (0,), "where": {"label": ("x",)}}, "label = 'x': no slide has"),
+    ({"rows": (0,), "where": {"slide_id": ("c",)}}, "there are \\['a', 'b'\\]"),
     ({}, "give one of images, rows, or slide and region; given: \\[\\]"),
     ({"rows": (0,), "images": ("a",)}, "given: \\['images', 'rows'\\]"),
     ({"slide": "a"}, "a region is a slide's file and x, y"),

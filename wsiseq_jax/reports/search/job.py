@@ -27,6 +27,8 @@ from wsiseq_jax.search.query import Query, Searcher
 from wsiseq_jax.search.settings import QueryBlock, SearchSettings
 
 Picture = UInt8[np.ndarray, "h w 3"]
+# Of 16 bits; microscopes write 10, 12 or 14 into as many.
+_LEAST_BRIGHTEST = 1 << 14
 # A hit is shown with so much around it, in sides.
 _CONTEXT = 1.5
 
@@ -111,7 +113,9 @@ def _ask(
     except Exception as error:  # whatever a stranger's file makes a library do
       bad.append(as_slide_error(error, path, "query"))
   if not read:
-    raise ValueError(f"config.query.images: {bad[0].slide}: {bad[0].message}")
+    name = bad[0].slide
+    text = bad[0].message.removeprefix(f"{name}: ")
+    raise ValueError(f"config.query.images: {name}: {text}")
   found = searcher.images_query(read, block.mpp or None, block.pool)
   shown = [_weighed(picture, found, i) for i, picture in enumerate(read)]
   return Asked(found, tuple(names), tuple(shown)), bad
@@ -123,8 +127,29 @@ def _pairs(about: pd.DataFrame) -> list[tuple[int, str]]:
 
 def _read(path: str) -> Picture:
   """A picture file as uint8 RGB; transparent parts are white."""
-  pixels = pictures.read(pathlib.Path(path).expanduser())
+  place = pathlib.Path(path).expanduser()
+  if not place.is_file():
+    raise SlideError("no such file", "query", "missing_file", path)
+  height, width = pictures.size(place)
+  low, high = query.SIDES
+  if min(height, width) < low or max(height, width) > high:
+    raise SlideError(
+      f"{width} x {height} pixels: sides must have {low} to {high}",
+      "query",
+      "picture_size",
+      path,
+    )
+  pixels = pictures.read(place)
   if pixels.dtype == np.uint16:
+    brightest = int(pixels.max())
+    if brightest < _LEAST_BRIGHTEST:
+      raise SlideError(
+        f"its brightest value is {brightest} of 65535, as if of fewer than 16 "
+        "bits: save it with 8",
+        "query",
+        "bit_depth",
+        path,
+      )
     pixels = (pixels >> 8).astype(np.uint8)
   if pixels.dtype != np.uint8 or pixels.shape[2] not in (1, 3):
     raise SlideError(
@@ -132,15 +157,6 @@ def _read(path: str) -> Picture:
       "RGB of 8 or 16 bits",
       "query",
       "no_picture",
-      path,
-    )
-  low, high = query.SIDES
-  if min(pixels.shape[:2]) < low or max(pixels.shape[:2]) > high:
-    raise SlideError(
-      f"{pixels.shape[1]} x {pixels.shape[0]} pixels: sides must have {low} to "
-      f"{high}",
-      "query",
-      "picture_size",
       path,
     )
   return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
