@@ -4,6 +4,7 @@ Whatever is wrong is a `SlideError`. Without its image a picture is not used;
 one whose mask or points are wrong stays, without them.
 """
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -152,13 +153,16 @@ def _numbers(path: str) -> Shaped[np.ndarray, "h w"]:
         page = file.pages[0]
         lossy = page.compression in (6, 7, 33003, 33005, 34712)
         has_palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE
-        pixels = page.asarray() if has_palette else None
+        pixels = None
+        if has_palette:
+          showing = dataclasses.replace(pictures.tiff_page(page), palette=None)
+          pixels = showing.apply(page.asarray())
       if pixels is None:
         pixels = pictures.numbers(path)  # upright, and one picture
     else:
       lossy = False
       with Image.open(path) as picture:
-        pixels = np.asarray(picture)
+        pixels = pictures.still(picture).apply(np.asarray(picture))
   except Exception as error:  # decoders raise whatever they like
     raise SlideError(f"{path}: {error}", "mask", "unreadable_mask") from error
   if lossy:

@@ -23,6 +23,7 @@ from typing import Any
 
 import av
 import av.error
+import av.filter
 import numpy as np
 import pydicom
 import pydicom.errors
@@ -130,7 +131,8 @@ def _header(path: str, one: bool) -> Header:
       size = showing.size((page.imagelength, page.imagewidth))
       header = Header(len(file.pages), size)
   elif suffix in PICTURES:
-    header = Header(1, pictures.size(path))
+    header = Header(pictures.count(path), pictures.size(path))
+    _check_count(path, header.frames, True)
   else:
     raise _unknown(path, suffix)
   _check_count(path, header.frames, one)
@@ -149,7 +151,7 @@ def _unknown(path: str, suffix: str) -> SlideError:
 def _check_count(path: str, frames: int, one: bool) -> None:
   if one and frames != 1:
     raise SlideError(
-      f"{path} holds {frames} pictures; a visit is one picture",
+      f"{path} holds {frames} pictures; want one, or a video or TIFF of frames",
       "open",
       "not_one_picture",
     )
@@ -268,6 +270,7 @@ def _video_showing(stream: Any, frame: av.VideoFrame) -> pictures.Showing:
   return pictures.Showing(
     orientation=pictures.orientation_of(bytes(matrix) if matrix else None),
     aspect=float(stream.sample_aspect_ratio or 1),
+    has_alpha=any(part.is_alpha for part in frame.format.components),
   )
 
 
@@ -275,7 +278,8 @@ def _video_stream(path: str, container: Any) -> Any:
   # Programs put a cover in front; FFmpeg knows which one players show.
   stream = container.streams.best("video")
   if stream is None:
-    raise SlideError(f"{path} holds no video", "open", "no_video")
+    text = f"{path} holds no video, or is cut short"
+    raise SlideError(text, "open", "no_video")
   stream.codec_context.options = {"err_detect": "explode"}
   stream.codec_context.thread_count = 1  # parallel over files, not inside one
   return stream
@@ -286,17 +290,48 @@ def _video_frames(path: str, indices: Sequence[int]) -> Iterator[Frame]:
   count = 0
   with av.open(path) as container:
     stream = _video_stream(path, container)
-    for count, frame in enumerate(container.decode(stream), 1):  # noqa: B007
-      if frame.is_corrupt:
-        raise ValueError(f"frame {count - 1} is damaged")
+    for count, frame in enumerate(_decoded(container, stream), 1):  # noqa: B007
       while wanted and wanted[-1] == count - 1:
         wanted.pop()
-        grey = frame.format.name.startswith("gray")
-        pixels = frame.to_ndarray(format="gray" if grey else "rgb24")
-        yield _checked(path, _video_showing(stream, frame).apply(pixels))
+        showing = _video_showing(stream, frame)
+        kind = "rgba" if showing.has_alpha else "rgb24"
+        kind = "gray" if frame.format.name.startswith("gray") else kind
+        pixels = frame.to_ndarray(format=kind)
+        yield _checked(path, showing.apply(pixels))
       if not wanted:
         return
   raise ValueError(f"it ends after {count} frames, {wanted[0] + 1} expected")
+
+
+def _decoded(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
+  """All frames; of two fields that were taken one after the other, one."""
+  graph = None
+  for number, frame in enumerate(container.decode(stream)):
+    if frame.is_corrupt:
+      raise ValueError(f"frame {number} is damaged")
+    if graph is None and not frame.interlaced_frame:
+      yield frame
+      continue
+    graph = graph or _deinterlacer(stream)
+    graph.push(frame)
+    yield from _pulled(graph)
+  if graph is not None:
+    graph.push(None)
+    yield from _pulled(graph)
+
+
+def _deinterlacer(stream: Any) -> Any:
+  graph = av.filter.Graph()
+  start, end = graph.add_buffer(template=stream), graph.add("buffersink")
+  filtered = graph.add("yadif", "deint=interlaced")
+  graph.link_nodes(start, filtered, end).configure()
+  return graph
+
+
+def _pulled(graph: Any) -> Iterator[av.VideoFrame]:
+  with contextlib.suppress(av.error.BlockingIOError, av.error.EOFError):
+    while True:
+      yield graph.pull()
 
 
 def _dicom_header(path: str) -> Header:

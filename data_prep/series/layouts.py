@@ -14,6 +14,7 @@ Decisions, each with a row in errors.csv where it applies:
 """
 
 import dataclasses
+import itertools
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -148,6 +149,14 @@ def _files(
       f"{row.where}: no picture in the folder {path}", "find", "empty_series"
     )
   inside.sort(key=lambda item: _natural(item.name))
+  missing = _gaps([item.name for item in inside])
+  if missing and not c.table.cell(row, "times"):
+    c.note(
+      series_id,
+      "missing_frames",
+      f"the numbers of the pictures in {path} leave {missing} out, and frames "
+      "are counted without them: give the column times if they are lost",
+    )
   return [str(item) for item in inside], False
 
 
@@ -315,6 +324,32 @@ def _id_of(path: str) -> str:
     'left_p7_scan_0'
   """
   return "_".join(pathlib.PurePosixPath(path).with_suffix("").parts)
+
+
+def _gaps(names: Sequence[str]) -> str:
+  """Which numbers are missing where names differ in one alone; '' for none.
+
+  Example:
+    >>> _gaps(["f1.png", "f2.png", "f4.png"]), _gaps(["f10.png", "f20.png"])
+    ('3', '')
+  """
+  parts = [re.split(r"(\d+)", name) for name in names]
+  if len({len(part) for part in parts}) > 1:
+    return ""
+  columns = [set(column) for column in zip(*parts, strict=True)]
+  varying = [i for i, column in enumerate(columns) if len(column) > 1]
+  if len(varying) != 1 or varying[0] % 2 == 0:
+    return ""
+  numbers = sorted({int(part[varying[0]]) for part in parts})
+  if len(numbers) < 2:
+    return ""
+  step = min(b - a for a, b in itertools.pairwise(numbers))
+  known = set(numbers)
+  expected = range(numbers[0], numbers[-1] + 1, step)
+  missing = len(expected) - sum(n in expected for n in numbers)
+  some = itertools.islice((n for n in expected if n not in known), 5)
+  more = f" and {missing - 5} more" if missing > 5 else ""
+  return ", ".join(map(str, some)) + more
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

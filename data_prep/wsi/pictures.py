@@ -19,9 +19,11 @@ import tifffile
 from jaxtyping import Shaped
 from PIL import Image, UnidentifiedImageError
 
-# A mask of a slide is larger than what Pillow takes for an attack; whoever is
-# sent pictures by strangers looks at `size` first.
-Image.MAX_IMAGE_PIXELS = 2_000_000_000
+# A mask of a slide is larger than what Pillow takes for an attack. What is read
+# here is measured before it is decoded; a header is all that `size` reads.
+Image.MAX_IMAGE_PIXELS = None
+# Of a picture, and of a mask of a slide.
+_MOST_PX, _MOST_MASK_PX = 500_000_000, 2_000_000_000
 _RESIZABLE = ("uint8", "uint16", "int16", "float32", "float64")  # by OpenCV
 _MAX_PX = 4_000_000_000
 _UNKNOWN_COLOURS = (
@@ -29,6 +31,7 @@ _UNKNOWN_COLOURS = (
   tifffile.PHOTOMETRIC.ICCLAB,
   tifffile.PHOTOMETRIC.ITULAB,
 )
+_AS_RGB = (6, 7, 33007, 34892)  # JPEG, whose decoder makes RGB of YCbCr
 _ORIENTATION = 0x0112  # the tag of EXIF and TIFF
 # EXIF's numbers: quarter turns counter-clockwise, then mirrored left to right.
 _TURNS = {
@@ -139,6 +142,11 @@ def read_page(
     raise ValueError(f"its colours are {kind.name}: save it as RGB")
   if page.axes.find("S") == 0:  # channels first
     pixels = np.moveaxis(pixels, 0, -1)
+  if kind == tifffile.PHOTOMETRIC.YCBCR and page.compression not in _AS_RGB:
+    if pixels.dtype != np.uint8 or pixels.shape[-1] != 3:
+      raise ValueError("its colours are YCbCr: save it as RGB")
+    ycrcb = np.ascontiguousarray(pixels[..., [0, 2, 1]])
+    pixels = cv2.cvtColor(ycrcb, cv2.COLOR_YCrCb2RGB)
   showing = dataclasses.replace(tiff_page(page), background=background)
   if has_numbers and not _is_grey(showing.palette, pixels):
     showing = dataclasses.replace(showing, palette=None)
@@ -180,11 +188,12 @@ def numbers(
       return _tiff_numbers(path, least_width)
     with Image.open(path) as picture:
       if picture.mode == "P":
-        showing, pixels = _still(picture), np.asarray(picture)
+        _refuse_huge(picture.height, picture.width, _MOST_MASK_PX)
+        showing, pixels = still(picture), np.asarray(picture)
         palette = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
         if not _is_grey(palette, pixels):
           return showing.apply(pixels)
-    return read(path, background=0.0)
+    return read(path, background=0.0, most_px=_MOST_MASK_PX)
   except Exception as error:  # decoders raise whatever they like
     raise ValueError(f"{path}: not a picture that is read: {error}") from error
 
@@ -217,19 +226,49 @@ def _tiff_numbers(
 def size(
   path: str | os.PathLike | io.BytesIO, formats: Sequence[str] | None = None
 ) -> tuple[int, int]:
-  """Returns (h, w) as shown of a PNG, JPEG or BMP; its header alone is read."""
-  with Image.open(path, formats=formats) as picture:
-    return _still(picture).size((picture.height, picture.width))
+  """Returns (h, w) as shown of a picture; its header alone is read."""
+  is_file = not isinstance(path, io.BytesIO)
+  if is_file and formats is None and _is_tiff(path):
+    with tifffile.TiffFile(path) as file:
+      page = file.pages[0]
+      return tiff_page(page).size((page.imagelength, page.imagewidth))
+  try:
+    with Image.open(path, formats=formats) as picture:
+      return still(picture).size((picture.height, picture.width))
+  except UnidentifiedImageError as error:
+    raise _unknown(path if is_file else "") from error
+
+
+def count(path: str | os.PathLike) -> int:
+  """Returns how many pictures a PNG, JPEG or BMP has: some are animated."""
+  with Image.open(path) as picture:
+    return getattr(picture, "n_frames", 1)
+
+
+def _unknown(path: str | os.PathLike) -> UnidentifiedImageError:
+  return UnidentifiedImageError(
+    f"{path}: no picture that is known: save it as PNG, JPEG or TIFF"
+  )
+
+
+def _refuse_huge(height: int, width: int, most: int) -> None:
+  """A small file may hold zeros for any number of pixels."""
+  if height * width > most:
+    raise ValueError(
+      f"{width} x {height} px, more than {most:,}: cut it, or make a slide or "
+      "a pyramid of it"
+    )
 
 
 def read(
-  path: str | os.PathLike, background: float = 1.0
+  path: str | os.PathLike, background: float = 1.0, most_px: int = _MOST_PX
 ) -> Shaped[np.ndarray, "h w c"]:
   """Reads a picture as it is shown, with the depth it is stored in.
 
   Args:
     path: PNG, JPEG, BMP, TIFF (its first page), or what else Pillow reads.
     background: what shows through transparent pixels, 0 black to 1 white.
+    most_px: larger ones are refused before they are decoded.
 
   Returns:
     The pixels, one to three channels; more where a TIFF has more.
@@ -239,19 +278,25 @@ def read(
   """
   if _is_tiff(path):
     with tifffile.TiffFile(path) as file:
-      return read_page(file.pages[0], background)
+      page = file.pages[0]
+      _refuse_huge(page.imagelength, page.imagewidth, most_px)
+      return read_page(page, background)
   try:
-    return decode(pathlib.Path(path).read_bytes(), background)
+    return decode(pathlib.Path(path).read_bytes(), background, most_px=most_px)
   except UnidentifiedImageError as error:
-    raise UnidentifiedImageError(f"{path}: no picture that is known") from error
+    raise _unknown(path) from error
 
 
 def decode(
-  data: bytes, background: float = 1.0, formats: Sequence[str] | None = None
+  data: bytes,
+  background: float = 1.0,
+  formats: Sequence[str] | None = None,
+  most_px: int = _MOST_PX,
 ) -> Shaped[np.ndarray, "h w c"]:
   """Decodes a picture as `read` does; `formats` are Pillow's names allowed."""
   with Image.open(io.BytesIO(data), formats=formats) as picture:
-    showing = _still(picture)
+    _refuse_huge(picture.height, picture.width, most_px)
+    showing = still(picture)
     if picture.format not in ("PNG", "BMP", "JPEG"):
       has_alpha = picture.has_transparency_data
       if has_alpha or picture.mode not in ("1", "L", "I;16", "I", "F"):
@@ -284,7 +329,8 @@ def grey(
   return np.rint(pixels[..., :3] @ weights).astype(pixels.dtype)
 
 
-def _still(picture: Image.Image) -> Showing:
+def still(picture: Image.Image) -> Showing:
+  """Reads how a picture that Pillow opened is shown, less its colours."""
   # Not `getexif`, which would decode a whole PNG.
   exif = Image.Exif()
   exif.load(picture.info.get("exif", b""))

@@ -6,6 +6,7 @@ import av
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from data_prep.files.errors import SlideError
 from data_prep.series import files
@@ -271,3 +272,53 @@ def test_pages_along_two_axes_are_no_frames(tmp_path):
   assert code(path) == "several_axes"
   tifffile.imwrite(path, pixels[:, 0], imagej=True, metadata={"axes": "TYX"})
   assert all_of(path)[0].frames == 4
+
+
+def _encode(path, pictures, codec, kind, **options):
+  """Encodes pictures [h, w, c] in a pixel format that keeps them."""
+  with av.open(str(path), "w") as container:
+    stream = container.add_stream(codec, rate=25, options=options)
+    stream.height, stream.width = pictures[0].shape[:2]
+    stream.pix_fmt = kind
+    for pixels in pictures:
+      source = "rgba" if pixels.shape[2] == 4 else "rgb24"
+      frame = av.VideoFrame.from_ndarray(pixels, format=source)
+      container.mux(stream.encode(frame.reformat(format=kind)))
+    container.mux(stream.encode())
+
+
+def test_what_is_transparent_in_a_video_is_white(tmp_path):
+  pixels = np.full((24, 32, 4), 100, np.uint8)
+  pixels[..., 3] = 255
+  pixels[:12, :16, 3] = 0
+  _encode(tmp_path / "a.mkv", [pixels] * 3, "ffv1", "bgra")
+  header, frames = all_of(tmp_path / "a.mkv")
+  assert header.frames == len(frames) == 3
+  want = np.full((24, 32, 3), 100, np.uint8)
+  want[:12, :16] = 255
+  np.testing.assert_array_equal(frames[2], want)
+
+
+def test_fields_of_interlaced_videos_become_one_picture(tmp_path):
+  """Rows that were taken at another time do not show as a comb."""
+  pixels = np.full((48, 64, 3), 40, np.uint8)
+  pixels[::2] = 200
+  options = {"flags": "+ildct+ilme"}
+  _encode(tmp_path / "a.mpg", [pixels] * 5, "mpeg2video", "yuv420p", **options)
+  header, frames = all_of(tmp_path / "a.mpg")
+  assert header.frames == len(frames) == 5
+  inside = frames[2][8:-8, 8:-8].astype(int)
+  assert np.abs(np.diff(inside, axis=0)).max() < 20
+  # One that is not interlaced is left as it is.
+  _encode(tmp_path / "b.mpg", [pixels] * 5, "mpeg2video", "yuv420p")
+  inside = all_of(tmp_path / "b.mpg")[1][2][8:-8, 8:-8].astype(int)
+  assert np.abs(np.diff(inside, axis=0)).max() > 100
+
+
+def test_pictures_that_move_and_sizes_that_no_memory_has(tmp_path):
+  shots = [Image.fromarray(p) for p in tiny_series.frames(3, channels=3)]
+  shots[0].save(tmp_path / "a.png", save_all=True, append_images=shots[1:])
+  assert code(tmp_path / "a.png") == "not_one_picture"
+  Image.new("1", (30_000, 30_000)).save(tmp_path / "b.png")
+  with pytest.raises(SlideError, match="30000 x 30000 px, more than"):
+    list(files.read(str(tmp_path / "b.png"), [0], one=True))

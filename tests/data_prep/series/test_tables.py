@@ -50,6 +50,31 @@ def test_one_row_each(tmp_path):
   assert codes(errors) == [("c", "note", "unsorted_times")]
 
 
+def test_numbers_that_pictures_leave_out_are_noted(tmp_path):
+  folders = {
+    "gap": ("f1.png", "f2.png", "f4.png", "f10.png"),
+    "steps": ("f010.png", "f020.png", "f030.png"),
+    "days": ("2020-01-03.png", "2020-02-01.png"),
+    "far": ("1.png", "1000000000.png", "3.png"),
+    "timed": ("f1.png", "f3.png", "f4.png"),
+  }
+  rows = []
+  for folder, inside in folders.items():
+    (tmp_path / folder).mkdir()
+    for name in inside:
+      (tmp_path / folder / name).touch()
+    times = "1;3;4" if folder == "timed" else ""
+    rows.append({"id": folder, "file": folder, "times": times})
+  found, errors, _ = find(tiny_series.table(tmp_path / "t.csv", rows))
+  assert len(found) == 5
+  assert codes(errors) == [
+    ("far", "note", "missing_frames"),
+    ("gap", "note", "missing_frames"),
+  ]
+  text = {error.slide: error.message for error in errors}
+  assert "leave 3, 5, 6, 7, 8 and 1 more out" in text["gap"]
+
+
 def test_rows_that_cannot_be_series(tmp_path):
   (tmp_path / "empty").mkdir()
   base = {"id": "", "file": "a.npy", "times": "", "fps": "", "split": ""}

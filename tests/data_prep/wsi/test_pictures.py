@@ -227,3 +227,31 @@ def test_inks_are_colours(tmp_path):
   tifffile.imwrite(tmp_path / "p.tif", lab, photometric="cielab")
   with pytest.raises(ValueError, match="CIELAB: save it as RGB"):
     pictures.read(tmp_path / "p.tif")
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "jpeg"])
+def test_colours_stored_as_brightness_and_chroma(tmp_path, compression):
+  want = np.full((32, 48, 3), (200, 90, 160), np.uint8)
+  path = tmp_path / "a.tif"
+  picture = Image.fromarray(want)
+  if compression != "jpeg":
+    picture = picture.convert("YCbCr")
+  picture.save(path, compression=compression)
+  found = pictures.read(path).astype(int)
+  assert np.abs(found - want).max() <= 3
+
+
+def test_what_a_header_says_is_measured_first(tmp_path):
+  path = tmp_path / "a.png"
+  Image.new("1", (9_000, 8_000)).save(path)
+  assert pictures.size(path) == (8_000, 9_000)
+  with pytest.raises(ValueError, match="9000 x 8000 px, more than 1,000,000"):
+    pictures.read(path, most_px=1_000_000)
+  tifffile.imwrite(tmp_path / "a.tif", np.zeros((40, 60), np.uint8))
+  assert pictures.size(tmp_path / "a.tif") == (40, 60)
+  with pytest.raises(ValueError, match="60 x 40 px, more than 100"):
+    pictures.read(tmp_path / "a.tif", most_px=100)
+  (tmp_path / "a.pdf").write_bytes(b"%PDF-1.4")
+  for ask in (pictures.size, pictures.read):
+    with pytest.raises(OSError, match="a.pdf: no picture .* PNG, JPEG or TIFF"):
+      ask(tmp_path / "a.pdf")
