@@ -13,6 +13,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -71,15 +72,39 @@ class TargetTable:
 
   @classmethod
   def from_json(cls, text: str) -> "TargetTable":
-    """Reads what `to_json` wrote."""
-    content = json.loads(text)
-    return cls(
-      tuple(Target(t["name"], tuple(t["classes"])) for t in content["targets"]),
-      {
-        name: tuple(math.nan if number is None else number for number in row)
+    """Reads what `to_json` wrote.
+
+    Raises:
+      ValueError: it is something else, or was changed by hand into it.
+    """
+    try:
+      content = json.loads(text)
+      columns = tuple(
+        Target(str(one["name"]), tuple(map(str, one["classes"])))
+        for one in content["targets"]
+      )
+      rows = {
+        str(name): tuple(
+          _stored(target, number)
+          for target, number in zip(columns, row, strict=True)
+        )
         for name, row in content["rows"].items()
-      },
-    )
+      }
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+      raise ValueError(
+        f"{FILE} is damaged: {error!r}; run `python -m data_prep` again"
+      ) from error
+    return cls(columns, rows)
+
+
+def _stored(target: Target, number: Any) -> float:
+  """A number of `targets.json`: of a class, finite, or NaN."""
+  if number is None:
+    return math.nan
+  is_class = not target.classes or number in range(len(target.classes))
+  if not (is_class and math.isfinite(number)):
+    raise ValueError(f"{target.name} is {number}")
+  return float(number)
 
 
 def resolve(

@@ -201,7 +201,9 @@ def read(
     raise ValueError(f"cannot read {path}: {error}") from error
   lines = [(n, [_text(cell) for cell in line]) for n, line in lines]
   lines = [(n, line) for n, line in lines if any(line)]
-  heading, twins = _heading(lines[0][1] if lines else [])
+  if not lines:
+    raise ValueError(f"cannot read {path}: it is empty")
+  heading, twins = _heading(lines[0][1])
   rows, bad = [], []
   for number, line in lines[1:]:
     where = f"row {number} of {path.name}"

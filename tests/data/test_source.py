@@ -62,6 +62,37 @@ def test_labels_are_joined_when_read(tmp_path):
     sources.RecordSource(folder, "train").record(0)
 
 
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    (lambda text: text[: len(text) // 2], "JSONDecodeError"),
+    (lambda text: "{}", "'targets'"),
+    (lambda text: text.replace("[0.0]", "[7]"), "label is 7"),
+    (lambda text: text.replace("[0.0]", "[0.5]"), "label is 0.5"),
+    (lambda text: text.replace("[0.0]", "[Infinity]"), "label is inf"),
+    (lambda text: text.replace("[0.0]", '["a"]'), "label is a"),
+    (lambda text: text.replace("[0.0]", "[]"), "shorter"),
+  ],
+)
+def test_labels_that_were_damaged_are_refused(tmp_path, change, words):
+  """A class that is none would be another one, or end a job far from here."""
+  folder = tiny_shards.write(tmp_path, {"a": "train", "b": "train"})
+  file = folder / "targets.json"
+  file.write_text(change(file.read_text()))
+  with pytest.raises(ValueError, match="targets.json is damaged") as caught:
+    sources.read_spec(folder)
+  assert words in str(caught.value)
+
+
+def test_shards_that_were_cut_are_refused(tmp_path):
+  folder = tiny_shards.write(tmp_path, {"a": "train", "b": "train"})
+  for path in folder.glob("*array_record*"):
+    file = path.resolve()
+    file.write_bytes(file.read_bytes()[:1000])
+  with pytest.raises(ValueError, match="'train' in .* are damaged"):
+    sources.RecordSource(folder, "train")
+
+
 def test_shards_with_labels_inside_are_read():
   """Written before labels had a file of their own; labels 0 and 1."""
   folder = pathlib.Path(__file__).parents[1] / "golden" / "old_shards"

@@ -358,3 +358,26 @@ def test_a_filter_that_is_not_here_is_named(tmp_path):
   for read in (tile_features.header, tile_features.read):
     with pytest.raises(ValueError, match="a.h5: compressed by .* filter 32015"):
       read(path)
+
+
+def test_features_that_no_encoder_makes_and_sides_of_x_and_y(tmp_path):
+  coords = _grid(2, 2, 256, (0, 0))
+  for value, words in ((3e30, "damaged"), (0.0, "all features are 0")):
+    features = np.full((4, 8), value, np.float32)
+    path = _file(tmp_path / "a.h5", features=features, coords=coords)
+    with pytest.raises(ValueError, match=words):
+      tile_features.read(path)
+  features = np.ones((4, 8), np.float32)
+  for side, expected in ((np.array([512, 512]), 512), ("512", 512)):
+    on_coords = {"patch_size_level0": side}
+    path = _file(
+      tmp_path / "b.h5", on_coords=on_coords, features=features, coords=coords
+    )
+    assert tile_features.read(path).tile_size == expected
+  for side in (np.array([512, 256]), "large"):
+    on_coords = {"patch_size_level0": side}
+    path = _file(
+      tmp_path / "c.h5", on_coords=on_coords, features=features, coords=coords
+    )
+    with pytest.raises(ValueError, match="patch_size_level0.*want one number"):
+      tile_features.read(path)

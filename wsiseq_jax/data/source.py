@@ -160,7 +160,11 @@ class RecordSource:
     # neighbours that nobody asked for.
     self._folder = folder
     self._paths = [os.fspath(file) for file in info.splits[split].filepaths]
-    self._files = grain.sources.ArrayRecordDataSource(self._paths)
+    try:
+      self._files = grain.sources.ArrayRecordDataSource(self._paths)
+      len(self._files)
+    except Exception as error:  # ArrayRecord raises whatever it likes
+      raise self._damaged(error) from error
 
   @functools.cached_property
   def identity(self) -> str:
@@ -177,14 +181,26 @@ class RecordSource:
   def __len__(self) -> int:
     return len(self._files)
 
+  def _damaged(self, error: Exception) -> ValueError:
+    return ValueError(
+      f"the shards of {self.split!r} in {self._folder} are damaged: {error}; "
+      "run `python -m data_prep` again"
+    )
+
   def record(self, index: int) -> records.SequenceRecord:
     """Reads a record and joins its labels; its panels stay JPEG.
 
     Args:
       index: from 0, in the order of the shards.
+
+    Raises:
+      ValueError: it is damaged.
     """
-    example = self._parser.parse_example(self._files[index])
-    record = records.from_example(example)
+    try:
+      stored = self._files[index]
+    except RuntimeError as error:
+      raise self._damaged(error) from error
+    record = records.from_example(self._parser.parse_example(stored))
     if self._targets is None:
       return record
     labels = self._targets.of(record.sequence_id)

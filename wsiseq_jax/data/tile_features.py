@@ -36,6 +36,7 @@ from wsiseq_jax.data import hdf5
 
 SUFFIXES = (".h5", ".hdf5")
 UNITS = ("level0_px", "um")
+_LARGEST = 1e8  # of a feature; damaged bytes are floats of any size
 
 Number = int | float | np.integer | np.floating
 
@@ -96,6 +97,10 @@ def check(tiles: TileFeatures, name: str) -> None:
         f"{name}: {what} of {int(bad.sum())} of {count} tiles are NaN or "
         f"infinite, the first is row {int(bad.argmax())}"
       )
+  if count and (top := float(np.abs(tiles.features).max())) > _LARGEST:
+    raise ValueError(
+      f"{name}: features go up to {top:.2g}, which no encoder makes: damaged?"
+    )
   if tiles.unit not in UNITS:
     raise ValueError(f"{name}: unit {tiles.unit!r}, want one of {UNITS}")
   if count and not 0 < tiles.tile_size < np.inf:
@@ -207,6 +212,8 @@ def read(
   else:
     tiles = _level0(path, on_features, on_coords, tile_size, common)
   check(tiles, str(path))
+  if len(rows) and not rows.any():
+    raise ValueError(f"{path}: all features are 0: the encoder failed?")
   return tiles
 
 
@@ -310,7 +317,18 @@ def _level0(
   common: Mapping[str, Any],
 ) -> TileFeatures:
   def number(name: str) -> float | None:
-    return None if name not in on_coords else float(on_coords[name])
+    if name not in on_coords:
+      return None
+    try:
+      found = {float(value) for value in np.ravel(on_coords[name])}
+    except ValueError:
+      found = set()
+    if len(found) != 1:  # of x and y
+      raise ValueError(
+        f"{path}: the attribute {name} of coords is {on_coords[name]!r}: want "
+        "one number"
+      )
+    return found.pop()
 
   size = number("tile_size_level0") or number("patch_size_level0")
   if size is None and "patch_size" in on_coords and "downsample" in on_coords:

@@ -327,8 +327,12 @@ def frozen_features(
 def _read(path: pathlib.Path, tokens: bool) -> dict[str, np.ndarray] | None:
   if not path.exists():
     return None
-  with np.load(path) as file:
-    if tokens and "tokens" not in file.files:
-      return None
-    wanted = [n for n in file.files if tokens or not n.startswith("token")]
-    return {name: file[name] for name in wanted}
+  try:
+    with np.load(path) as file:
+      if tokens and "tokens" not in file.files:
+        return None
+      wanted = [n for n in file.files if tokens or not n.startswith("token")]
+      return {name: file[name] for name in wanted}
+  except Exception as error:  # NumPy and zipfile raise whatever they like
+    launch.log(f"{path} cannot be read, and is made again: {error}")
+    return None

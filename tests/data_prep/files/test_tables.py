@@ -31,3 +31,13 @@ def test_a_table_is_there_whole_or_not_at_all(tmp_path):
     tables.write(path, ("name",), [{"name": "new"}, {"other": 1}])
   assert path.read_text() == "name\nold\n"
   assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_empty_table_says_so(tmp_path):
+  path = tmp_path / "t.csv"
+  for content in ("", "\n\n", "\ufeff", "# remarks\n"):
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match="t.csv: it is empty"):
+      tables.read(path)
+  path.write_text("slide,label\n")
+  assert tables.read(path).rows == ()

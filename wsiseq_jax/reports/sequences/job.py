@@ -128,8 +128,13 @@ def read_embeddings(
       raise ValueError(
         f"no {file}: run the same command with --config.job=embed first"
       )
-    with np.load(file) as stored:
-      part = {name: stored[name] for name in stored.files}
+    try:
+      with np.load(file) as stored:
+        part = {name: stored[name] for name in stored.files}
+    except Exception as error:  # NumPy and zipfile raise whatever they like
+      raise ValueError(
+        f"{file} is damaged: {error}; run --config.job=embed again"
+      ) from error
     if int(part["checkpoint_step"]) != run.step:
       raise ValueError(
         f"{file} is of step {int(part['checkpoint_step'])}, the newest "
