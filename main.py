@@ -35,6 +35,7 @@ def main(_: list[str]) -> None:
 
 def run(config: ConfigDict) -> None:
   """Starts up, checks the config, and runs its job."""
+  from data_prep.files import names
   from data_prep.files.errors import SlideError
   from wsiseq_jax import config as configs
   from wsiseq_jax import jobs, launch, tasks
@@ -42,6 +43,7 @@ def run(config: ConfigDict) -> None:
   if not flags.FLAGS["verbosity"].present:
     # Libraries log each file they write; --verbosity=0 brings that back.
     logging.set_verbosity(logging.WARNING)
+  names.print_all()
   launch.start(saves_on_sigterm=config.job in ("train", "probe"))
   with launch.ending_together():
     try:

@@ -12,6 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from data_prep import runs
+from data_prep.files import names
 from data_prep.pictures import prepare as pictures
 from data_prep.sequences import prepare as slides
 from data_prep.series import prepare as series
@@ -45,6 +46,7 @@ def main(arguments: list[str]) -> int:
     TypeError,
   ) as error:
     return _usage(_readable(error))
+  names.print_all()
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, _stop)
   try:

@@ -7,9 +7,11 @@ without the zeros that a spreadsheet takes from the front of a number.
 
 import collections
 import functools
+import io
 import os
 import pathlib
 import re
+import sys
 import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
@@ -30,7 +32,7 @@ SLIDE_EXTENSIONS = (
 )
 FEATURE_EXTENSIONS = (".h5", ".hdf5", ".pt")
 # Of a name of 255 at most, with what drafts and endings add.
-MOST_BYTES = 200
+MOST_BYTES = 230
 _KNOWN = (*SLIDE_EXTENSIONS, *FEATURE_EXTENSIONS)
 _DRIVE = re.compile(r"^[A-Za-z]:")
 
@@ -81,6 +83,12 @@ def unusable(name: str) -> str:
   if len(os.fsencode(name)) > MOST_BYTES:
     return f"it is longer than {MOST_BYTES} bytes"
   return ""
+
+
+def print_all() -> None:
+  """Has bytes that are no Unicode printed with backslashes, as errors are."""
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def folded(name: str) -> str:

@@ -1,11 +1,14 @@
 """What the user named becomes slides or rows of errors; nothing is lost."""
 
+import io
 import os
+import sys
 
 import pydicom
 import pytest
 
 from data_prep.files.errors import write
+from data_prep.files.names import print_all
 from data_prep.wsi.find import find_slides, patient_id_of, usable_names
 from tests.data_prep.wsi.named_files import (
   TIFF,
@@ -118,9 +121,9 @@ def test_links_and_folders_that_are_no_slides_are_rows(tmp_path):
   assert "a link to /nowhere/S1.svs" in gone
 
 
-def test_names_that_cannot_name_our_files_are_rows(tmp_path):
-  fine = ["-dash", "S 1#ä%", "quote\"'", "😀", "x" * 200, "a,b", "CON"]
-  odd = ["x" * 201, "ü" * 101, "new\nline", "bell\a", os.fsdecode(b"\xe4")]
+def test_names_that_cannot_name_our_files_are_rows(tmp_path, monkeypatch):
+  fine = ["-dash", "S 1#ä%", "quote\"'", "😀", "x" * 230, "a,b", "CON"]
+  odd = ["x" * 231, "ü" * 116, "new\nline", "bell\a", os.fsdecode(b"\xe4")]
   touch(tmp_path, *(f"{name}.svs" for name in (*fine, *odd)))
   found, errors = find_slides(tmp_path)
   good, bad = usable_names(found)
@@ -130,6 +133,11 @@ def test_names_that_cannot_name_our_files_are_rows(tmp_path):
   # Bytes that are no Unicode do not keep the table from being written.
   write(tmp_path / "errors.csv", bad)
   assert "\\udce4" in (tmp_path / "errors.csv").read_text(encoding="utf-8")
+  written = io.BytesIO()
+  monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "utf-8"))
+  print_all()
+  print(odd[-1], flush=True)
+  assert written.getvalue() == b"\\udce4\n"
 
 
 def test_one_file_of_two_patients_is_warned_of(tmp_path):
