@@ -15,9 +15,10 @@ slide (`embed_tiles`, TRIDENT, CLAM, STAMP); with `index.source=sequences` the
 layer of a trained MIL model, which is what HERE retrieves by;
 `index.region_um=500` averages tiles into regions. TABLE.csv may have the
 columns slide_id (or file), patient_id, label (or `index.label`), cohort, organ,
-mpp; `index.slides` are the files, for pictures and regions. The encoder is the
-one that made the features, and is checked by its fingerprint; without one the
-index can be asked by its own rows only.
+mpp; slides whose rows contradict each other are left out. `index.slides` are
+the files, for pictures and regions. The encoder is the one that made the
+features, and is checked by its fingerprint; without one the index can be asked
+by its own rows only.
 
 Run the same command again: slides that are new or changed are added, corrected
 labels are written, nothing else is touched. `index.remove="('S1',)"` takes a
@@ -32,9 +33,10 @@ The second command is the job `search`. It asks by one of
   query.rows    rows of the index
 
 and leaves out what `query.where` excludes (slide_id, patient_id, cohort, organ,
-label, score), the query's own slide (`query.exclude`), and hits beside a nearer
-one (`query.apart`). How near a hit is, is told by its distance, by its z-score
-and by the share of 10,000 random rows of its cohort that are as near.
+label, score; values that no slide has are refused), the query's own slide
+(`query.exclude`), and hits beside a nearer one (`query.apart`). How near a hit
+is, is told by its distance, by its z-score and by the share of 10,000 random
+rows of its cohort that are as near.
 
 The job `retrieval` scores the index in `query.index`: do hits in other patients
 have the label (`scores.labels`: label, organ, cohort) of the row asked with?
