@@ -152,7 +152,7 @@ def test_qupath_classes_holes_and_bounds(tmp_path):
   [
     ("a.csv", "", "are read from .xml"),
     ("a.xml", "<nothing", "not an XML file"),
-    ("a.xml", "<svg></svg>", "<svg> is not <ASAP_Annotations>"),
+    ("a.xml", "<svg></svg>", "<svg> is neither <ASAP_Annotations>"),
     ("a.json", "{", "not a JSON file"),
     ("a.json", '"text"', "neither a FeatureCollection nor a list"),
   ],
