@@ -51,9 +51,9 @@ PLAIN = {
 NUCLEI = {"10 %": 0.1, "all": 1.0}
 # Eight pictures: an epoch is some crops of them.
 OF_NUCLEI = {
-  **{"stages.detect.rounds": 3, "stages.detect.optim.epochs": 3},
-  "stages.nuclei.optim.epochs": 4,
-  **{f"stages.{s}.optim.steps_per_epoch": 30 for s in ("detect", "nuclei")},
+  "stages.detect.rounds": 2,
+  **{f"stages.{s}.optim.epochs": 3 for s in ("detect", "nuclei")},
+  **{f"stages.{s}.optim.steps_per_epoch": 20 for s in ("detect", "nuclei")},
 }
 
 
