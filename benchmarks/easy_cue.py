@@ -34,7 +34,7 @@ PX, BATCH, STEPS, EPOCHS = 64, 16, 20, 15
 BACKBONE = Backbone(channels=(8, 8, 12, 16, 16))
 FIT = StageFit(lr=5e-3, epochs=EPOCHS, warmup_epochs=0).settings()
 MESH = parallel.make_mesh(1, jax.devices()[:1])
-CAM = cam.Cam(level=3, sharpness=0.0)
+CAM = cam.Cam(level=3)
 # Rules, weight of the bag's own loss, and whose selections teach; none is its
 # own.
 RULES = {

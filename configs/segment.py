@@ -27,8 +27,8 @@ first is the default:
   full       the same network taught by masks: the upper bound
 
   <method>,plain  as published: ResNet-50 with fixed batch-norm, its last two
-                  stages and the head trained by SGD as IRN's code has it, the
-                  mean of the class map; name its weights
+                  stages and the head trained by SGD as IRN's code has it; name
+                  its weights
   <method>,demo   settings for small pictures on a CPU, minutes
   <method>,smoke  tiny, on pictures that are made on the fly, seconds; `smoke`
                   is `cam,smoke`, `demo` is `student,demo`
@@ -115,7 +115,7 @@ def get_config(arg: str = "") -> ConfigDict:
   }
   config = common.defaults(SegmentSettings, method=method, stages=stages)
   if size == "plain":
-    _resize(config, {"sharpness": 0.0}, dataclasses.asdict(IRN_FIT))
+    _resize(config, {}, dataclasses.asdict(IRN_FIT))
     config.backbone.update(name="resnet50", norm="fixed", train="late")
   elif size == "demo":
     _resize(config, _DEMO, {"epochs": 12, "warmup_epochs": 1, "lr": 3e-3})

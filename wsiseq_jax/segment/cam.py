@@ -4,8 +4,8 @@
     logit of a picture = log(mean of exp(r * map) over tissue) / r
 
 The sharpness r leads from the mean (0, the class activation maps of the
-reference) to the maximum. A tumour that fills a tenth of a picture is a tenth
-of a mean; a maximum learns from one place at a time.
+reference) to the maximum, which tells pictures apart sooner, by fewer of their
+places: a better classifier, and a worse map (docs/segmentation.md).
 
 The loss is the binary cross-entropy of each known label, so that a picture
 without any class is what it is: a certain negative. Glass takes no part in the
@@ -78,7 +78,7 @@ class Cam:
 
   # Which features are read: x1 .. x5, of strides 4, 4, 8, 16, 16.
   level: Literal[1, 2, 3, 4, 5] = 5
-  sharpness: NotNegative = 4.0  # r; 0 = the mean
+  sharpness: NotNegative = 0.0  # r; 0 = the mean
   optim: StageFit = StageFit()
   scales: Annotated[tuple[float, ...], Range(0.1, 4), FILLED] = (
     *(1.0, 0.5, 1.5, 2.0),
@@ -87,8 +87,8 @@ class Cam:
   gate: Share = 0.25
   quantile: Annotated[float, Range(0.51, 1)] = 0.99  # of certain negatives
   # Labels to train on: scores from here on are foreground, ...
-  foreground: Share = 0.5
-  background: Share = 0.25  # ... below this, background
+  foreground: Share = 0.3
+  background: Share = 0.2  # ... below this, background
 
   def __post_init__(self):
     if self.background > self.foreground:
