@@ -78,7 +78,7 @@ from wsiseq_jax.segment.training import IRN_FIT
 
 # Values of `demo` and `smoke`, wherever a stage has the key.
 _DEMO = {
-  "level": 2,
+  "level": 3,
   "scales": (1.0, 0.5),
   "region_scales": (1.0, 0.5),
   "width": 32,
