@@ -17,7 +17,7 @@ tissue and a stain threshold; `full` is the same student taught by masks.
 Why a plain recipe fails: six hypotheses, each one setting against another.
 
     1 colour tells pictures apart,     stains of training pictures as they are,
-      so that nothing else is learned  and varied: `cam`, `varied`
+      so that nothing else is learned  and varied: `coloured`, `cam`
     2 maximum of each picture          readings `per image` and `absolute` of
                                        the very same maps of `cam`
     3 normal pictures have no class    their labels withheld in training, and
@@ -121,7 +121,7 @@ VARIANTS = {
   "momentum": Variant("cam", _DEEP | _sgd("sgd")),
   "adamw": Variant("cam", _DEEP),
   "sharp": Variant("cam", {"stages.cam.sharpness": 4.0}),
-  "varied": Variant("cam", {"data.stain_jitter": 0.2}),
+  "coloured": Variant("cam", {"data.stain_jitter": 0.0}),
   "unlabelled": Variant("cam", is_labelled=False),
   "fixed": Variant("cam", _RESNET | {"backbone.norm": "fixed"}, True, True),
   "group": Variant("cam", _RESNET | {"backbone.norm": "group"}, True, True),
@@ -134,8 +134,8 @@ VARIANTS = {
 _CHOSEN = "absolute, chosen"
 HYPOTHESES = {
   "1 stain varied - as it is": (
-    (f"varied/cam/{_CHOSEN}",),
     (f"student/cam/{_CHOSEN}",),
+    (f"coloured/cam/{_CHOSEN}",),
   ),
   "2 absolute - per image": ((f"student/cam/{_CHOSEN}",), (PLAIN_MAPS,)),
   "3 normals labelled - withheld": (
