@@ -14,8 +14,11 @@ import atexit
 import os
 import pathlib
 import shutil
+import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
 
 import jaxlib.version
 
@@ -58,14 +61,45 @@ flags.FLAGS.mark_as_parsed()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-  """The longest first: no worker then waits for another at the end."""
-  items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+  """Files with the longest tests first: no worker then waits at the end.
+
+  A file stays together: what its tests share is made once.
+  """
+  slow = {item.path for item in items if item.get_closest_marker("slow")}
+  items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")
 def repo_root() -> pathlib.Path:
   """The root of the checkout."""
   return ROOT
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+  """Starts our programs like `python`, without their imports: `warm.py`."""
+  folder = tmp_path_factory.mktemp("warm")
+  warm, address = ROOT / "tests" / "warm.py", folder / "socket"
+  program = folder / "python"
+  program.write_text(
+    f"""#!/bin/sh
+case "$1" in
+  *main.py | -m) exec {sys.executable} -S -E {warm} {address} "$@" ;;
+  *) exec {sys.executable} "$@" ;;
+esac
+"""
+  )
+  program.chmod(0o755)
+  with subprocess.Popen(
+    [sys.executable, warm, "serve", address],
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
+    stdin=subprocess.PIPE,  # its end is that of the server
+  ) as server:
+    while not address.exists():
+      assert server.poll() is None
+      time.sleep(0.05)
+    yield str(program)
+    server.stdin.close()
 
 
 @pytest.fixture(scope="session")

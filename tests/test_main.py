@@ -1,4 +1,7 @@
-"""The real main.py, in processes of its own."""
+"""The real main.py, in processes of its own.
+
+What a process does that trains is seen in one that imports all by itself.
+"""
 
 import os
 import signal
@@ -11,9 +14,9 @@ import pytest
 from wsiseq_jax import launch
 
 
-def command(repo_root, workdir, *more):
+def command(python, repo_root, workdir, *more):
   return [
-    sys.executable,
+    python,
     str(repo_root / "main.py"),
     f"--config={repo_root}/configs/videomae.py:smoke",
     f"--config.workdir={workdir}",
@@ -21,9 +24,9 @@ def command(repo_root, workdir, *more):
   ]
 
 
-def run(repo_root, workdir, *more):
+def run(python, repo_root, workdir, *more):
   return subprocess.run(
-    command(repo_root, workdir, *more),
+    command(python, repo_root, workdir, *more),
     cwd=repo_root,
     capture_output=True,
     text=True,
@@ -32,22 +35,25 @@ def run(repo_root, workdir, *more):
 
 
 @pytest.mark.slow
-def test_train_and_again(repo_root, tmp_path):
+def test_train_and_again(repo_root, python, tmp_path):
   """`test_readme.py` calls all other jobs."""
-  trained = run(repo_root, tmp_path)
+  trained = run(sys.executable, repo_root, tmp_path)
   assert trained.returncode == 0, trained.stderr
   assert "finished at step 12" in trained.stderr
   # Quiet by default: nothing but our own lines.
   assert "orbax" not in trained.stderr.lower()
-  again = run(repo_root, tmp_path)
+  again = run(python, repo_root, tmp_path)
   assert again.returncode == 0
   assert "training is complete: step 12" in again.stderr
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_ends_with_its_own_exit_code(repo_root, tmp_path):
+def test_sigterm_saves_and_ends_with_its_own_exit_code(
+  repo_root, python, tmp_path
+):
   process = subprocess.Popen(
     command(
+      python,
       repo_root,
       tmp_path,
       "--config.optim.total_steps=1000000",
@@ -70,16 +76,16 @@ def test_sigterm_saves_and_ends_with_its_own_exit_code(repo_root, tmp_path):
   assert [p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
 
 
-def test_a_bad_value_is_one_readable_message(repo_root, tmp_path):
-  result = run(repo_root, tmp_path, "--config.mask.ratio=2.0")
+def test_a_bad_value_is_one_readable_message(repo_root, python, tmp_path):
+  result = run(python, repo_root, tmp_path, "--config.mask.ratio=2.0")
   assert result.returncode == 1
   last = result.stderr.strip().splitlines()[-1]
   assert "config.mask.ratio = 2.0" in last and "from 0.01 to 0.99" in last
   assert "Traceback" not in result.stderr
 
 
-def test_an_unknown_key_names_the_nearest(repo_root, tmp_path):
-  result = run(repo_root, tmp_path, "--config.data.bach_size=2")
+def test_an_unknown_key_names_the_nearest(repo_root, python, tmp_path):
+  result = run(python, repo_root, tmp_path, "--config.data.bach_size=2")
   assert result.returncode != 0
   assert 'Did you mean "batch_size"' in result.stderr
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from tests import small_run
@@ -21,6 +22,7 @@ _SMOKE = {
   "configs/embed_tiles.py:resnet50_trunc": "configs/embed_tiles.py:smoke",
   "configs/mil.py": "configs/mil.py:smoke",
   "configs/segment_slides.py": "configs/segment_slides.py:smoke",
+  "configs/sweep.py": "configs/sweep.py:smoke",
 }
 _RANDOM_ENCODER = (
   "--config.encoder.random_weights=True",
@@ -77,10 +79,24 @@ def call(words, repo_root, **environ):
     env={**os.environ, **environ},
   )
   assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+  return done.stderr
+
+
+def check_sweep(folder, said, again):
+  """One run is done, and what is done is left alone."""
+  assert "orbax" not in said.lower()
+  assert pd.read_csv(folder / "sweep.csv")["state"].tolist() == ["done"]
+  assert pd.read_csv(folder / "sweep_summary.csv")["count"].tolist() == [1]
+  (log,) = folder.glob("runs/*/log.txt")
+  before = log.read_text()
+  again()
+  assert log.read_text() == before
 
 
 @pytest.mark.slow
-def test_every_command_of_the_readme_runs(repo_root, tmp_path, monkeypatch):
+def test_every_command_of_the_readme_runs(
+  repo_root, python, tmp_path, monkeypatch
+):
   monkeypatch.chdir(repo_root)
   small_run.use_devices(monkeypatch, 1)
   readme = (repo_root / "README.md").read_text()
@@ -96,7 +112,7 @@ def test_every_command_of_the_readme_runs(repo_root, tmp_path, monkeypatch):
     if words[1] == "main.py":
       small_run.main(*words[2:])
     else:
-      call([sys.executable, *words[1:]], repo_root)
+      said = call([python, *words[1:]], repo_root)
   result = json.loads((folders["RUN"] / "evaluation.json").read_text())
   assert result["step"] == 12 and set(result["loss"]) == {"0.5", "0.75", "0.9"}
   with np.load(folders["RUN"] / "embeddings" / "val.npz") as arrays:
@@ -111,6 +127,10 @@ def test_every_command_of_the_readme_runs(repo_root, tmp_path, monkeypatch):
   assert (folders["MASKS"] / "segmentation.csv").is_file()
   assert len(list((folders["OUTLINES"] / "geojson").iterdir())) == 6
   assert (folders["HITS"] / "hits.csv").read_text().count("\n") > 1
+  assert words[2] == "wsiseq_jax.sweep"
+  check_sweep(
+    folders["SWEEP"], said, lambda: call([python, *words[1:]], repo_root)
+  )
   snippet = re.search(r"```python\n(.*?)```", readme, re.S).group(1)
   snippet = snippet.replace("DATA", str(folders["DATA"]))
   check = "import sys; assert len(source) > 0 and 'panels' in source[0]"
@@ -122,10 +142,10 @@ def test_every_command_of_the_readme_runs(repo_root, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_tcga_sequences(repo_root, tmp_path):
+def test_tcga_sequences(repo_root, python, tmp_path):
   slides, out = tmp_path / "slides", tmp_path / "out"
   synthetic = "data_prep.synthetic.slides"
-  command = [sys.executable, "-m", synthetic, f"--out={slides}"]
+  command = [python, "-m", synthetic, f"--out={slides}"]
   call([*command, "--size_px", "1024", "768"], repo_root)
   for number, path in enumerate(sorted(slides.glob("*.tiff"))):
     # Two slides of each patient, each in a folder as gdc-client leaves it.
@@ -136,7 +156,7 @@ def test_tcga_sequences(repo_root, tmp_path):
   call(
     ["examples/tcga_sequences.sh", str(slides), str(out)],
     repo_root,
-    PYTHON=sys.executable,
+    PYTHON=python,
     PREP="configs/prep_wsi.py:smoke",
     MODEL="configs/videomae.py:smoke",
   )
@@ -145,9 +165,9 @@ def test_tcga_sequences(repo_root, tmp_path):
 
 
 @pytest.mark.slow
-def test_camelyon16(repo_root, tmp_path):
+def test_camelyon16(repo_root, python, tmp_path):
   slides, out = tmp_path / "slides", tmp_path / "out"
-  command = [sys.executable, "-m", "data_prep.synthetic.lymph.nodes"]
+  command = [python, "-m", "data_prep.synthetic.lymph.nodes"]
   command += [f"--out={slides}", "--slides=12", "--mpp=2"]
   call([*command, "--size_px", "800", "800"], repo_root)
   files, reference = sorted(slides.rglob("lymph_*.tiff")), []
@@ -168,7 +188,7 @@ def test_camelyon16(repo_root, tmp_path):
       str(out),
     ],
     repo_root,
-    PYTHON=sys.executable,
+    PYTHON=python,
     ENCODER="configs/embed_tiles.py:smoke",
     MODEL="configs/mil.py:gated,smoke",
     TILES=" ".join((*_RANDOM_ENCODER, "--config.tiles.mpp=4.0")),
@@ -179,14 +199,14 @@ def test_camelyon16(repo_root, tmp_path):
 
 
 @pytest.mark.slow
-def test_series(repo_root, tmp_path):
+def test_series(repo_root, python, tmp_path):
   series, out = tmp_path / "series", tmp_path / "out"
-  command = [sys.executable, "-m", "data_prep.synthetic.series"]
+  command = [python, "-m", "data_prep.synthetic.series"]
   call([*command, f"--out={series}", "--subjects=60"], repo_root)
   call(
     ["examples/series.sh", str(series / "series.csv"), str(out)],
     repo_root,
-    PYTHON=sys.executable,
+    PYTHON=python,
     SIZE=",smoke",
     PREP="configs/prep_series.py:smoke",
     PROBE="configs/probe.py:quick",

@@ -1,12 +1,11 @@
 """Sweeps: which runs there are, and what becomes of them.
 
-Most tests give the runs to a program of a few lines in place of main.py.
+The runs are given to a program of a few lines in place of main.py;
+`test_readme.py` has a sweep of real ones.
 """
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -279,27 +278,3 @@ def test_presets(tmp_path, repo_root, monkeypatch, preset):
     config.fixed = (("data.path", "DATA"),)
   runs = plan(config)
   assert len(runs) == {"default": 1, "methods": 35, "smoke": 4}[preset]
-
-
-@pytest.mark.slow
-def test_real_runs(tmp_path, repo_root):
-  """A training and its probe, once; the second time nothing."""
-  command = [
-    sys.executable, "-m", "wsiseq_jax.sweep",
-    "--config=configs/sweep.py:smoke",
-    f"--config.out={tmp_path}",
-    "--config.grid=(('seed', (0,)),)",
-  ]  # fmt: skip
-  first = subprocess.run(command, cwd=repo_root, capture_output=True, text=True)
-  assert first.returncode == 0, first.stderr
-  table = pd.read_csv(tmp_path / "sweep.csv")
-  assert table["state"].tolist() == ["done"]
-  assert "orbax" not in first.stderr.lower()
-  logs = [p.read_text() for p in sorted(tmp_path.glob("runs/*/log.txt"))]
-  again = subprocess.run(command, cwd=repo_root, capture_output=True, text=True)
-  assert again.returncode == 0
-  assert logs == [
-    p.read_text() for p in sorted(tmp_path.glob("runs/*/log.txt"))
-  ]
-  summary = pd.read_csv(tmp_path / "sweep_summary.csv")
-  assert summary["count"].tolist() == [1]

@@ -24,7 +24,6 @@ import tqdm
 from ml_collections import ConfigDict
 
 from data_prep.files import atomic
-from wsiseq_jax import charts
 from wsiseq_jax import config as configs
 
 # Seconds between progress lines where there is no terminal to redraw on.
@@ -117,6 +116,8 @@ def plot_loss(
     name: tuple(np.array([(r["step"], r[name]) for r in rows if name in r]).T)
     for name in names
   }
+  from wsiseq_jax import charts  # Matplotlib: half a second
+
   figure, (axes,) = charts.grid(1, size=(7.0, 4.0))
   charts.lines(axes, curves)
   axes.set(xlabel="step (updates)", ylabel="loss")

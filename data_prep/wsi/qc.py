@@ -1,10 +1,10 @@
 """The picture by which a person checks what was taken from a slide."""
 
 import functools
+import importlib.util
 import os
 
 import cv2
-import matplotlib
 import numpy as np
 import simplejpeg
 from jaxtyping import Bool, Shaped, UInt8
@@ -19,8 +19,10 @@ _INK = (20, 20, 20)
 @functools.cache
 def caption_font(size: int) -> ImageFont.FreeTypeFont:
   """Returns a font for captions; Pillow's own lacks the micro sign."""
-  folder = os.path.join(matplotlib.get_data_path(), "fonts", "ttf")
-  return ImageFont.truetype(os.path.join(folder, "DejaVuSans.ttf"), size)
+  # Importing Matplotlib for it would take every worker a third of a second.
+  [folder] = importlib.util.find_spec("matplotlib").submodule_search_locations
+  path = os.path.join(folder, "mpl-data", "fonts", "ttf", "DejaVuSans.ttf")
+  return ImageFont.truetype(path, size)
 
 
 def scale(width_um: float | int) -> tuple[float, str]:

@@ -31,10 +31,10 @@ def same(found, wanted, name):
         assert ours[column] == text
 
 
-def test_models_are_shared_out(finished, data, tmp_path):
+def test_models_are_shared_out(python, finished, data, tmp_path):
   features, labels = data
   more = flags(tmp_path / "two", features, f"--config.data.table={labels}")
-  codes, said = processes.run(tmp_path / "logs", 2, *more)
+  codes, said = processes.run(python, tmp_path / "logs", 2, *more)
   assert codes == [0, 0], said
   assert "4 models, 0 of them done, 2 processes share them" in said
   for name in ("predictions.csv", "summary.csv", "splits.csv", "errors.csv"):
@@ -43,13 +43,13 @@ def test_models_are_shared_out(finished, data, tmp_path):
   assert {p.name for p in (tmp_path / "two" / "maps").glob("*.npz")} == maps
 
 
-def test_slides_to_predict_are_shared_out(finished, tmp_path):
+def test_slides_to_predict_are_shared_out(python, finished, tmp_path):
   # More slides than a chunk has.
   features, _ = synthetic.write(tmp_path / "others", cases=40, seed=2)
   models = f"--config.predict.models={folder_of(finished)}"
   job = "--config.job=mil_predict"
   more = flags(tmp_path / "two", features, job, models)
-  codes, said = processes.run(tmp_path / "logs", 2, *more)
+  codes, said = processes.run(python, tmp_path / "logs", 2, *more)
   assert codes == [0, 0], said
   assert len(list((tmp_path / "two" / "chunks").glob("*.json"))) == 2
   config = make(tmp_path / "one", data=(features, ""))

@@ -5,13 +5,13 @@ import os
 import pathlib
 import socket
 import subprocess
-import sys
 from collections.abc import Mapping
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def run(
+  python: str,
   logs: pathlib.Path,
   count: int,
   *flags: str,
@@ -22,6 +22,7 @@ def run(
   """Starts a program in processes of one CPU device each, and waits.
 
   Args:
+    python: the program to start it with, a fixture.
     logs: folder for what they say.
     count: of processes.
     flags: of the program.
@@ -42,7 +43,7 @@ def run(
     for number in range(count):
       log = stack.enter_context((logs / f"{number}.log").open("w"))
       process = subprocess.Popen(
-        [sys.executable, str(program), *flags],
+        [python, str(program), *flags],
         cwd=ROOT,
         env={
           **os.environ,

@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import jax
@@ -36,13 +35,13 @@ MESH = (
 class Launcher:
   """Starts main.py as one process of two devices, or two of one device."""
 
-  def __init__(self, root, folder):
-    self.root, self.folder = root, folder
+  def __init__(self, python, root, folder):
+    self.python, self.root, self.folder = python, root, folder
     self.data = small_run.shards(folder / "data")
 
   def command(self, workdir, *more):
     return [
-      sys.executable,
+      self.python,
       str(self.root / "tests" / "multiprocess" / "recorded_main.py"),
       f"--config={self.root}/configs/videomae.py:smoke",
       f"--config.workdir={workdir}",
@@ -129,8 +128,8 @@ class Launcher:
 
 
 @pytest.fixture(scope="module")
-def launcher(repo_root, tmp_path_factory):
-  return Launcher(repo_root, tmp_path_factory.mktemp("distributed"))
+def launcher(python, repo_root, tmp_path_factory):
+  return Launcher(python, repo_root, tmp_path_factory.mktemp("distributed"))
 
 
 @pytest.fixture(scope="module")

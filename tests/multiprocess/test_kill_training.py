@@ -15,9 +15,9 @@ from tests import small_run
 STEPS = 90
 
 
-def command(repo_root, workdir, data, threads):
+def command(python, repo_root, workdir, data, threads):
   return [
-    sys.executable,
+    python,
     str(repo_root / "main.py"),
     f"--config={repo_root}/configs/videomae.py:smoke",
     f"--config.workdir={workdir}",
@@ -41,13 +41,14 @@ def arrays(workdir):
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_sigkill_leaves_no_trace(repo_root, tmp_path):
+def test_sigkill_leaves_no_trace(repo_root, python, tmp_path):
   data = small_run.shards(tmp_path / "data")
   calm, rough = tmp_path / "calm", tmp_path / "rough"
   quiet = dict(cwd=repo_root, stderr=subprocess.DEVNULL)
-  subprocess.run(command(repo_root, calm, data, 2), check=True, **quiet)
+  subprocess.run(command(python, repo_root, calm, data, 2), check=True, **quiet)
 
-  process = subprocess.Popen(command(repo_root, rough, data, 1), **quiet)
+  real = command(sys.executable, repo_root, rough, data, 1)
+  process = subprocess.Popen(real, **quiet)
   metrics = rough / "metrics.jsonl"
   deadline = time.monotonic() + 300
   while process.poll() is None and time.monotonic() < deadline:
@@ -59,7 +60,9 @@ def test_sigkill_leaves_no_trace(repo_root, tmp_path):
   assert process.wait() == -signal.SIGKILL
   written = metrics.read_text()
   assert written.count("\n") < STEPS
-  subprocess.run(command(repo_root, rough, data, 3), check=True, **quiet)
+  subprocess.run(
+    command(python, repo_root, rough, data, 3), check=True, **quiet
+  )
 
   for left, right in zip(arrays(calm), arrays(rough), strict=True):
     np.testing.assert_array_equal(left, right)

@@ -26,7 +26,7 @@ def scores(workdir):
 
 
 def test_two_processes_stop_go_on_and_probe_as_one(
-  repo_root, tmp_path, monkeypatch
+  repo_root, python, tmp_path, monkeypatch
 ):
   data = smoke.make_labelled_shards(tmp_path / "data")
   config = small_run.small_config(tmp_path / "run", data)
@@ -55,6 +55,7 @@ def test_two_processes_stop_go_on_and_probe_as_one(
   # The last of two reads 24 records for features, and four a step from then on;
   # one step takes long enough for the signal to be seen before the last one.
   codes, said = processes.run(
+    python,
     tmp_path / "stopped",
     2,
     *flags,
@@ -64,7 +65,7 @@ def test_two_processes_stop_go_on_and_probe_as_one(
   )
   assert codes == [launch.Stopped.CODE] * 2, said
   assert "fine_tune-1-0: stopped at step" in said
-  codes, said = processes.run(tmp_path / "resumed", 2, *flags)
+  codes, said = processes.run(python, tmp_path / "resumed", 2, *flags)
   assert codes == [0, 0], said
   assert "3 rows, 2 of them done" in said and "resuming at step" in said
   for name, epochs in (("attentive", 2), ("fine_tune", EPOCHS)):

@@ -171,10 +171,13 @@ def test_job_prints_and_writes(tmp_path, capsys):
 @pytest.mark.aot
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  "preset", [p for p in videomae.PRESETS if "smoke" not in p]
+  "preset", sorted({*videomae.PRESETS} - {"smoke", "small", "series,smoke"})
 )
 def test_every_preset_compiles(preset, least_effort):
-  """One record a chip on eight chips: it fits, and nothing is wasted."""
+  """One record a chip on eight chips: it fits, and nothing is wasted.
+
+  `small` is `base` with fewer channels.
+  """
   config = videomae.get_config(preset)
   if preset == "giant":
     config.mesh.fsdp = 8  # weights, moments and gradients: 16 bytes a parameter
@@ -198,10 +201,17 @@ def test_every_preset_compiles(preset, least_effort):
 @needs_libtpu
 @pytest.mark.aot
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["tvrl", "ltn", "clm", "cvrl"])
-def test_contrastive_presets_compile(method, least_effort):
-  """csimclr and csimclr_te are a part of tvrl's step."""
-  run = aot.make_run(contrastive.get_config(method), records_per_chip=1)
+@pytest.mark.parametrize(
+  "preset", ["tvrl", "ltn,smoke", "clm,smoke", "cvrl,smoke"]
+)
+def test_contrastive_presets_compile(preset, least_effort):
+  """csimclr and csimclr_te are a part of tvrl's step.
+
+  The others have its encoder: what they exchange does not depend on its size.
+  """
+  config = contrastive.get_config(preset)
+  config.data.path = ""
+  run = aot.make_run(config, records_per_chip=1)
   report, compiled = aot.analyse(run, "v5e:2x4")
   assert report.fits, report.problem
   counted = hlo_costs.roofline(report, compiled)

@@ -1,7 +1,6 @@
 """The job through the real main.py."""
 
 import subprocess
-import sys
 
 import pytest
 
@@ -9,9 +8,9 @@ from tests import small_run
 
 
 @pytest.mark.slow
-def test_smoke_answers_itself_and_ends(repo_root):
+def test_smoke_answers_itself_and_ends(repo_root, python):
   done = subprocess.run(
-    [sys.executable, "main.py", "--config=configs/view.py:smoke"],
+    [python, "main.py", "--config=configs/view.py:smoke"],
     cwd=repo_root,
     capture_output=True,
     text=True,

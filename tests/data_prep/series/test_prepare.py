@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 
 import cv2
 import numpy as np
@@ -151,10 +150,10 @@ def test_only_what_changed_is_done_again(whole, cohort, tmp_path, monkeypatch):
 
 
 @pytest.mark.multiprocess
-def test_command_line(whole, cohort, repo_root, tmp_path):
+def test_command_line(whole, cohort, repo_root, python, tmp_path):
   def call(*arguments):
     return subprocess.run(
-      [sys.executable, "-m", "data_prep", *arguments],
+      [python, "-m", "data_prep", *arguments],
       cwd=repo_root,
       env={**os.environ, "COLUMNS": "80"},
       capture_output=True,
