@@ -80,8 +80,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  "wsiseq_jax needs Python 3.11 or newer, $(PYTHON) is %d.%d: try \
 	make PYTHON=python3.12" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check \
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile \
 	  -c constraints.txt -e ".[$(EXTRAS)]"
+	@# pip would do this on one core.
+	-@$(PY) -m compileall -qq -j 0 $(VENV)/lib
 	@touch $@
 
 $(LIBTPU)/.installed: $(INSTALLED)

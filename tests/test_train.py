@@ -1,11 +1,6 @@
-import contextlib
 import json
-import os
 import pathlib
 import shutil
-import signal
-import threading
-import time
 
 import jax
 import numpy as np
@@ -14,7 +9,6 @@ import pytest
 from data_prep.synthetic import smoke
 from tests import small_run
 from wsiseq_jax import embed, evaluate, launch, parallel, train, writers
-from wsiseq_jax import run as train_setup
 from wsiseq_jax.data import loader
 from wsiseq_jax.data import source as sources
 from wsiseq_jax.tasks import videomae
@@ -256,68 +250,6 @@ def test_other_data_of_equal_settings_and_count_are_refused(
   config.data.path = str(smoke.make_shards(tmp_path / "other"))
   with pytest.raises(ValueError, match="config.data.path: identity"):
     train.run(config)
-
-
-def test_checkpoints_without_identity_and_order_are_resumed(capsys):
-  new = {
-    "config": small_run.small_config("run", "data").to_dict(),
-    **{"fingerprint": "a", "identity": "b", "records": 3, "order": 2},
-  }
-  old = {k: new[k] for k in ("config", "fingerprint", "records")}
-  train_setup.check_resume(old, new)
-  assert "order 1 of the data" in capsys.readouterr().err
-  train_setup.check_resume(new, new)
-  assert not capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-  ("key", "value", "match"),
-  [
-    ("data.frames", 16, "span 16 stored frames, the data has 12"),
-    ("data.eval_split", "test", "config.data.eval_split = 'test'"),
-    ("data.batch_size", 9, "multiple of the 8 devices"),
-    ("optim.warmup_steps", 6, "the warm-up of 6 steps must be shorter"),
-    ("mesh.fsdp", 3, "config.mesh.fsdp = 3"),
-  ],
-)
-def test_what_does_not_fit_is_said_before_training(
-  data, tmp_path, key, value, match
-):
-  config = small_run.small_config(tmp_path, data)
-  config.eval_every_steps = 3
-  block, name = key.split(".")
-  config[block][name] = value
-  with pytest.raises(ValueError, match=match):
-    train_setup.prepare(config)
-
-
-def test_sigterm_saves_and_ends(data, tmp_path, monkeypatch):
-  small_run.use_devices(monkeypatch, 1)
-  config = small_run.small_config(tmp_path, data)
-  config.optim.total_steps = 100_000
-  config.log_every_steps = 1
-  before = signal.getsignal(signal.SIGTERM)
-
-  def kill_when_running():
-    metrics = tmp_path / "metrics.jsonl"
-    with contextlib.suppress(TimeoutError):
-      deadline = time.monotonic() + 60
-      while time.monotonic() < deadline:
-        if metrics.exists() and metrics.read_text().count("\n") > 2:
-          break
-        time.sleep(0.05)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-  killer = threading.Thread(target=kill_when_running)
-  killer.start()
-  with pytest.raises(launch.Stopped) as stopped:
-    train.run(config)
-  killer.join()
-  # `make` and scripts do not go on to evaluate.
-  assert stopped.value.code == 75
-  (step,) = [p.name for p in (tmp_path / "checkpoints").iterdir()]
-  assert 0 < int(step) < 100_000
-  assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_evaluation_does_not_depend_on_the_batch(

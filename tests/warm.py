@@ -62,8 +62,9 @@ def serve(address: str) -> None:
   assert len([name for name in threads if "jemalloc" not in name]) == 1, threads
   signal.signal(signal.SIGCHLD, signal.SIG_IGN)
   server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-  server.bind(address)
+  server.bind(f"{address}.new")
   server.listen()
+  os.rename(f"{address}.new", address)  # there when it listens
   while sys.stdin not in select.select([server, sys.stdin], [], [])[0]:
     client, _ = server.accept()
     if os.fork() == 0:

@@ -6,14 +6,11 @@ paints it. A picture is two maps, the amount of haematoxylin `h` and of eosin
 patient's stain is nothing but another 2×3 matrix.
 
 The types differ by *structure* and not by mean colour: every region gets gains
-that bring its mean transmitted light to a value drawn from one distribution
-shared by all types (`match_mean_colour`, in `optics.py`). A feature
-that only sees the average
-colour therefore learns mostly the region's tint and the patient's stain. The
-gains are limited, so that the picture stays believable, and a little colour
-does leak: over six slides with the patients of the test set left out, mean RGB
-of an 84 × 172 µm window names the tissue with a balanced accuracy of 0.31
-(chance 0.17), mean and standard deviation together with 0.73.
+that bring its mean transmitted light to a value drawn from one distribution of
+all types (`optics.match_mean_colour`). Gains are limited, so that the picture
+stays believable, and a little colour leaks: with patients left out, mean RGB of
+an 84 × 172 µm window names the tissue with a balanced accuracy of 0.31 (chance
+0.17; six slides), mean and standard deviation together with 0.73.
 
 Lengths in this module are micrometres times `s`, the pixels per micrometre.
 """

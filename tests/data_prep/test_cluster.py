@@ -124,16 +124,24 @@ def test_workers_must_have_the_same_libraries(tmp_path):
       list(cluster.run(eval, ["1"], config))
 
 
+@pytest.fixture(scope="module")
+def six_slides(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("slides")
+  synthetic_slides.make_cohort(
+    folder, slides=6, patients=3, size_px=(1536, 1280)
+  )
+  return folder
+
+
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_signal_ends_soon_and_the_next_run_goes_on(tmp_path, repo_root, name):
-  slides, out = tmp_path / "slides", tmp_path / "out"
-  synthetic_slides.make_cohort(
-    slides, slides=6, patients=3, size_px=(1536, 1280)
-  )
+def test_a_signal_ends_soon_and_the_next_run_goes_on(
+  six_slides, tmp_path, repo_root, name
+):
+  out = tmp_path / "out"
   command = [
     *(sys.executable, "-m", "data_prep", "--config=configs/prep_wsi.py:demo"),
-    *(f"--config.slides={slides}", f"--config.out={out}"),
+    *(f"--config.slides={six_slides}", f"--config.out={out}"),
     "--config.workers=2",
   ]
   running = subprocess.Popen(

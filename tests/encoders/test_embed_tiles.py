@@ -1,11 +1,9 @@
 """embed_tiles: features are those of the slide's pixels; resumes; bad slides.
 
-The encoder is a stand-in: mean colour of a tile and its first pixel, times a
-parameter, so that every feature can be computed from the slide by hand.
+The encoder is a stand-in, see `tile_job.py`.
 """
 
 import csv
-import dataclasses
 import pathlib
 import shutil
 import types
@@ -20,57 +18,10 @@ from data_prep.files.errors import SlideError
 from data_prep.wsi import tiles
 from data_prep.wsi.slides import Slide
 from tests.data_prep.wsi import tiny_slides
+from tests.encoders.tile_job import TRACES, colour_encoder, config_of, picture
 from wsiseq_jax import encoders
 from wsiseq_jax.data import background, tile_features
 from wsiseq_jax.encoders import embed_tiles, slide_run
-from wsiseq_jax.encoders import settings as embed_config
-
-TRACES = []
-
-
-def _apply(params, tiles):
-  TRACES.append(tiles.shape)
-  tiles = tiles.astype(jnp.float32)
-  middle = tiles[:, 0, 0, :1]
-  rows = jnp.concatenate([tiles.mean(axis=(1, 2)), middle], axis=1)
-  return rows * params["scale"]
-
-
-def _encoder(scale=1.0, **changes):
-  values = {
-    "name": "colour",
-    "width": 4,
-    "tile_px": 64,
-    "window_px": 64,
-    "mean": (0.5, 0.5, 0.5),
-    "std": (0.5, 0.5, 0.5),
-    "params": {"scale": np.full((1, 1), scale, np.float32)},
-    "apply": _apply,
-    "weights": "by hand",
-    "fingerprint": "a",
-    **changes,
-  }
-  return encoders.Encoder(**values)
-
-
-def _picture(blank=False):
-  """Tissue of changing colour over x 128 to 640, y 128 to 384."""
-  pixels = np.full((500, 700, 3), 243, np.uint8)
-  if not blank:
-    tissue = pixels[128:384, 128:640]
-    tissue[:] = 190, 110, 170
-    tissue[..., 1] += (np.arange(512) // 16).astype(np.uint8)
-  return pixels
-
-
-def _config(slides, workdir, changes=None):
-  config = presets.get_config("smoke").copy_and_resolve_references().unlock()
-  config.data.update({"slides": str(slides), "batch_size": 8})
-  config.tiles.update({"mpp": 0.5, "min_tissue": 0.5, "max_bad_share": 0.3})
-  config.tissue.thumbnail_px = 128
-  config.workdir = str(workdir)
-  config.update_from_flattened_dict(changes or {})
-  return config
 
 
 def _rows(path):
@@ -84,7 +35,7 @@ def cohort(tmp_path_factory):
   """A good, a damaged, a blank and a missing slide, in a table."""
   folder = tmp_path_factory.mktemp("slides")
   for name in ("good", "damaged", "blank"):
-    tiny_slides.write(folder / f"{name}.tiff", _picture(name == "blank"))
+    tiny_slides.write(folder / f"{name}.tiff", picture(name == "blank"))
   tiny_slides.damage(folder / "damaged.tiff", "zeroed", column=2, row=2)
   (folder / "cohort.csv").write_text(
     "slide_id,filename,case_id,label\n"
@@ -99,9 +50,9 @@ def cohort(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(cohort, tmp_path_factory):
   """The config of a run that is over, and what it said."""
-  config = _config(cohort / "cohort.csv", tmp_path_factory.mktemp("run"))
+  config = config_of(cohort / "cohort.csv", tmp_path_factory.mktemp("run"))
   TRACES.clear()
-  summary = embed_tiles.embed_slides(config, _encoder())
+  summary = embed_tiles.embed_slides(config, colour_encoder())
   return config, summary, list(TRACES)
 
 
@@ -180,7 +131,7 @@ def test_finished_slides_are_skipped(cohort, finished):
   config = finished[0]
   before = _times(config)
   TRACES.clear()
-  again = embed_tiles.embed_slides(config, _encoder())
+  again = embed_tiles.embed_slides(config, colour_encoder())
   assert _times(config) == before and TRACES == []
   assert (again.tiles, again.exit_code) == (0, 3)
   assert all(o.before for o in again.outcomes.values())
@@ -193,25 +144,25 @@ def test_slides_are_done_again_when_something_shaping_changed(
 ):
   for name in ("good", "blank"):
     shutil.copy(cohort / f"{name}.tiff", tmp_path)
-  config = _config(f"{tmp_path}/*.tiff", tmp_path / "run")
-  assert embed_tiles.embed_slides(config, _encoder()).exit_code == 0
+  config = config_of(f"{tmp_path}/*.tiff", tmp_path / "run")
+  assert embed_tiles.embed_slides(config, colour_encoder()).exit_code == 0
   before = _times(config)
   # A label is no reason.
   (tmp_path / "slides.csv").write_text(
     "slide_id,case_id,label\ngood,c9,benign\nblank,c9,benign\n"
   )
-  embed_tiles.embed_slides(config, _encoder())
+  embed_tiles.embed_slides(config, colour_encoder())
   assert _times(config) == before
   rows = _rows(tmp_path / "run" / "slides.csv")
   assert (rows["good"]["patient_id"], rows["good"]["label"]) == ("c9", "benign")
   # A file that was cut off is.
   path = tmp_path / "run" / "features" / "good.h5"
   path.write_bytes(path.read_bytes()[:500])
-  embed_tiles.embed_slides(config, _encoder())
+  embed_tiles.embed_slides(config, colour_encoder())
   assert len(tile_features.read(path).xy) == 32
   assert _times(config)["blank"] == before["blank"]
   # So are other weights.
-  doubled = _encoder(2.0, fingerprint="b")
+  doubled = colour_encoder(2.0, fingerprint="b")
   first = tile_features.read(path).features
   summary = embed_tiles.embed_slides(config, doubled)
   np.testing.assert_allclose(
@@ -226,15 +177,15 @@ def test_slides_are_done_again_when_something_shaping_changed(
 
 
 def test_slide_that_is_away_keeps_its_features(cohort, tmp_path, monkeypatch):
-  config = _config(cohort / "good.tiff", tmp_path)
-  embed_tiles.embed_slides(config, _encoder())
+  config = config_of(cohort / "good.tiff", tmp_path)
+  embed_tiles.embed_slides(config, colour_encoder())
   before = _times(config)
 
   def away(*unused):
     raise SlideError("cannot read good.tiff", "open", "unreadable", "good")
 
   monkeypatch.setattr(embed_tiles.tile_stream, "slide_hash", away)
-  assert embed_tiles.embed_slides(config, _encoder()).exit_code == 1
+  assert embed_tiles.embed_slides(config, colour_encoder()).exit_code == 1
   assert _rows(tmp_path / "slides.csv")["good"]["status"] == "error"
   assert _times(config) == before
 
@@ -242,7 +193,7 @@ def test_slide_that_is_away_keeps_its_features(cohort, tmp_path, monkeypatch):
 def test_synthetic_slides(tmp_path):
   config = presets.get_config("smoke").unlock()
   config.workdir = str(tmp_path)
-  summary = embed_tiles.embed_slides(config, _encoder())
+  summary = embed_tiles.embed_slides(config, colour_encoder())
   assert summary.exit_code == 0
   rows = _rows(tmp_path / "slides.csv")
   assert [row["label"] for row in rows.values()] == [
@@ -255,8 +206,8 @@ def test_synthetic_slides(tmp_path):
 def test_job_ends_the_program_with_its_exit_code(
   cohort, tmp_path, monkeypatch, capsys
 ):
-  monkeypatch.setattr(encoders, "load", lambda block: _encoder())
-  config = _config(cohort / "good.tiff", tmp_path)
+  monkeypatch.setattr(encoders, "load", lambda block: colour_encoder())
+  config = config_of(cohort / "good.tiff", tmp_path)
   embed_tiles.run(config)  # all is well: returns
   assert "1 slides done" in capsys.readouterr().out
   for slides, code in (("cohort.csv", 3), ("none.tiff", 1)):
@@ -283,8 +234,8 @@ def test_smoke_preset(tmp_path, capsys):
 
 
 def test_features_that_are_nan_are_refused(cohort, tmp_path):
-  bad = _encoder(np.nan)
-  config = _config(cohort / "good.tiff", tmp_path)
+  bad = colour_encoder(np.nan)
+  config = config_of(cohort / "good.tiff", tmp_path)
   summary = embed_tiles.embed_slides(config, bad)
   assert summary.exit_code == 1 and not _times(config)
   (row,) = summary.errors
@@ -292,8 +243,8 @@ def test_features_that_are_nan_are_refused(cohort, tmp_path):
 
 
 def test_window_around_a_tile(cohort, tmp_path):
-  config = _config(cohort / "good.tiff", tmp_path)
-  wide = _encoder(tile_px=64, window_px=128)
+  config = config_of(cohort / "good.tiff", tmp_path)
+  wide = colour_encoder(tile_px=64, window_px=128)
   embed_tiles.embed_slides(config, wide)
   tiles = tile_features.read(tmp_path / "features" / "good.h5")
   assert tiles.tile_size == 64 and len(tiles.xy) == 32
@@ -309,7 +260,7 @@ def test_a_table_of_the_user_is_not_written_over(cohort, tmp_path):
   (tmp_path / "slides.csv").write_text(text)
   with pytest.raises(ValueError, match="config.workdir.*slides.csv"):
     embed_tiles.embed_slides(
-      _config(cohort / "good.tiff", tmp_path), _encoder()
+      config_of(cohort / "good.tiff", tmp_path), colour_encoder()
     )
   assert (tmp_path / "slides.csv").read_text() == text
 
@@ -318,11 +269,13 @@ def test_parts_of_a_cohort(cohort, tmp_path):
   slides = ",".join(str(cohort / f"{n}.tiff") for n in ("blank", "good"))
   for part, done in (("1/2", ["blank"]), ("2/2", ["blank", "good"])):
     embed_tiles.embed_slides(
-      _config(slides, tmp_path, {"data.part": part}), _encoder()
+      config_of(slides, tmp_path, {"data.part": part}), colour_encoder()
     )
-    assert sorted(_times(_config(slides, tmp_path))) == done
+    assert sorted(_times(config_of(slides, tmp_path))) == done
   assert list(_rows(tmp_path / "slides.2-of-2.csv")) == ["good"]
-  whole = embed_tiles.embed_slides(_config(slides, tmp_path), _encoder())
+  whole = embed_tiles.embed_slides(
+    config_of(slides, tmp_path), colour_encoder()
+  )
   assert whole.tiles == 0
   assert list(_rows(tmp_path / "slides.csv")) == ["blank", "good"]
 
@@ -330,7 +283,7 @@ def test_parts_of_a_cohort(cohort, tmp_path):
 def test_interruption_keeps_what_is_finished(cohort, tmp_path, monkeypatch):
   """Stopped in the middle of the second slide."""
   slides = ",".join(str(cohort / f"{n}.tiff") for n in ("damaged", "good"))
-  config = _config(slides, tmp_path)
+  config = config_of(slides, tmp_path)
   compile_ = embed_tiles.compile_encoder
 
   def stopping(*args):
@@ -346,11 +299,11 @@ def test_interruption_keeps_what_is_finished(cohort, tmp_path, monkeypatch):
 
   monkeypatch.setattr(embed_tiles, "compile_encoder", stopping)
   with pytest.raises(KeyboardInterrupt):
-    embed_tiles.embed_slides(config, _encoder())
+    embed_tiles.embed_slides(config, colour_encoder())
   assert list(_times(config)) == ["damaged"]
   assert list(_rows(tmp_path / "slides.csv")) == ["damaged"]
   monkeypatch.undo()
-  summary = embed_tiles.embed_slides(config, _encoder())
+  summary = embed_tiles.embed_slides(config, colour_encoder())
   assert summary.outcomes["damaged"].before
   assert (summary.tiles, sorted(_times(config))) == (32, ["damaged", "good"])
 
@@ -379,62 +332,11 @@ def test_waiting_for_slides_is_measured(
   monkeypatch.setattr(slide_run, "time", clock)
   monkeypatch.setattr(slide_run, "Background", Waiting)
   monkeypatch.setattr(embed_tiles, "compile_encoder", lambda *_: encode)
-  config = _config(cohort / "good.tiff", tmp_path)
-  summary = embed_tiles.embed_slides(config, _encoder())
+  config = config_of(cohort / "good.tiff", tmp_path)
+  summary = embed_tiles.embed_slides(config, colour_encoder())
   batches = summary.tiles / 8
   assert batches >= 2
   assert summary.seconds == batches * (slide + device)
   (row,) = _rows(tmp_path / "slides.csv").values()
   assert (summary.waiting, float(row["waiting"])) == (share, share)
   assert float(row["seconds"]) == batches * (slide + device)
-
-
-def test_bad_settings(cohort, tmp_path):
-  good = (cohort / "good.tiff", tmp_path)
-  for changes, words in (
-    ({"tiles.mpp": -1.0}, r"config\.tiles\.mpp = -1"),
-    ({"data.part": "9/8"}, r"config\.data\.part = '9/8'"),
-    ({"tiles.min_tissue": 0.0}, r"config\.tiles\.min_tissue"),
-    ({"workdir": ""}, r"config\.workdir"),
-    ({"data.slides": ""}, r"config\.data\.slides"),
-    ({"tissue.method": "otsu"}, r"config\.tissue\.method"),
-  ):
-    with pytest.raises(ValueError, match=words):
-      embed_config.validate(_config(*good, changes))
-  unknown = _config(*good)
-  unknown.tiles.overlap = 3
-  with pytest.raises(ValueError, match="did you mean .*overlap_px"):
-    embed_config.validate(unknown)
-  for changes, words in (
-    ({"tiles.overlap_px": 64}, r"config\.tiles: overlap_px=64: want 0 to 63"),
-    ({"data.batch_size": 12}, r"batch_size = 12: must be a multiple of the 8"),
-    ({"data.slides": " , "}, "slides="),
-  ):
-    with pytest.raises(ValueError, match=words):
-      embed_tiles.embed_slides(_config(*good, changes), _encoder())
-  with pytest.raises(ValueError, match="preset 'resnet'.*did you mean"):
-    presets.get_config("resnet")
-
-
-def test_scale_of_the_encoder(cohort, tmp_path, capsys):
-  config = _config(cohort / "good.tiff", tmp_path, {"tiles.mpp": 0.0})
-  with pytest.raises(ValueError, match="trained at, which is not known"):
-    embed_config.settings_of(config, _encoder())
-  settings = embed_config.settings_of(config, _encoder(mpp=0.7))
-  assert settings.tiles["mpp"] == 0.7 and not capsys.readouterr().err
-  config.tiles.mpp = 0.5
-  assert embed_config.settings_of(config, _encoder(mpp=0.7)).tiles["mpp"] == 0.5
-  assert "trained at 0.7 um/px" in capsys.readouterr().err
-
-
-def test_every_preset_is_valid(tmp_path):
-  for preset in presets.PRESETS:
-    config = presets.get_config(preset).unlock()
-    config.workdir, config.data.slides = str(tmp_path), "x"
-    embed_config.validate(config)
-    fields = dataclasses.fields(encoders.Settings)
-    assert set(config.encoder) == {field.name for field in fields}
-  # What a preset lacks is said by name.
-  for preset, key in (("resnet50", "weights"), ("run", "checkpoint")):
-    with pytest.raises(ValueError, match=f"config.encoder.{key}"):
-      encoders.load(presets.get_config(preset).encoder)

@@ -9,6 +9,10 @@ from wsiseq_jax.metrics import bootstrap, froc, lesions
 PX = 32
 
 
+# Pixels of 38.4 um: no other is nearer than 37.5 um.
+COARSE = 1.2
+
+
 def mask(*boxes, shape=(100, 120)):
   drawn = np.zeros(shape, bool)
   for top, left, height, width in boxes:
@@ -46,10 +50,10 @@ def test_a_pixel_becomes_a_disc_of_isolated_cells():
   assert found.isolated.tolist() == [True]
 
 
-@pytest.mark.parametrize("length, isolated", [(30, True), (31, False)])
+@pytest.mark.parametrize("length, isolated", [(6, True), (7, False)])
 def test_isolated_cells_end_at_a_major_axis_of_275_um(length, isolated):
-  # A line of n points has variance (n² - 1) / 12: 4 √80 = 35.78 px for 31.
-  found = lesions.find_lesions(mask((5, 5, length, 1)), reach_um=0)
+  # A line of n points has variance (n² - 1) / 12: 4 √4 = 8 px of 38 um for 7.
+  found = lesions.find_lesions(mask((5, 5, length, 1)), level0_mpp=COARSE)
   assert found.isolated.tolist() == [isolated]
   axis = lesions.major_axis_px(found.labels > 0)
   assert axis == pytest.approx(4 * np.sqrt((length**2 - 1) / 12))
@@ -72,9 +76,11 @@ def test_near_lesions_are_one(apart, count):
 
 def test_holes_are_filled_and_corners_connect():
   ring = mask((10, 10, 30, 30)) & ~mask((12, 12, 26, 26))
-  found = lesions.find_lesions(ring, reach_um=0)
+  found = lesions.find_lesions(ring, level0_mpp=COARSE)
   assert (found.labels[10:40, 10:40] == 1).all() and found.labels.sum() == 900
-  diagonal = lesions.find_lesions(mask((5, 5, 1, 1), (6, 6, 1, 1)), reach_um=0)
+  diagonal = lesions.find_lesions(
+    mask((5, 5, 1, 1), (6, 6, 1, 1)), level0_mpp=COARSE
+  )
   assert len(diagonal.isolated) == 1
 
 
@@ -186,7 +192,6 @@ def test_the_lowest_value_is_no_threshold():
   found = froc.froc(perfect)
   assert found.score == 0.5 and found.lost == 1
   assert "1 found lesions are lost" in found.note()
-  assert froc.froc(perfect, drop_lowest=False).score == 1
   # A missed lesion, or isolated cells, are 0: then nothing is lost.
   assert froc.froc([slide("a", [], [0.9, 0.8, 0])]).score == pytest.approx(
     2 / 3
@@ -246,12 +251,14 @@ def test_interval_resamples_patients():
 
 
 def test_interval_by_hand():
-  found, missed = slide("a", [], [0.9]), slide("b", [], [0.0])
+  # Isolated cells are 0, which gives no threshold: nothing else is lost.
+  found = slide("a", [], [0.9], isolated=1)
+  missed = slide("b", [], [0.0], isolated=1)
   # Both, either or neither is drawn: 0, 1/2, 1.
-  assert froc.interval([found, missed], drop_lowest=False) == (0, 1)
+  assert froc.interval([found, missed]) == (0, 1)
   one = [slide("a", [], [0.9], patient="p"), slide("b", [], [0], patient="p")]
   # Slides of one patient say nothing of others.
-  assert np.isnan(froc.interval(one, drop_lowest=False)).all()
+  assert np.isnan(froc.interval(one)).all()
 
 
 def test_no_lesion_no_score():
@@ -263,5 +270,3 @@ def test_no_lesion_no_score():
   twice = [slide("a", [], [1.0]), slide("a", [], [1.0])]
   with pytest.raises(ValueError, match=r"slides \['a'\] are there more than"):
     froc.froc(twice)
-  with pytest.raises(ValueError, match="false_positives="):
-    froc.froc(twice[:1], false_positives=[-1])

@@ -158,22 +158,22 @@ def percentiles(scores: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
 
 
 def cohort_range(
-  contributions: Sequence[Float[np.ndarray, " _"]], share: Number = 0.9
+  contributions: Sequence[Float[np.ndarray, " _"]],
 ) -> float:
   """The value of the strongest colour in the contribution maps of a cohort.
 
-  A quantile over slides of their strongest tile: the contributions of a slide
-  add up to its output, and a slide of ten tiles must not set the scale for
-  slides of ten thousand. What is stronger has the colour of the end.
+  The quantile 0.9 over slides of their strongest tile: the contributions of a
+  slide add up to its output, and a slide of ten tiles must not set the scale
+  for slides of ten thousand. What is stronger has the colour of the end.
 
   Example:
-    >>> cohort_range([np.array([0.5, -2.0]), np.array([1.0])], 1.0)
-    2.0
+    >>> cohort_range([np.array([0.5, -2.0]), np.array([1.0])])
+    1.9
   """
   strongest = [np.abs(c).max() for c in contributions if len(c)]
   if not strongest:
     raise ValueError("no slide has a tile: there is no range of contributions")
-  return float(np.quantile(strongest, share)) or 1.0
+  return float(np.quantile(strongest, 0.9)) or 1.0
 
 
 def colours(

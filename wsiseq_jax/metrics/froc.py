@@ -16,8 +16,7 @@ when it is isolated tumour cells, are in `lesions`; then:
 
 Point 4 takes the weakest finding away whatever it is: a perfect detector with
 no false positive and no missed lesion loses the lesion it was least sure of
-(all of them, if it was equally sure). `Froc.lost` counts such lesions, and
-`drop_lowest=False` keeps them; published scores have the default.
+(all of them, if it was equally sure). `Froc.lost` counts such lesions.
 
 Deviation: the official script stores lesion scores in 32 bits; here they have
 64, so that equal probabilities stay equal. It forgets slides without a file of
@@ -39,7 +38,6 @@ from wsiseq_jax.metrics.lesions import Lesions
 
 # False positives a slide at which sensitivity is read.
 FALSE_POSITIVES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-Number = int | float | np.integer | np.floating
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -164,19 +162,14 @@ def hits(
 
 def froc(
   slides: Sequence[SlideHits],
-  false_positives: Sequence[Number] = FALSE_POSITIVES,
-  drop_lowest: bool = True,
 ) -> Froc:
   """The curve and the score of a cohort.
 
   Args:
     slides: every slide of the cohort, those without detections, too.
-    false_positives: false positives a slide at which sensitivity is read.
-    drop_lowest: leave out the lowest threshold, as the official script does.
 
   Raises:
-    ValueError: no lesion that counts, a slide twice, or a negative number of
-      false positives.
+    ValueError: no lesion that counts, or a slide twice.
 
   Example:
     >>> one = SlideHits("a", "p", np.array([0.6]), np.array([0.9, 0.0]), 0)
@@ -185,18 +178,18 @@ def froc(
     >>> found.score, found.extrapolated
     (0.5, (1.0, 2.0, 4.0, 8.0))
   """
-  _check(slides, false_positives)
+  _check(slides)
   events = _events(slides)
   ones = np.ones(len(slides))
-  x, y, keep = _curve(events, ones, drop_lowest)
-  read = np.interp(false_positives, x, y)
+  x, y, keep = _curve(events, ones)
+  read = np.interp(FALSE_POSITIVES, x, y)
   everything = np.concatenate([s.lesions for s in slides])
-  lowest = events[0].min() if drop_lowest and len(events[0]) else 0.0
+  lowest = events[0].min() if len(events[0]) else 0.0
   return Froc(
     score=float(read.mean()),
     sensitivities=tuple(read.tolist()),
-    false_positives=tuple(float(v) for v in false_positives),
-    extrapolated=tuple(float(v) for v in false_positives if v > x[-1]),
+    false_positives=FALSE_POSITIVES,
+    extrapolated=tuple(v for v in FALSE_POSITIVES if v > x[-1]),
     curve_false_positives=x,
     curve_sensitivity=y,
     curve_threshold=np.append(np.inf, np.unique(events[0])[::-1][keep]),
@@ -209,7 +202,6 @@ def froc(
 
 def interval(
   slides: Sequence[SlideHits],
-  drop_lowest: bool = True,
   resamples: int = 1000,
   seed: int = 0,
 ) -> tuple[float, float]:
@@ -219,13 +211,13 @@ def interval(
   lesion has no score and is left out. NaN of one patient. Arguments and errors
   are those of `froc`.
   """
-  _check(slides, FALSE_POSITIVES)
+  _check(slides)
   events = _events(slides)
 
   def statistics(weights):
     scores = np.full(len(weights), np.nan)
     for number, row in enumerate(weights):
-      x, y, _ = _curve(events, row, drop_lowest)
+      x, y, _ = _curve(events, row)
       scores[number] = np.interp(FALSE_POSITIVES, x, y).mean()
     return {"score": scores}
 
@@ -233,7 +225,7 @@ def interval(
   return bootstrap.intervals(statistics, patients, resamples, seed)["score"]
 
 
-def _check(slides, false_positives) -> None:
+def _check(slides) -> None:
   names, counts = np.unique([s.slide_id for s in slides], return_counts=True)
   if (counts > 1).any():
     raise ValueError(
@@ -244,11 +236,6 @@ def _check(slides, false_positives) -> None:
       f"none of {len(slides)} slides has a lesion that counts "
       f"({sum(slide.isolated for slide in slides)} are isolated tumour cells): "
       "FROC is not defined"
-    )
-  if not len(false_positives) or min(false_positives) < 0:
-    raise ValueError(
-      f"false_positives={tuple(false_positives)}: one or more numbers, none "
-      "negative"
     )
 
 
@@ -273,14 +260,14 @@ def _events(slides):
   return values[order], number[order], wrong[order], right[order]
 
 
-def _curve(events, weights, drop_lowest):
+def _curve(events, weights):
   """X [p], y [p] from (0, 0) on; which values, descending, are points."""
   values, number, wrong, right = events
   last = np.flatnonzero(np.append(np.diff(values) != 0, True))
   weight = weights[number]
   seen = np.cumsum(weight)[last]
   # Nothing comes after the lowest value: all is seen there, and only there.
-  keep = seen < seen[-1] if drop_lowest else values[last] > 0
+  keep = seen < seen[-1]
   lesions = (weight * right).sum()
   if not lesions:
     return np.zeros(1), np.full(1, np.nan), keep

@@ -43,7 +43,6 @@ def find_lesions(
   *,
   level0_mpp: Number = LEVEL0_MPP,
   downsample: Number = DOWNSAMPLE,
-  reach_um: Number = REACH_UM,
 ) -> Lesions:
   """Makes the evaluation mask of a slide from its drawn tumour.
 
@@ -52,7 +51,6 @@ def find_lesions(
       normal slide.
     level0_mpp: um per level-0 pixel; the challenge takes 0.243 for all slides.
     downsample: level-0 pixels per pixel of the mask.
-    reach_um: pixels nearer than this to the tumour belong to it.
 
   Raises:
     ValueError: a scale that is not positive.
@@ -74,15 +72,13 @@ def find_lesions(
   if not len(rows):
     return Lesions(labels, np.zeros(0, bool), float(downsample))
   # Nothing happens beyond the reach of the tumour: a window is enough.
-  rim = int(np.ceil(reach_um / pixel_um)) + 2
+  rim = int(np.ceil(REACH_UM / pixel_um)) + 2
   window = tuple(
     slice(max(0, found[0] - rim), found[-1] + rim + 1)
     for found in (rows, columns)
   )
   distance = ndimage.distance_transform_edt(~tumour[window])
-  # Tumour itself has distance 0 and stays, also without any reach.
-  near = (distance < reach_um / pixel_um) | tumour[window]
-  filled = ndimage.binary_fill_holes(near)
+  filled = ndimage.binary_fill_holes(distance < REACH_UM / pixel_um)
   found, count = ndimage.label(filled, structure=np.ones((3, 3), int))
   labels[window] = found
   isolated = [

@@ -28,6 +28,7 @@ from jaxtyping import Array, Bool, Float
 
 from wsiseq_jax import parallel
 from wsiseq_jax.models import vit
+from wsiseq_jax.models.rngs import Rngs
 from wsiseq_jax.models.time_embedding import TimeEmbedding
 
 OBJECTIVES = ("contrastive", "navigation", "masked_frames", "next_frame")
@@ -361,5 +362,5 @@ class ClipEncoder(nnx.Module):
 
 def init_params(config: ClipEncoderConfig, key: Any) -> Any:
   """Fresh parameters, a nested dictionary."""
-  model = ClipEncoder(config, nnx.Rngs(params=key))
+  model = ClipEncoder(config, Rngs(key))
   return nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])

@@ -31,6 +31,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from wsiseq_jax.models import attention, tokens, vit
+from wsiseq_jax.models.rngs import Rngs
 
 POOLINGS = ("class", "mean", "class_mean")
 
@@ -273,12 +274,12 @@ class TileViT(nnx.Module):
 
 @functools.lru_cache(maxsize=8)
 def _graphdef(spec: ViTSpec) -> Any:
-  return nnx.graphdef(nnx.eval_shape(lambda: TileViT(spec, nnx.Rngs(0))))
+  return nnx.graphdef(nnx.eval_shape(lambda: TileViT(spec, Rngs(0))))
 
 
 def init_params(spec: ViTSpec, key: Key[Array, ""]) -> dict[str, Any]:
   """Random parameters, a nested dictionary; layers are stacked."""
-  model = TileViT(spec, nnx.Rngs(params=key))
+  model = TileViT(spec, Rngs(key))
   return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 

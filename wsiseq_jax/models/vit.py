@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float
 from wsiseq_jax import parallel
 from wsiseq_jax.models import attention_tpu
 from wsiseq_jax.models.attention import attend
+from wsiseq_jax.models.rngs import Rngs
 
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "dots", "full")
@@ -167,11 +168,15 @@ def make_blocks(
   keys = jax.random.split(rngs.params(), spec.depth)
 
   def make_params(key):
-    return nnx.state(block(spec, nnx.Rngs(params=key)), nnx.Param)
+    return nnx.state(block(spec, Rngs(key)), nnx.Param)
 
-  # The graph definition does not depend on the key.
-  graphdef = nnx.graphdef(nnx.eval_shape(lambda: block(spec, nnx.Rngs(0))))
-  return nnx.merge(graphdef, jax.vmap(make_params)(keys))
+  return nnx.merge(_graphdef(spec, block), jax.vmap(make_params)(keys))
+
+
+@functools.lru_cache(maxsize=64)
+def _graphdef(spec: Any, block: type[nnx.Module]) -> Any:
+  """The graph definition of a block, which does not depend on the key."""
+  return nnx.graphdef(nnx.eval_shape(lambda: block(spec, Rngs(0))))
 
 
 def _cast_kernels(params, dtype):

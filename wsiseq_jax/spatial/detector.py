@@ -37,6 +37,7 @@ _SAMPLE, _DARK = 16, 99.0
 _TILE_PX, _BATCH = 1024, 4
 # A tile with less tissue is not looked at.
 _MIN_TISSUE = 1e-3
+_MAX_BAD_SHARE = 0.1  # of the tiles may be unreadable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,8 +135,6 @@ def detect(
   mask: Bool[np.ndarray, "h w"],
   downsample: float,
   detector: Detector,
-  threads: int = 1,
-  max_bad_share: float = 0.1,
 ) -> tuple[RawCells, list[SlideError]]:
   """The nuclei of a slide.
 
@@ -144,8 +143,6 @@ def detect(
     mask: its tissue.
     downsample: level-0 pixels per pixel of the mask.
     detector: the settings.
-    threads: that decode.
-    max_bad_share: of the tiles that may be unreadable.
 
   Returns:
     The nuclei in µm, without types, scored as `detector.score` says, and an
@@ -166,7 +163,7 @@ def detect(
   )
   if not len(grid):
     return raw_cells.make(KIND, [], unit=MICROMETRE), []
-  strength = _strength(slide, grid, detector, threads)
+  strength = _strength(slide, grid, detector)
   margin, bad = detector.margin_px, []
   found, scores, answers, owner = [], [], [], []
   for batch in tiles.read_tiles(
@@ -174,8 +171,7 @@ def detect(
     grid,
     window_px=_TILE_PX + 2 * margin,
     batch_size=_BATCH,
-    threads=threads,
-    max_bad_share=max_bad_share,
+    max_bad_share=_MAX_BAD_SHARE,
     bad=bad,
   ):
     for picture, corner, number in zip(
@@ -203,9 +199,7 @@ def detect(
   return cells, bad
 
 
-def _strength(
-  slide: Slide, grid: tiles.TileGrid, detector: Detector, threads: int
-) -> float:
+def _strength(slide: Slide, grid: tiles.TileGrid, detector: Detector) -> float:
   """Dark haematoxylin of a slide, from tiles spread over its tissue."""
   most = np.argsort(-grid.tissue, kind="stable")[: max(_SAMPLE, len(grid) // 2)]
   most = np.sort(most)
@@ -221,7 +215,6 @@ def _strength(
       some,
       window_px=_TILE_PX,
       batch_size=_BATCH,
-      threads=threads,
       max_bad_share=1.0,
     )
     for picture in batch.pixels

@@ -28,6 +28,7 @@ from safetensors import numpy as safetensors
 
 from data_prep.files import atomic
 from wsiseq_jax.models import videomae
+from wsiseq_jax.models.rngs import Rngs
 from wsiseq_jax.models.videomae import VideoMAEConfig
 from wsiseq_jax.weights import files, fill
 from wsiseq_jax.weights.fill import WeightRule, affine
@@ -178,7 +179,7 @@ def _patch(config: VideoMAEConfig) -> tuple[int, ...]:
 
 
 def _shapes(config: VideoMAEConfig) -> dict[str, tuple[int, ...]]:
-  model = nnx.eval_shape(lambda: videomae.VideoMAE(config, nnx.Rngs(0)))
+  model = nnx.eval_shape(lambda: videomae.VideoMAE(config, Rngs(0)))
   return fill.shapes_of(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
 
 

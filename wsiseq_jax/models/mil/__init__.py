@@ -62,6 +62,7 @@ from wsiseq_jax.models.mil.pooling import (
 )
 from wsiseq_jax.models.mil.selection import Selection, SelectionConfig
 from wsiseq_jax.models.mil.transmil import TransMil
+from wsiseq_jax.models.rngs import Rngs
 
 __all__ = [
   "MODELS",
@@ -141,13 +142,13 @@ def configure(name: str, *, width: int, outputs: int = 1, **fields) -> Any:
 
 @functools.lru_cache(maxsize=64)
 def _graphdef(config: MilConfig) -> Any:
-  model = nnx.eval_shape(lambda: MODELS[config.name][0](config, nnx.Rngs(0)))
+  model = nnx.eval_shape(lambda: MODELS[config.name][0](config, Rngs(0)))
   return nnx.split(model, nnx.Param)[0]
 
 
 def init(key: Key[Array, ""], config: MilConfig) -> Params:
   """Fresh parameters, a nested dictionary of f32 arrays."""
-  model = MODELS[config.name][0](config, nnx.Rngs(params=key))
+  model = MODELS[config.name][0](config, Rngs(key))
   return nnx.to_pure_dict(nnx.split(model, nnx.Param)[1])
 
 

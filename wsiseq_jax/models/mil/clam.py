@@ -149,11 +149,10 @@ def cross_entropy(
 def smooth_svm(
   logits: Float[Array, "*b y"],
   labels: Int[Array, "*b"],
-  temperature: float = 1.0,
 ) -> Float[Array, "*b"]:
   r"""The smooth top-1 SVM loss.
 
-      τ · log Σ_j exp( (s_j + 1{j≠y} − s_y) / τ )
+      log Σ_j exp(s_j + 1{j≠y} − s_y)
 
   Deviation: CLAM takes the maximum instead where scores are far apart; a
   logarithm of a sum that subtracts its maximum needs no such case.
@@ -169,4 +168,4 @@ def smooth_svm(
   right = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
   chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)
   raised = logits + (1 - right) - chosen
-  return temperature * jax.nn.logsumexp(raised / temperature, axis=-1)
+  return jax.nn.logsumexp(raised, axis=-1)

@@ -23,6 +23,7 @@ from wsiseq_jax import config as configs
 from wsiseq_jax.data import clip_sampling, views
 from wsiseq_jax.data import source as sources
 from wsiseq_jax.models import attention, clip_encoder, time_embedding, vit
+from wsiseq_jax.models.rngs import Rngs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -181,7 +182,7 @@ def make_setup(config: ConfigDict, spec: sources.DataSpec) -> Setup:
     strict_half=data.strict_half,
     **vars(changes),
   )
-  network = nnx.eval_shape(lambda: clip_encoder.ClipEncoder(model, nnx.Rngs(0)))
+  network = nnx.eval_shape(lambda: clip_encoder.ClipEncoder(model, Rngs(0)))
   graphdef, _ = nnx.split(network, nnx.Param)
   return Setup(
     model=model,

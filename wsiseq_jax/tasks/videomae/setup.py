@@ -24,6 +24,7 @@ from wsiseq_jax import config as configs
 from wsiseq_jax.data import augment
 from wsiseq_jax.data.source import DataSpec
 from wsiseq_jax.models import attention, masking, posemb, videomae, vit
+from wsiseq_jax.models.rngs import Rngs
 
 # Sizes that a config may override one by one; 0 leaves them to `model.size`.
 _OVERRIDES = tuple(videomae.SIZES["base"])
@@ -184,7 +185,7 @@ def settled(config: ConfigDict, found: videomae.VideoMAEConfig) -> ConfigDict:
 
 def init_params(model: videomae.VideoMAEConfig, key: Key[Array, ""]) -> Any:
   """Fresh parameters, a nested dictionary."""
-  network = videomae.VideoMAE(model, nnx.Rngs(params=key))
+  network = videomae.VideoMAE(model, Rngs(key))
   return nnx.to_pure_dict(nnx.split(network, nnx.Param)[1])
 
 
@@ -211,6 +212,6 @@ def make_setup(config: ConfigDict, spec: DataSpec) -> Setup:
     )
   mask = schema.build(masking.MaskSettings, config.mask, "config.mask")
   mask = masking.MaskSpec(model.grid, model.patch, **vars(mask))
-  network = nnx.eval_shape(lambda: videomae.VideoMAE(model, nnx.Rngs(0)))
+  network = nnx.eval_shape(lambda: videomae.VideoMAE(model, Rngs(0)))
   graphdef, _ = nnx.split(network, nnx.Param)
   return Setup(model, graphdef, clips, mask)
