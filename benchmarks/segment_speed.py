@@ -197,7 +197,11 @@ def train_rate(model, stage, frozen, batch, mesh, case):
     2 * FIRST + case.steps, endless, lambda: (one for one in (batch,))
   )
   optim = dataclasses.replace(stage.optim, epochs=1)
-  fit.Trainer(model, optim.settings(), mesh, frozen).fit(
+  if stage.name == "lattice":
+    frozen = {"backbone": frozen, "teachers": []}
+  # Rates of heads, which are named otherwise in `irn`, take no time.
+  how = optim.settings(lr_factors=())
+  fit.Trainer(model, how, mesh, frozen).fit(
     data, lambda outputs: ((0.0,), {}), 0
   )
   return clock.rates(case.batch)
@@ -212,31 +216,29 @@ def map_rate(function, params, frozen, batch, mesh, case):
   return clock.rates(case.batch)
 
 
-def measured(case):
-  """Rates of all stages that a case asks for."""
+def measured(case, asked):
+  """Titles and rates of the stages that are asked for, one after the other."""
   count = math.gcd(case.batch, jax.local_device_count())
   mesh = parallel.make_mesh(1, jax.local_devices()[:count])
   stages, backbone = stages_of(case)
   batch = batch_of(case, mesh)
   everywhere = parallel.replicated(mesh)
   frozen = jax.device_put(backbone.start(0), everywhere)
-  models, found = models_of(stages, backbone), {}
-  for name, model in models.items():
-    title = f"{name}: train"
-    if not case.stages or title in case.stages:
-      found[title] = train_rate(model, stages[name], frozen, batch, mesh, case)
-      print(f"  {title:<16}{found[title]}", flush=True)
-  for name, function in maps_of(stages, backbone, mesh).items():
-    title = f"{name}: maps"
-    if not case.stages or title in case.stages:
+  models, maps = models_of(stages, backbone), maps_of(stages, backbone, mesh)
+  titles = [*(f"{n}: train" for n in models), *(f"{n}: maps" for n in maps)]
+  for title in asked or case.stages or titles:
+    name, _, what = title.partition(": ")
+    if what == "train":
+      stage = stages[name]
+      rate = train_rate(models[name], stage, frozen, batch, mesh, case)
+    else:
       params = {}
       if name in models:
         key = jax.random.key(0)
         params = jax.jit(models[name].init)(key, frozen, None)
         params = jax.device_put(params, everywhere)
-      found[title] = map_rate(function, params, frozen, batch, mesh, case)
-      print(f"  {title:<16}{found[title]}", flush=True)
-  return found
+      rate = map_rate(maps[name], params, frozen, batch, mesh, case)
+    yield title, rate
 
 
 def main():
@@ -245,6 +247,9 @@ def main():
   )
   default = ["small_128", "resnet50_256"]
   parser.add_argument("--cases", nargs="+", choices=CASES, default=default)
+  parser.add_argument(
+    "--stages", nargs="+", default=(), help="such as 'cam: train' 'crf: maps'"
+  )
   parser.add_argument("--name", default="segment_speed")
   options = parser.parse_args()
   device = jax.local_devices()[0]
@@ -261,8 +266,12 @@ def main():
     print(name, flush=True)
     case = CASES[name]
     about = {"backbone": case.backbone, "px": case.px, "batch": case.batch}
-    result["cases"][name] = {**about, "rates": measured(case)}
-  harness.write_result(harness.RESULTS / f"{options.name}.json", result)
+    rates = {}
+    result["cases"][name] = {**about, "rates": rates}
+    for title, rate in measured(case, options.stages):
+      rates[title] = rate
+      print(f"  {title:<16}{rate}", flush=True)
+      harness.write_result(harness.RESULTS / f"{options.name}.json", result)
 
 
 if __name__ == "__main__":
