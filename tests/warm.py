@@ -100,6 +100,9 @@ def _run(files: list[int], words: list[str], cwd: str, environ: dict) -> None:
   for number, file in enumerate(files):
     os.dup2(file, number)
     os.close(file)
+  # Python looked at the old ones, which could perhaps seek.
+  sys.stdout = open(1, "w", closefd=False)
+  sys.stderr = open(2, "w", 1, errors="backslashreplace", closefd=False)
   os.chdir(cwd)
   os.environ.clear()
   os.environ.update(environ)
