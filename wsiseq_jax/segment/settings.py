@@ -36,7 +36,7 @@ class SegmentData:
   test_split: str = "test"  # is reported, and decides nothing
   crops: Crops = Crops()
   # How much the stain of training pictures varies; see `data/colour.py`.
-  stain_jitter: Annotated[float, Range(0, 1)] = 0.2
+  stain_jitter: Annotated[float, Range(0, 1)] = 0.0
   batch_size: AtLeast1 = 8  # whole pictures, where nothing is trained
 
   def __post_init__(self):
