@@ -122,6 +122,7 @@ class _Finder:
     self.waiting: list[tuple[Note, pathlib.Path | None]] = []
     self.errors: list[SlideError] = []
     self.tables: list[pathlib.Path] = []  # in the order they were read
+    self.differing: list[str] = []  # what several tables say differently
 
   def error(self, slide, code: str, message: str) -> None:
     self.errors.append(SlideError(message, "find", code, str(slide)))
@@ -290,6 +291,11 @@ class _Finder:
     slides = sorted(entries.values(), key=lambda entry: entry.slide_id)
     warn_of_patients({s.slide_id: s.patient_id for s in slides}, self.log)
     oddities.warn_of_copies(slides, self.log)
+    if self.differing:
+      self.log(
+        f"warning: of {len(self.differing)} slides several tables say "
+        f"different things, {self.tables[0]} counts; {self.differing[0]}"
+      )
     return slides, self.errors
 
   def match_waiting(self) -> None:
@@ -342,6 +348,10 @@ class _Finder:
           "one of the rows",
         )
       facts = {**own, **facts}
+    _, clash = slide_table.merged(notes)
+    if clash and not wrong:
+      rows = " and ".join(f"{n.where} in {n.table.parent}" for n in notes)
+      self.differing.append(f"{slide_id}: {rows} differ in {sorted(clash)}")
     return None if wrong else facts
 
 

@@ -266,6 +266,21 @@ def test_rows_that_contradict_each_other(tmp_path):
   assert "['label']" in errors[2].message
 
 
+def test_tables_that_contradict_each_other_are_told(tmp_path):
+  inner = tmp_path / "site"
+  inner.mkdir()
+  touch(inner, "a.svs", "b.svs")
+  write_table(tmp_path / "slides.csv", "slide_id,case_id,label\na,P,x\nb,Q,x\n")
+  write_table(inner / "slides.csv", "slide_id,case_id,label\na,P,y\nb,Q,x\n")
+  said = []
+  slides, errors = find_slides(tmp_path, log=said.append)
+  assert [(s.slide_id, s.label) for s in slides] == [("a", "x"), ("b", "x")]
+  assert not errors
+  (warning,) = (line for line in said if "different things" in line)
+  assert "of 1 slides" in warning and "a: row 2" in warning
+  assert f"in {inner} differ in ['label']" in warning
+
+
 def test_a_bad_row_that_describes_refuses_its_slide(tmp_path):
   touch(tmp_path, "a.svs", "b.svs")
   write_table(tmp_path / "slides.csv", "slide_id,case_id,mpp\na,P,x\nb,P,1\n")
