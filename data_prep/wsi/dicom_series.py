@@ -5,7 +5,9 @@ of the pyramid, its LABEL, OVERVIEW and THUMBNAIL instances are pictures around
 it. OpenSlide, given any VOLUME instance, finds the others beside it.
 """
 
+import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import struct
@@ -100,6 +102,31 @@ def group(
     slide_id = path.absolute().parent.name if own_folder else names.stem(path)
     found.append(DicomSeries(path, slide_id, patient, [m[1] for m in members]))
   return found, errors
+
+
+def beside(path: pathlib.Path) -> list[pathlib.Path]:
+  """The other files of the folder that are of a file's series."""
+  try:
+    uids = _uids(path.parent, path.parent.stat().st_mtime_ns)
+  except OSError:
+    return []
+  own = uids.get(path) or path
+  return [one for one, uid in uids.items() if uid == own and one != path]
+
+
+@functools.lru_cache(maxsize=8)
+def _uids(folder: pathlib.Path, changed_ns: int) -> dict[pathlib.Path, str]:
+  """The series of each DICOM file of a folder; read once for all its slides."""
+  del changed_ns
+  found = {}
+  for path in sorted(folder.iterdir()):
+    if path.suffix.lower() in names.DICOM_EXTENSIONS:
+      with contextlib.suppress(Exception):  # pydicom raises whatever it likes
+        header = pydicom.dcmread(
+          path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"]
+        )
+        found[path] = str(header.get("SeriesInstanceUID") or "")
+  return found
 
 
 def _instance(path: pathlib.Path) -> tuple[tuple, int, str] | None:

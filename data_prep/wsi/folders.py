@@ -94,16 +94,15 @@ def index(folder: pathlib.Path) -> names.Files:
 def parts_of(path: pathlib.Path) -> list[pathlib.Path]:
   """The other files that a slide is made of: data of MRXS, levels of DICOM."""
   kind = path.suffix.lower()
-  folder = path.with_suffix("") if kind == ".mrxs" else path.parent
-  if kind != ".mrxs" and kind not in names.DICOM_EXTENSIONS:
+  if kind in names.DICOM_EXTENSIONS:
+    return dicom_series.beside(path)
+  if kind != ".mrxs":
     return []
   try:
-    found = sorted(one for one in folder.iterdir() if one.is_file())
+    folder = path.with_suffix("")
+    return sorted(one for one in folder.iterdir() if one.is_file())
   except OSError:
     return []
-  if kind != ".mrxs":
-    found = [one for one in found if one.suffix == path.suffix]
-  return [one for one in found if one != path]
 
 
 def not_a_slide(path: pathlib.Path) -> tuple[str, str] | None:

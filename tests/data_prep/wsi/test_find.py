@@ -9,6 +9,7 @@ import pytest
 
 from data_prep.files.errors import write
 from data_prep.files.names import print_all
+from data_prep.wsi import folders
 from data_prep.wsi.find import find_slides, patient_id_of, usable_names
 from tests.data_prep.wsi.named_files import (
   TIFF,
@@ -330,6 +331,19 @@ def test_dicom_folders_that_share_identifiers(tmp_path):
     ("two", "two"),
   ]
   assert not errors
+
+
+def test_dicom_slides_of_one_folder_have_parts_of_their_own(tmp_path):
+  a, b, other = (tmp_path / f"{name}.dcm" for name in ("a", "b", "other"))
+  _dicom(a, uid="1.2", columns=512)
+  _dicom(b, uid="1.2")
+  _dicom(other, uid="1.3")
+  (tmp_path / "odd.dcm").write_bytes(b"no DICOM")
+  assert folders.parts_of(a) == [b]
+  assert folders.parts_of(other) == []
+  assert folders.parts_of(tmp_path / "odd.dcm") == []
+  _dicom(tmp_path / "c.dcm", uid="1.2")
+  assert folders.parts_of(a) == [b, tmp_path / "c.dcm"]
 
 
 def _dicom(path, uid, columns=256, patient=""):
