@@ -206,9 +206,7 @@ def main():
     for seed in args.seeds
     for title, _, method, values in runs_of(args, seed)
   }
-  rows = [r for r in segment_runs.finished(args.work) if r["name"] in wanted]
-  if not rows:
-    raise SystemExit(f"no finished run of these settings in {args.work}")
+  rows = segment_runs.table_rows(args.work, wanted)
   found = {
     **summary(rows),
     "nuclei without weights": without_weights(args.data),

@@ -8,7 +8,7 @@ import hashlib
 import json
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import harness
@@ -29,6 +29,16 @@ def name_of(title: str, about: Any) -> str:
 def finished(work: pathlib.Path) -> list[dict[str, Any]]:
   """Lines of finished runs."""
   return writers.read_metrics(work / "runs.jsonl")
+
+
+def table_rows(
+  work: pathlib.Path, wanted: Collection[str]
+) -> list[dict[str, Any]]:
+  """Lines of the finished runs that are wanted; ends where there are none."""
+  rows = [row for row in finished(work) if row["name"] in wanted]
+  if not rows:
+    raise SystemExit(f"no finished run of these settings in {work}")
+  return rows
 
 
 def once(

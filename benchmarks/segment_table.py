@@ -357,11 +357,7 @@ def main():
   wanted = {
     identity(args, name, seed) for name in args.variants for seed in args.seeds
   }
-  rows = [
-    row for row in segment_runs.finished(args.work) if row["name"] in wanted
-  ]
-  if not rows:
-    raise SystemExit(f"no finished run of these settings in {args.work}")
+  rows = segment_runs.table_rows(args.work, wanted)
   found = {**summary(rows), "auroc": auroc_over_seeds(rows), "runs": rows}
   for key, scores in found["results"].items():
     pretrain_table.show([key], scores)
