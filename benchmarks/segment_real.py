@@ -42,12 +42,6 @@ SCORES = ("miou", "dice", "precision", "recall", "boundary_f1", "ap50", "f1")
 ENCODERS = ("small", "vit")
 # Fewer epochs than `demo`: a learning rate that falls to 0 ends where it did.
 EPOCHS = {"small": {"cam": 8, "student": 6}, "vit": {"cam": 3, "student": 3}}
-# Plain class maps, whatever the defaults become.
-PLAIN = {
-  "stages.cam.sharpness": 0.0,
-  "stages.cam.level": 3,
-  "data.stain_jitter": 0.1,
-}
 NUCLEI = {"10 %": 0.1, "all": 1.0}
 # Eight pictures: an epoch is some crops of them.
 OF_NUCLEI = {
@@ -76,13 +70,10 @@ def runs_of(args, seed):
         ("full", ("student",)),
       ):
         own = {f"stages.{s}.optim.epochs": EPOCHS[encoder][s] for s in stages}
-        known = ("data", *(f"stages.{s}" for s in stages))
-        own |= {k: v for k, v in PLAIN.items() if k.startswith(known)}
         title = (f"bcss_{region}", encoder, method)
         found.append((title, f"bcss_{region}", method, values | own))
   for name, share in NUCLEI.items():
     values = {"seed": seed, "stages.detect.share": share, **OF_NUCLEI}
-    values["data.stain_jitter"] = PLAIN["data.stain_jitter"]
     found.append(
       (("nuclei", "small", f"points {name}"), "brecahad", "nuclei", values)
     )

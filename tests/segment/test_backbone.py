@@ -22,14 +22,14 @@ RESNETS = {
   for norm in ("fixed", "group")
 }
 MODELS = {
-  "cam_small": (Backbone(), lambda b: cam.classifier(b, 3, 4.0, 2)),
+  "cam_small": (Backbone(), lambda b: cam.classifier(b, 3, 2)),
   "cam_resnet50_fixed": (
     Backbone(name="resnet50", random_weights=True, norm="fixed", train="late"),
-    lambda b: cam.classifier(b, 5, 4.0, 2),
+    lambda b: cam.classifier(b, 5, 2),
   ),
   "cam_resnet50_group": (
     RESNETS["group"],
-    lambda b: cam.classifier(b, 5, 4.0, 2),
+    lambda b: cam.classifier(b, 5, 2),
   ),
   "student_small": (
     Backbone(),

@@ -1,11 +1,7 @@
 """Class activation maps: a classifier of pictures says where it looked.
 
     pixels --backbone--> x [b,h,w,d] --1x1, no bias--> map [b,h,w,y]
-    logit of a picture = log(mean of exp(r * map) over tissue) / r
-
-The sharpness r leads from the mean (0, the class activation maps of the
-reference) to the maximum, which tells pictures apart sooner, by fewer of their
-places: a better classifier, and a worse map (docs/segmentation.md).
+    logit of a picture = mean of the map over tissue
 
 The loss is the binary cross-entropy of each known label, so that a picture
 without any class is what it is: a certain negative. Glass takes no part in the
@@ -29,8 +25,7 @@ pictures), or where the classifier says so (all others, whose labels are not
 looked at).
 
 Reference: Zhou et al., Learning deep features for discriminative localization,
-CVPR 2016; scales and mirror as in Ahn et al., IRN, CVPR 2019; r as in Pinheiro
-and Collobert, From image-level to pixel-level labeling, CVPR 2015.
+CVPR 2016; scales and mirror as in Ahn et al., IRN, CVPR 2019.
 """
 
 import dataclasses
@@ -47,7 +42,7 @@ import scipy.special
 from jaxtyping import Array, Float
 
 from data_prep.files import atomic
-from data_prep.files.schema import FILLED, NotNegative, Range, Share
+from data_prep.files.schema import FILLED, Range, Share
 from wsiseq_jax import fit, launch, parallel
 from wsiseq_jax.metrics import classification
 from wsiseq_jax.models import conv
@@ -78,7 +73,6 @@ class Cam:
 
   # Which features are read: x1 .. x5, of strides 4, 4, 8, 16, 16.
   level: Literal[1, 2, 3, 4, 5] = 5
-  sharpness: NotNegative = 0.0  # r; 0 = the mean
   optim: StageFit = StageFit()
   scales: Annotated[tuple[float, ...], Range(0.1, 4), FILLED] = (
     *(1.0, 0.5, 1.5, 2.0),
@@ -123,7 +117,7 @@ class Cam:
   def train(self, context: StageContext, frozen: Any) -> None:
     """Fits the classifier and saves it."""
     model = self.model(context.backbone, len(context.classes))
-    data = context.train_data(steps=self.optim.steps_per_epoch)
+    data = self.optim.data(context)
     labels = context.pictures("val").labels
     fit_one(
       self.name,
@@ -136,11 +130,11 @@ class Cam:
 
   def model(self, backbone: Backbone, classes: int) -> fit.Model:
     """What is trained; its outputs are logits of pictures."""
-    return classifier(backbone, self.level, self.sharpness, classes)
+    return classifier(backbone, self.level, classes)
 
   def classify(self, backbone: Backbone) -> Classify:
     """What says where each class is, and whether."""
-    return functools.partial(classify, backbone, self.level, self.sharpness)
+    return functools.partial(classify, backbone, self.level)
 
   def own_scores(
     self,
@@ -237,9 +231,7 @@ def fit_one(
 
 
 @functools.lru_cache(maxsize=8)
-def classifier(
-  backbone: Backbone, level: int, sharpness: float, classes: int
-) -> fit.Model:
+def classifier(backbone: Backbone, level: int, classes: int) -> fit.Model:
   """The classifier as the trainer wants it, the same one whenever asked for."""
 
   def init(key, frozen, example):
@@ -250,7 +242,7 @@ def classifier(
 
   def apply(params, frozen, batch):
     seen = batch["pixels"], batch["tissue"]
-    return classify(backbone, level, sharpness, params, frozen, *seen)[1]
+    return classify(backbone, level, params, frozen, *seen)[1]
 
   def loss(params, frozen, batch, key):
     del key
@@ -266,7 +258,6 @@ def classifier(
 def classify(
   backbone: Backbone,
   level: int,
-  sharpness: float,
   params: Any,
   frozen: Any,
   pixels: Array,
@@ -276,30 +267,21 @@ def classify(
   all_params = {**frozen, **params["backbone"]}
   features = backbone.features(all_params, pixels)[level - 1]
   x = conv.apply(params["head"], features)
-  return x, logits_of(x, shrink(tissue, x.shape[1:3]), sharpness)
+  return x, logits_of(x, shrink(tissue, x.shape[1:3]))
 
 
 def logits_of(
-  x: Float[Array, "b h w y"], tissue: Float[Array, "b h w"], sharpness: float
+  x: Float[Array, "b h w y"], tissue: Float[Array, "b h w"]
 ) -> Float[Array, "b y"]:
-  """One number of a map, see the module; 0 where there is no tissue.
+  """The mean of a map over tissue; 0 where there is none.
 
   Args:
     x: class maps.
     tissue: share of tissue in each place.
-    sharpness: 0 for the mean; the larger, the nearer to the maximum.
   """
   total = tissue.sum(axis=(1, 2), keepdims=True)
-  share = (tissue / jnp.maximum(total, 1e-6))[..., None]
-  if not sharpness:
-    return (x * share).sum(axis=(1, 2))
-  # Places without tissue must not set the scale.
-  high = jnp.where(share > 0, x, -jnp.inf).max(axis=(1, 2), keepdims=True)
-  high = jax.lax.stop_gradient(jnp.where(jnp.isfinite(high), high, 0.0))
-  away = jnp.where(share > 0, x - high, 0.0)
-  mean = (share * jnp.exp(sharpness * away)).sum(axis=(1, 2))
-  logits = high[:, 0, 0] + jnp.log(jnp.maximum(mean, 1e-30)) / sharpness
-  return jnp.where(total[:, 0] > 0, logits, 0.0)
+  share = tissue / jnp.maximum(total, 1e-6)
+  return (x * share[..., None]).sum(axis=(1, 2))
 
 
 def shrink(mask: Array, size: tuple[int, int]) -> Float[Array, "b h w"]:

@@ -94,7 +94,7 @@ class Clicks:
       self.name,
       network(context.backbone, len(context.classes), self.width, self.loss),
       self.optim.settings(keep="last"),
-      context.train_data(discs.folder, self.optim.steps_per_epoch),
+      self.optim.data(context, discs.folder),
       student.validate,
       frozen,
     )

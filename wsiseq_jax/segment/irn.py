@@ -105,7 +105,7 @@ class Irn:
     labels = context.before(self.name)
     targets = {s: context.maps(labels, s).folder for s in ("train", "val")}
     data = dataclasses.replace(
-      context.train_data(targets["train"], self.optim.steps_per_epoch),
+      self.optim.data(context, targets["train"]),
       val=lambda: pictures.whole_batches(
         context.pictures("val"),
         context.batch_size,

@@ -39,7 +39,6 @@ def run(config: ConfigDict) -> list[dict[str, object]]:
   inputs = {
     "data": [one.identity for one in context.splits.values()],
     "crops": context.crops,
-    "stain_jitter": context.stain_jitter,
     "backbone": (context.backbone, context.backbone.fingerprint),
     "seed": context.seed,
   }
@@ -82,7 +81,6 @@ def prepare(config: ConfigDict) -> StageContext:
     workdir=workdir,
     splits=splits,
     crops=data.crops,
-    stain_jitter=data.stain_jitter,
     batch_size=data.batch_size,
     backbone=asked.backbone,
     mesh=parallel.make_mesh(1, devices[:shared]),

@@ -158,7 +158,7 @@ class Lattice(cam.Cam):
         self.bag_pictures,
         context.seed,
       )
-    return context.train_data(steps=self.optim.steps_per_epoch, order=order)
+    return self.optim.data(context, order=order)
 
   def validate(
     self, val: Pictures, logits: Float[np.ndarray, "n y"]

@@ -105,9 +105,8 @@ class Detect:
     for number in range(1, self.rounds + 1):
       stage = self.round(number)
       self._teach(context, number, known)
-      data = context.train_data(
-        context.maps(f"{stage}/labels", "train").folder,
-        self.optim.steps_per_epoch,
+      data = self.optim.data(
+        context, context.maps(f"{stage}/labels", "train").folder
       )
       labels = context.maps(f"{stage}/labels", "val").folder
       data = dataclasses.replace(

@@ -103,7 +103,7 @@ class Nuclei:
       self.name,
       network(context.backbone, self.width, self.crf, self.window),
       self.optim.settings(keep="last"),
-      context.train_data(labels.folder, self.optim.steps_per_epoch),
+      self.optim.data(context, labels.folder),
       student.validate,
       frozen,
     )

@@ -80,7 +80,7 @@ class Rpnet(cam.Cam):
     def found(params, frozen, pixels, tissue):
       view = view_of(self, backbone, params, frozen, pixels, tissue)
       maps = class_maps(params["head"], view)
-      return maps, cam.logits_of(maps, view.valid, self.sharpness)
+      return maps, cam.logits_of(maps, view.valid)
 
     return found
 
@@ -285,7 +285,7 @@ def loss(
   for role, rows in enumerate((jnp.arange(shape[0]), partners.row)):
     valid, known = views[0].valid[rows], labels[rows]
     classification += prototypes.classification(
-      cam.logits_of(standard[role], valid, config.sharpness), known, real
+      cam.logits_of(standard[role], valid), known, real
     )
     disagreement += prototypes.disagreement(
       standard[role], mean[role], known, valid, real

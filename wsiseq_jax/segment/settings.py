@@ -35,8 +35,6 @@ class SegmentData:
   val_split: str = "val"  # chooses epochs and thresholds
   test_split: str = "test"  # is reported, and decides nothing
   crops: Crops = Crops()
-  # How much the stain of training pictures varies; see `data/colour.py`.
-  stain_jitter: Annotated[float, Range(0, 1)] = 0.0
   batch_size: AtLeast1 = 8  # whole pictures, where nothing is trained
 
   def __post_init__(self):

@@ -80,7 +80,6 @@ class StageContext:
   workdir: pathlib.Path
   splits: Mapping[str, Pictures]  # by role: train, val, test
   crops: Crops  # how training pictures are cut
-  stain_jitter: float  # and stained
   batch_size: int  # of whole pictures
   backbone: Backbone
   mesh: Mesh
@@ -108,6 +107,7 @@ class StageContext:
     targets: pathlib.Path | None = None,
     steps: int = 0,
     order: Callable[[int], Sequence[int]] | None = None,
+    stain_jitter: float = 0.0,
   ) -> fit.Data:
     """What a stage trains on: random crops, and whole pictures to validate.
 
@@ -115,11 +115,12 @@ class StageContext:
       targets: folder of maps of an earlier stage.
       steps: of an epoch; 0 is as many as see all pictures once.
       order: step → numbers of its pictures; shuffled by default.
+      stain_jitter: how much their stain varies; see `data/colour.py`.
     """
     count = len(self.pictures("train"))
     return fit.Data(
       steps or math.ceil(count / self.crops.batch_size),
-      lambda start: self._train_batches(start, targets, order),
+      lambda start: self._train_batches(start, targets, order, stain_jitter),
       lambda: self.whole("val"),
     )
 
@@ -128,6 +129,7 @@ class StageContext:
     start: int,
     targets: pathlib.Path | None,
     order: Callable[[int], Sequence[int]] | None,
+    stain_jitter: float,
   ) -> Iterator[fit.Batch]:
     batches = pictures.train_batches(
       self.pictures("train"),
@@ -141,9 +143,9 @@ class StageContext:
     key = jax.random.key(self.seed)
     with contextlib.closing(batches):
       for step, batch in enumerate(batches, start=start):
-        if self.stain_jitter:
+        if stain_jitter:
           pixels = _jitter(
-            batch["pixels"], jax.random.fold_in(key, step), self.stain_jitter
+            batch["pixels"], jax.random.fold_in(key, step), stain_jitter
           )
           batch = {**batch, "pixels": pixels}
         yield batch

@@ -81,7 +81,7 @@ class Student:
       self.name,
       model,
       self.optim.settings(keep="best" if is_true else "last"),
-      context.train_data(targets, self.optim.steps_per_epoch),
+      self.optim.data(context, targets),
       validate,
       frozen,
     )

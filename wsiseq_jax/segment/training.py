@@ -1,7 +1,8 @@
 """How a stage trains: the block `optim` of its settings."""
 
 import dataclasses
-from collections.abc import Callable
+import pathlib
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import jax
@@ -33,6 +34,8 @@ class StageFit:
   patience: AtLeast0 = 0
   # Of an epoch; 0 = as many as see all pictures once.
   steps_per_epoch: AtLeast0 = 0
+  # How much the stain of training pictures varies; see `data/colour.py`.
+  stain_jitter: Share = 0.0
 
   def settings(self, **more: Any) -> fit.FitSettings:
     """What the trainer takes; `more` are fields of it that a stage decides.
@@ -41,9 +44,20 @@ class StageFit:
     given.
     """
     values = dataclasses.asdict(self)
-    del values["steps_per_epoch"]
+    del values["steps_per_epoch"], values["stain_jitter"]
     head = (("head", values.pop("head_lr_factor")),)
     return fit.FitSettings(**{"lr_factors": head, **values, **more})
+
+  def data(
+    self,
+    context: StageContext,
+    targets: pathlib.Path | None = None,
+    order: Callable[[int], Sequence[int]] | None = None,
+  ) -> fit.Data:
+    """What a stage trains on; see `StageContext.train_data`."""
+    return context.train_data(
+      targets, self.steps_per_epoch, order, self.stain_jitter
+    )
 
 
 # IRN's: SGD without momentum, ten times as fast in the head.
