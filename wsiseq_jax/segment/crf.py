@@ -1,6 +1,7 @@
 """Labels mined from scores: what is surely foreground, what surely background.
 
-Scores become labels twice, by a high and by a low threshold, and a dense CRF
+Scores of the picture (`image_scores`, see `cam.py`) become labels twice, by a
+high and by a low threshold, those of the original, and a dense CRF
 moves the borders of both to where the colours change. Pixels that the high one
 leaves in the foreground are foreground, those that even the low one leaves in
 the background are background, all others are ignored. A picture that has no
@@ -28,7 +29,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -70,11 +71,8 @@ class Crf:
   name: ClassVar[str] = "crf"
   readings: ClassVar[tuple[Reading, ...]] = (Reading("0.5", "scores", 0.5),)
 
-  # Scores of the stage before, see `cam`. The original takes those of the
-  # picture, 'image_scores', with 0.3 and 0.05.
-  source: Literal["scores", "image_scores"] = "scores"
-  foreground: Share = 0.5  # high threshold
-  background: Share = 0.25  # low one
+  foreground: Share = 0.3  # high threshold
+  background: Share = 0.05  # low one
   crf: DenseCrf = DenseCrf()
 
   def __post_init__(self):
@@ -95,7 +93,7 @@ class Crf:
     for split, pictures in context.splits.items():
 
       def compute(batch, split=split):
-        scores = context.padded_maps(before, split, batch, self.source)
+        scores = context.padded_maps(before, split, batch, "image_scores")
         return program(scores, batch)
 
       def finish(number, found, pictures=pictures):

@@ -50,8 +50,8 @@ class RandomWalk:
   beta: NotNegative = 10.0
   steps: AtLeast1 = 256
   # Labels to train on: absolute scores from here on are foreground, ...
-  foreground: Share = 0.5
-  background: Share = 0.25  # ... below this, background
+  foreground: Share = 0.3
+  background: Share = 0.2  # ... below this, background
   # Of instances: least score, of the picture's highest; clusters of a class.
   instance_background: Share = 0.25
   most_instances: AtLeast1 = 64
