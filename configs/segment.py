@@ -12,13 +12,12 @@ Presets are methods (wsiseq_jax/segment/methods.py), each a chain of stages; the
 first is the default:
 
   cam        a classifier of pictures; its class activation maps
-  student    cam, its scores cleaned by a CRF (`crf`), then a segmentation
-             network taught by these labels
+  student    cam, then a segmentation network taught by its labels
   patches    a classifier of small cells, taught by those that stand for their
              picture or slide, then the student
-  irn        cam and crf, boundaries and instance centres learned from pairs of
-             pixels (`irn`), a random walk that boundaries stop (`walk`), then
-             the student; also instances
+  irn        cam, its scores cleaned by a CRF (`crf`), boundaries and instance
+             centres learned from pairs of pixels (`irn`), a random walk that
+             boundaries stop (`walk`), then the student; also instances
   rpnet      irn, but for the classifier: its maps agree with what a second
              picture of the class re-activates (region prototypes)
   points     the same network taught by sparse clicks (column `points` of the

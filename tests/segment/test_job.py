@@ -51,7 +51,7 @@ def test_the_table_says_where_thresholds_come_from(finished):
   assert float(of["all tissue", "", "recall"]["value"]) > 0.99
   text = (finished / "segmentation.md").read_text()
   assert "No threshold was chosen on this split" in text
-  assert text.count("\n| ") == 9  # heading, two baselines, three, one, two
+  assert text.count("\n| ") == 8  # heading, two baselines, three, two
 
 
 def test_patients_add_up(finished):

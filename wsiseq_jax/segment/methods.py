@@ -35,7 +35,7 @@ STAGES: Mapping[str, type[Stage]] = {
 # Stages in order, and values that differ from the stage's defaults.
 METHODS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
   "cam": {"cam": {}},
-  "student": {"cam": {}, "crf": {}, "student": {}},
+  "student": {"cam": {}, "student": {}},
   "points": {"clicks": {}},
   "rpnet": {"rpnet": {}, "crf": {}, "irn": {}, "walk": {}, "student": {}},
   "patches": {"lattice": {}, "student": {}},
