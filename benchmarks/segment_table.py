@@ -132,7 +132,7 @@ VARIANTS = {
   "momentum": Variant("cam", _DEEP | _sgd("sgd")),
   "adamw": Variant("cam", _DEEP),
   "varied": Variant("cam", {"stages.cam.optim.stain_jitter": 0.2}),
-  "as_it_is": Variant("student"),
+  "as_it_is": Variant("student", {"stages.student.optim.stain_jitter": 0.0}),
   "unlabelled": Variant("cam", is_labelled=False),
   "fixed": Variant("cam", _RESNET | {"backbone.norm": "fixed"}, True, True),
   "group": Variant("cam", _RESNET | {"backbone.norm": "group"}, True, True),

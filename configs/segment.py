@@ -124,7 +124,7 @@ def get_config(arg: str = "") -> ConfigDict:
       if name in ("cam", "rpnet"):  # labels of pictures teach slowly, ...
         stage.optim.epochs = 20
       elif name == "student":  # ... those of pixels fast
-        stage.optim.epochs = 6
+        stage.optim.update({"epochs": 6, "stain_jitter": 0.2})
   elif size == "smoke":
     _resize(config, _SMOKE, {"epochs": 2, "warmup_epochs": 0, "lr": 1e-2})
     config.data.path = "synthetic"
