@@ -82,8 +82,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-compile \
 	  -c constraints.txt -e ".[$(EXTRAS)]"
-	@# pip would do this on one core.
-	-@$(PY) -m compileall -qq -j 0 $(VENV)/lib
+	@# pip would do this on one core, and for the tests of others.
+	-@$(PY) -m compileall -qq -j 0 -x '/(tests|datasets)/' $(VENV)/lib
 	@touch $@
 
 $(LIBTPU)/.installed: $(INSTALLED)

@@ -48,6 +48,9 @@ def _context() -> ocp.Context:
     registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
   context = ocp.Context()
   context.checkpointables.registry = registry
+  # Devices share the writing of an array that all of them have, each a slice,
+  # and every slice is a program to compile: not worth it for small ones.
+  context.array.saving.min_slice_bytes_for_replica_parallel = 2**14
   return context
 
 
