@@ -40,6 +40,8 @@ from wsiseq_jax.run import Run
 from wsiseq_jax.state import TrainState
 from wsiseq_jax.tasks import base
 
+_DRAW_SECONDS = 60.0  # between two drawings of the loss
+
 
 def make_train_step(run: Run):
   """Compiles one update: (state, batch) → (state, metrics).
@@ -286,6 +288,7 @@ class _Log:
     self._writer = writers.MetricWriter(self._workdir, start, sinks)
     self._progress = writers.Progress(run.total_steps, start)
     self._step, self._time = start, time.monotonic()
+    self._drawn = self._time
 
   def training(self, step: int, means: dict[str, float]) -> None:
     """A log line; the clock leaves out evaluation."""
@@ -315,11 +318,18 @@ class _Log:
     self._step, self._time = step, time.monotonic()
 
   def sync(self) -> None:
-    """Puts all lines on disk and draws the loss."""
+    """Puts all lines on disk, and draws the loss once in a while."""
     self._writer.sync()
+    # A drawing takes as long as some steps, and there it is waited for.
+    if time.monotonic() - self._drawn > _DRAW_SECONDS:
+      self._draw()
+
+  def _draw(self) -> None:
     writers.plot_loss(self._writer.rows, self._workdir / "loss.png")
+    self._drawn = time.monotonic()
 
   def close(self) -> None:
-    """Closes the files."""
+    """Closes the files, draws the loss."""
     self._progress.close()
     self._writer.close()
+    self._draw()
