@@ -97,6 +97,7 @@ _QUANTILE = {
   "stages.lattice.rounds": 0,
 }
 _VARIED = {"stages.student.optim.stain_jitter": 0.2}
+_CLICKS = {"stages.clicks.optim.stain_jitter": 0.2}
 # Nobody asks for the student of these.
 _NEAR = {
   "stages.irn.radius": 4,
@@ -126,7 +127,9 @@ VARIANTS = {
     "patches", _QUANTILE | {"stages.lattice.bag_weight": 0.0}
   ),
   "irn": Variant("irn", _VARIED),
-  "points": Variant("points", {"stages.clicks.optim.stain_jitter": 0.2}),
+  # A point for every nucleus, and three clicks of each class of a picture.
+  "points": Variant("points", _CLICKS),
+  "three": Variant("points", _CLICKS | {"stages.clicks.most": 3}),
   "full": Variant("full", _VARIED),
   "plain": Variant("cam", _DEEP | _sgd("irn_sgd")),
   "momentum": Variant("cam", _DEEP | _sgd("sgd")),
