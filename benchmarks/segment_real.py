@@ -46,8 +46,9 @@ NUCLEI = {"10 %": 0.1, "all": 1.0}
 # Eight pictures: an epoch is some crops of them.
 OF_NUCLEI = {
   "stages.detect.rounds": 2,
-  **{f"stages.{s}.optim.epochs": 3 for s in ("detect", "nuclei")},
-  **{f"stages.{s}.optim.steps_per_epoch": 20 for s in ("detect", "nuclei")},
+  "stages.detect.optim.epochs": 5,
+  "stages.nuclei.optim.epochs": 3,
+  **{f"stages.{s}.optim.steps_per_epoch": 80 for s in ("detect", "nuclei")},
 }
 
 
