@@ -241,14 +241,12 @@ def identity(args, name, seed):
 def carry_out(args, name, seed, folder):
   """Trains and scores one run; returns its row."""
   variant = VARIANTS[name]
-  maps, mine = (
-    args.work / identity(args, "student", seed) / "cam",
-    folder / "cam",
-  )
-  if maps.is_dir() and variant.is_labelled and not mine.exists():
+  has_maps = "cam" in METHODS[variant.method]
+  maps = args.work / identity(args, "student", seed) / "cam"
+  if has_maps and maps.is_dir() and not folder.exists():
     # Class maps of equal settings are not learned again; of others they are:
     # the job sees what a stage was made from.
-    shutil.copytree(maps, mine)
+    shutil.copytree(maps, folder / "cam")
   found = segment_runs.segment(
     folder,
     f"{variant.method},{args.size}",
