@@ -289,8 +289,8 @@ def summary(rows):
     for key, one in row["scores"].items():
       of_seed.setdefault(key, {})[row["seed"]] = one
 
-  def scores(pick, seeds):
-    return segment_runs.over_seeds({s: pick(s) for s in seeds}, SCORES)
+  def scores(pick, seeds, names=SCORES):
+    return segment_runs.over_seeds({s: pick(s) for s in seeds}, names)
 
   def paired(added, taken):
     every = [of_seed.get(key, {}) for key in (*added, *taken)]
@@ -303,7 +303,7 @@ def summary(rows):
         for k in names
       }
 
-    return scores(gap, sorted(set.intersection(*map(set, every))))
+    return scores(gap, sorted(set.intersection(*map(set, every))), ("miou",))
 
   found = {
     "results": {

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.segment import small_job
 from wsiseq_jax import fit, optim, parallel
+from wsiseq_jax.segment import job
 from wsiseq_jax.segment.training import IRN_FIT, StageFit
 
 # A loss whose gradient is 1 everywhere.
@@ -137,3 +139,17 @@ def test_the_last_epoch_can_be_kept():
     fit.Data(1, train, val), lambda x: ((next(scores),), {}), 0
   )
   assert fitted.epoch == 3
+
+
+def test_stains_vary_by_stage_and_step_and_not_by_where_it_goes_on(tmp_path):
+  context = job.prepare(small_job.config(tmp_path))
+
+  def batch(jitter, start, number):
+    made = StageFit(stain_jitter=jitter).data(context).train(start)
+    found = [jax.device_get(next(made)["pixels"]) for _ in range(number + 1)]
+    made.close()
+    return found[-1]
+
+  plain, varied = batch(0.0, 1, 0), batch(0.5, 1, 0)
+  assert (plain != varied).mean() > 0.3
+  np.testing.assert_array_equal(varied, batch(0.5, 0, 1))

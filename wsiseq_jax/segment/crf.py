@@ -1,11 +1,11 @@
 """Labels mined from scores: what is surely foreground, what surely background.
 
 Scores of the picture (`image_scores`, see `cam.py`) become labels twice, by a
-high and by a low threshold, those of the original, and a dense CRF
-moves the borders of both to where the colours change. Pixels that the high one
-leaves in the foreground are foreground, those that even the low one leaves in
-the background are background, all others are ignored. A picture that has no
-class is background all over.
+high and by a low threshold, those of the original, and a dense CRF moves the
+borders of both to where the colours change. Pixels that the high one leaves in
+the foreground are foreground, those that even the low one leaves in the
+background are background, all others are ignored. A picture that has no class
+is background all over.
 
 The CRF is a mean field over all pairs of places of the grid of scores, where a
 colour is the mean of 4x4 pixels, with the same parameters in pixels as the

@@ -16,10 +16,9 @@ trains on.
 
 import contextlib
 import dataclasses
-import math
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
@@ -31,7 +30,6 @@ from ml_collections import ConfigDict
 
 from data_prep.files import atomic, done
 from wsiseq_jax import fit, launch, parallel
-from wsiseq_jax.data import colour
 from wsiseq_jax.segment import pictures
 from wsiseq_jax.segment.backbone import Backbone
 from wsiseq_jax.segment.maps import Maps
@@ -39,9 +37,6 @@ from wsiseq_jax.segment.pictures import Crops, Pictures
 
 # Raised when stages compute something else than before.
 _VERSION = 1
-
-
-_jitter = jax.jit(colour.jitter_stain)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,54 +96,6 @@ class StageContext:
     return pictures.whole_batches(
       self.pictures(split), self.batch_size, self.mesh
     )
-
-  def train_data(
-    self,
-    targets: pathlib.Path | None = None,
-    steps: int = 0,
-    order: Callable[[int], Sequence[int]] | None = None,
-    stain_jitter: float = 0.0,
-  ) -> fit.Data:
-    """What a stage trains on: random crops, and whole pictures to validate.
-
-    Args:
-      targets: folder of maps of an earlier stage.
-      steps: of an epoch; 0 is as many as see all pictures once.
-      order: step → numbers of its pictures; shuffled by default.
-      stain_jitter: how much their stain varies; see `data/colour.py`.
-    """
-    count = len(self.pictures("train"))
-    return fit.Data(
-      steps or math.ceil(count / self.crops.batch_size),
-      lambda start: self._train_batches(start, targets, order, stain_jitter),
-      lambda: self.whole("val"),
-    )
-
-  def _train_batches(
-    self,
-    start: int,
-    targets: pathlib.Path | None,
-    order: Callable[[int], Sequence[int]] | None,
-    stain_jitter: float,
-  ) -> Iterator[fit.Batch]:
-    batches = pictures.train_batches(
-      self.pictures("train"),
-      self.crops,
-      self.seed,
-      self.mesh,
-      start,
-      targets,
-      order,
-    )
-    key = jax.random.key(self.seed)
-    with contextlib.closing(batches):
-      for step, batch in enumerate(batches, start=start):
-        if stain_jitter:
-          pixels = _jitter(
-            batch["pixels"], jax.random.fold_in(key, step), stain_jitter
-          )
-          batch = {**batch, "pixels": pixels}
-        yield batch
 
   def folder(self, stage: str) -> pathlib.Path:
     """Where a stage writes."""

@@ -1,6 +1,8 @@
 """How a stage trains: the block `optim` of its settings."""
 
+import contextlib
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
@@ -11,9 +13,13 @@ from jaxtyping import Array, Float
 
 from data_prep.files.schema import AtLeast0, AtLeast1, NotNegative, Range
 from wsiseq_jax import fit, launch, optim, parallel
+from wsiseq_jax.data import colour
+from wsiseq_jax.segment import pictures
 from wsiseq_jax.segment.stage import StageContext
 
 Share = Annotated[float, Range(0, 1)]
+
+_jitter = jax.jit(colour.jitter_stain)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,10 +60,31 @@ class StageFit:
     targets: pathlib.Path | None = None,
     order: Callable[[int], Sequence[int]] | None = None,
   ) -> fit.Data:
-    """What a stage trains on; see `StageContext.train_data`."""
-    return context.train_data(
-      targets, self.steps_per_epoch, order, self.stain_jitter
-    )
+    """What a stage trains on: random crops, and whole pictures to validate.
+
+    Args:
+      context: of the stage.
+      targets: folder of maps of an earlier stage.
+      order: step → numbers of its pictures; shuffled by default.
+    """
+    train, crops = context.pictures("train"), context.crops
+    key = jax.random.key(context.seed)
+
+    def batches(start):
+      made = pictures.train_batches(
+        train, crops, context.seed, context.mesh, start, targets, order
+      )
+      with contextlib.closing(made):
+        for step, batch in enumerate(made, start=start):
+          if self.stain_jitter:
+            pixels = _jitter(
+              batch["pixels"], jax.random.fold_in(key, step), self.stain_jitter
+            )
+            batch = {**batch, "pixels": pixels}
+          yield batch
+
+    steps = self.steps_per_epoch or math.ceil(len(train) / crops.batch_size)
+    return fit.Data(steps, batches, lambda: context.whole("val"))
 
 
 # IRN's: SGD without momentum, ten times as fast in the head.
