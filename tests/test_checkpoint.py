@@ -64,6 +64,21 @@ def test_moves_to_other_devices(tmp_path, fsdp):
   np.testing.assert_array_equal(params["layer"]["kernel"], kernel)
 
 
+def test_small_arrays_that_all_devices_have_are_not_cut(tmp_path, caplog):
+  mesh = parallel.make_mesh(8)
+  # Of a size that nothing else has: a program for it would be a new one.
+  kernel = np.arange(24.0 * 13).reshape(24, 13)
+  kernel = jax.device_put(kernel, NamedSharding(mesh, PartitionSpec()))
+  state = states.TrainState(
+    step=jnp.int32(1),
+    params={"kernel": kernel},
+    opt_state={"mu": kernel},
+  )
+  with jax.log_compiles(), checkpoint.Checkpoints(tmp_path) as saved:
+    saved.save(state, {}, META)
+  assert "XLA compilation of jit(slice)" not in caplog.text
+
+
 def test_a_state_may_be_donated_right_after_saving(tmp_path):
   mesh = parallel.make_mesh(8)
   state = state_at(1, mesh)
